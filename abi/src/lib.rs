@@ -9,6 +9,7 @@
 //! | [`host_v1`] | the frozen `repr(C)` table of what the host lends to a plugin |
 //! | [`block`] | the safe traits that authors implement, with the panic guard |
 //! | [`host`] | the host's services as an author sees them |
+//! | [`options`] | sizes such as `"512M"` for the options of plugins |
 //!
 //! The smallest whole plugin:
 //!
@@ -66,6 +67,7 @@ pub mod export;
 #[allow(unsafe_code)]
 pub mod host;
 pub mod host_v1;
+pub mod options;
 #[allow(unsafe_code)]
 pub mod plugin;
 #[allow(unsafe_code)]

@@ -63,7 +63,7 @@ unsafe impl Sync for PluginDescriptor {}
 
 /// With which layout a Rust plugin compiled the table of one of its interfaces.
 #[repr(C)]
-#[derive(Clone, Copy, StableAbi)]
+#[derive(Clone, Copy, Debug, StableAbi)]
 pub struct InterfaceLayout {
     /// The interface's name, as in the descriptor.
     pub name: RStr<'static>,

@@ -1,1 +1,32 @@
-//! Placeholder while the workspace is laid out.
+//! The dataplane of Pollux.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`memory`] | guest memory, and the choke point where a guest's address becomes a host pointer |
+//! | [`ring`] | virtqueues as a polling device reads them |
+//! | [`device`] | device models: what a guest's driver sees |
+//! | [`transport`] | how the driver reaches a device: the status machine, and the register maps of PCI and MMIO |
+//! | [`worker`] | polling threads |
+//! | [`plugin`] | the plugin host |
+//! | [`config`] | the configuration file |
+//! | [`stats`] | counters and histograms that other processes can map |
+//! | [`testing`] | a guest-side driver and a model disk, for tests and benchmarks |
+//!
+//! Unsafe code is in the modules that are marked so below, and nowhere else.
+#![deny(unsafe_code)]
+
+pub mod config;
+pub mod device;
+pub mod error;
+#[allow(unsafe_code)]
+pub mod memory;
+#[allow(unsafe_code)]
+pub mod plugin;
+#[allow(unsafe_code)]
+pub mod ring;
+#[allow(unsafe_code)]
+pub mod stats;
+#[allow(unsafe_code)]
+pub mod testing;
+pub mod transport;
+pub mod worker;

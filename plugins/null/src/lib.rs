@@ -1,22 +1,25 @@
 //! `null`: completes every request at once and touches no data. For measuring what the rest of the path costs.
 //!
-//! Options: `size` in bytes (default 1 GiB), `block_size` (default 512).
+//! Options: `size` (default `"1G"`), `block_size` (default 512).
 #![deny(unsafe_code)]
-use pollux_abi::block::{Block, BlockInfo, BlockQueue, Completions, Error, OpenContext, Request};
+use pollux_abi::{
+    block::{Block, BlockInfo, BlockQueue, Completions, Error, OpenContext, Request},
+    options::{BlockSize, Size},
+};
 
 /// The options of the configuration.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// Capacity in bytes.
-    size: u64,
-    /// Logical block size in bytes.
-    block_size: u32,
+    /// Capacity.
+    size: Size,
+    /// Logical block size.
+    block_size: BlockSize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { size: 1 << 30, block_size: 512 }
+        Options { size: Size::from_bytes(1 << 30), block_size: BlockSize::default() }
     }
 }
 
@@ -35,11 +38,9 @@ impl Block for Null {
     type Queue = NullQueue;
 
     fn open(options: Options, _context: &OpenContext) -> Result<Self, Error> {
-        let block = options.block_size;
-        if !block.is_power_of_two() || !(512..=65536).contains(&block) {
-            return Err(Error::new(format!("block_size = {block}: write a power of two from 512 to 65536")));
-        }
-        let info = BlockInfo { logical_block_size: block, physical_block_size: block, ..BlockInfo::new(options.size) };
+        let block = options.block_size.bytes();
+        let info =
+            BlockInfo { logical_block_size: block, physical_block_size: block, ..BlockInfo::new(options.size.bytes()) };
         Ok(Null { info })
     }
 

@@ -1,0 +1,582 @@
+//! The data path of one block queue: reap, accept, submit, signal.
+//!
+//! One turn of [`BlkQueue::poll`] takes up to [`BATCH`] requests from the ring in stages (heads, descriptors, headers), so that the
+//! cache misses of a batch overlap; offers them to the backend in one call; and tells the driver once.
+use super::request::{Action, Data, HEADER_BYTES, Header, Limits, MAX_DATA_SEGMENTS, RANGE_BYTES, Range, Status, flush};
+use crate::{
+    memory::{GuestMemory, Translator},
+    plugin::{BackendQueue, QueueFailed},
+    ring::{QueueConfig, RingError, SegmentList, SplitRing},
+    stats::{QueueStatsHandle, clock},
+    transport::{InterruptState, Notifier},
+    worker::{SleepFds, Task},
+};
+use pollux_abi::block_v1::{
+    BlockRequest, POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_READ, POLLUX_BLOCK_WRITE, Segment,
+};
+use std::{
+    os::fd::AsRawFd,
+    ptr::{null, null_mut},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use tracing::error;
+use vmm_sys_util::eventfd::EventFd;
+
+/// Most requests of one turn.
+pub const BATCH: usize = 64;
+/// Segments that a slot holds itself: header, status and four of data.
+const INLINE_SEGMENTS: usize = 6;
+/// Segments of the longest request: header and status may share segments with data, or have one each.
+const MAX_SEGMENTS: usize = MAX_DATA_SEGMENTS + 2;
+
+const NO_SEGMENT: Segment = Segment { base: null_mut(), length: 0 };
+
+/// All that a queue needs.
+#[derive(Debug)]
+pub(super) struct QueueSetup {
+    pub(super) name: String,
+    pub(super) config: QueueConfig,
+    pub(super) event_idx: bool,
+    pub(super) memory: GuestMemory,
+    pub(super) backend: BackendQueue,
+    pub(super) limits: Limits,
+    pub(super) serial: String,
+    pub(super) writeback: Arc<AtomicBool>,
+    pub(super) kick: EventFd,
+    pub(super) notifier: Notifier,
+    pub(super) interrupts: Arc<InterruptState>,
+    pub(super) stats: QueueStatsHandle,
+    pub(super) latency_sample: u32,
+}
+
+/// A request between ring and backend: two cache lines.
+#[derive(Debug)]
+#[repr(C, align(64))]
+struct Slot {
+    /// Where the status byte goes.
+    status: *mut u8,
+    /// Time stamp at which it was taken from the ring; 0: not sampled.
+    started: u64,
+    /// Bytes of the writable part: what the used ring is told.
+    written: u32,
+    /// Length of the data, for the statistics.
+    length: u32,
+    operation: u32,
+    in_use: bool,
+    inline: [Segment; INLINE_SEGMENTS],
+}
+
+/// Where the queue stands on its way to a stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Running,
+    /// Nothing new is taken; what is in flight completes.
+    Draining,
+    /// The backend makes everything durable.
+    Flushing,
+    Stopped,
+}
+
+/// One queue of a block device. Owned by one worker.
+#[derive(Debug)]
+pub struct BlkQueue {
+    ring: SplitRing,
+    data: Translator,
+    backend: BackendQueue,
+    slots: Box<[Slot]>,
+    /// Room for chains that outgrow their slot, touched by them alone.
+    overflow: Box<[[Segment; MAX_SEGMENTS]]>,
+    /// Requests for the backend, those from `pending_start` on not yet taken by it.
+    pending: Vec<BlockRequest>,
+    pending_start: usize,
+    limits: Limits,
+    phase: Phase,
+    /// The driver broke the ring: it is not read any more.
+    broken: bool,
+    latency_sample: u32,
+    sample_countdown: u32,
+    scale: clock::Scale,
+    stats: QueueStatsHandle,
+    notifier: Notifier,
+    writeback: Arc<AtomicBool>,
+    interrupts: Arc<InterruptState>,
+    kick: EventFd,
+    name: String,
+    serial: String,
+}
+
+// SAFETY: the pointers in slots and requests lead to guest memory, which the translators keep mapped, or into the queue's own boxes,
+// which move with it.
+unsafe impl Send for BlkQueue {}
+
+impl BlkQueue {
+    pub(super) fn new(setup: QueueSetup) -> Result<Self, RingError> {
+        let ring = SplitRing::new(&setup.config, setup.memory.translator(), setup.event_idx)?;
+        let slot = || Slot {
+            status: null_mut(),
+            started: 0,
+            written: 0,
+            length: 0,
+            operation: 0,
+            in_use: false,
+            inline: [NO_SEGMENT; INLINE_SEGMENTS],
+        };
+        let size = usize::from(ring.size());
+        assert!(setup.backend.depth() > size, "the backend's queue has a slot for the last flush");
+        Ok(BlkQueue {
+            data: setup.memory.translator(),
+            backend: setup.backend,
+            slots: (0..size).map(|_| slot()).collect(),
+            overflow: vec![[NO_SEGMENT; MAX_SEGMENTS]; size].into(),
+            pending: Vec::with_capacity(BATCH),
+            pending_start: 0,
+            limits: setup.limits,
+            phase: Phase::Running,
+            broken: false,
+            latency_sample: setup.latency_sample,
+            sample_countdown: setup.latency_sample,
+            scale: clock::Scale::new(),
+            stats: setup.stats,
+            notifier: setup.notifier,
+            writeback: setup.writeback,
+            interrupts: setup.interrupts,
+            kick: setup.kick,
+            name: setup.name,
+            serial: setup.serial,
+            ring,
+        })
+    }
+
+    /// One turn.
+    #[inline]
+    fn turn(&mut self) -> usize {
+        let mut work = 0;
+        if self.backend.in_flight() > 0 {
+            work += self.reap();
+        }
+        if self.phase == Phase::Running && !self.broken && self.pending.is_empty() {
+            work += self.accept();
+        }
+        if !self.pending.is_empty() {
+            work += self.submit();
+        }
+        if self.phase != Phase::Running {
+            self.advance_stop();
+        }
+        if self.ring.publish() {
+            self.signal();
+        }
+        work
+    }
+
+    /// Takes completed requests from the backend and gives them back to the driver.
+    #[inline]
+    fn reap(&mut self) -> usize {
+        let result = self.backend.poll();
+        self.finish_completed(result.is_err())
+    }
+
+    /// Offers pending requests to the backend. Those that it does not take stay pending.
+    #[inline]
+    fn submit(&mut self) -> usize {
+        let result = self.backend.submit(&mut self.pending[self.pending_start..]);
+        match result {
+            Ok(taken) => {
+                self.pending_start += taken;
+                if self.pending_start == self.pending.len() {
+                    self.pending.clear();
+                    self.pending_start = 0;
+                }
+                taken + self.finish_completed(false)
+            }
+            Err(QueueFailed) => self.finish_completed(true),
+        }
+    }
+
+    #[inline]
+    fn finish_completed(&mut self, failed: bool) -> usize {
+        let completed = self.backend.completed();
+        for index in 0..completed {
+            let completion = self.backend.completion(index);
+            self.complete_slot(completion.slot, Status::from_result(completion.result));
+        }
+        self.stats.in_flight.set(self.backend.in_flight().into());
+        if failed {
+            self.fail_backend();
+        }
+        completed
+    }
+
+    #[inline]
+    fn complete_slot(&mut self, slot: u32, status: Status) {
+        match u16::try_from(slot) {
+            Ok(head) if head < self.ring.size() => self.complete(head, status),
+            // The slot beyond the ring is that of the flush at the end.
+            _ => {
+                if status != Status::Ok {
+                    error!("{}: the last flush failed: the newest writes may be lost", self.name);
+                }
+                self.phase = Phase::Stopped;
+            }
+        }
+    }
+
+    /// Ends a request: status byte, used ring, statistics.
+    #[inline]
+    fn complete(&mut self, head: u16, status: Status) {
+        let slot = &mut self.slots[usize::from(head)];
+        debug_assert!(slot.in_use);
+        slot.in_use = false;
+        // SAFETY: `accept_chain` took the pointer from a segment that was translated for this request.
+        unsafe { slot.status.write_volatile(status as u8) };
+        let (operation, length, written, started) = (slot.operation, u64::from(slot.length), slot.written, slot.started);
+        self.ring.push_used(head, written);
+        let stats = &self.stats;
+        if status != Status::Ok {
+            stats.errors.add(1);
+        }
+        match operation {
+            POLLUX_BLOCK_READ => {
+                stats.reads.add(1);
+                stats.bytes_read.add(length);
+            }
+            POLLUX_BLOCK_WRITE => {
+                stats.writes.add(1);
+                stats.bytes_written.add(length);
+            }
+            POLLUX_BLOCK_FLUSH => stats.flushes.add(1),
+            _ => stats.others.add(1),
+        }
+        if started != 0 {
+            stats.latency.record(self.scale.nanoseconds(clock::ticks().wrapping_sub(started)));
+        }
+    }
+
+    /// Takes a batch from the ring and turns it into requests for the backend.
+    #[inline]
+    fn accept(&mut self) -> usize {
+        let mut heads = [0u16; BATCH];
+        let count = match self.ring.pop(&mut heads) {
+            Ok(0) => return 0,
+            Ok(count) => count,
+            Err(error) => return self.break_ring(error),
+        };
+        self.stats.batches.add(1);
+        let started = self.sample();
+        let mut chains = [ChainParts::EMPTY; BATCH];
+        for (head, parts) in heads[..count].iter().zip(&mut chains) {
+            match self.accept_chain(*head) {
+                Ok(accepted) => *parts = accepted,
+                // The driver is broken, and so is all of this batch: none of it has been submitted.
+                Err(error) => return self.break_ring(error),
+            }
+        }
+        let durable = !self.writeback.load(Ordering::Relaxed);
+        for (&head, parts) in heads[..count].iter().zip(&chains) {
+            self.slots[usize::from(head)].started = started;
+            self.accept_request(head, parts, durable);
+        }
+        count
+    }
+
+    /// The time stamp of a batch whose latency is measured, or 0.
+    #[inline(always)]
+    fn sample(&mut self) -> u64 {
+        if self.sample_countdown > 1 {
+            self.sample_countdown -= 1;
+            return 0;
+        }
+        self.sample_countdown = self.latency_sample;
+        if self.latency_sample == 0 { 0 } else { clock::ticks() }
+    }
+
+    /// Follows one chain and finds header, data and status in it (virtio 1.3, 5.2.6 and 2.7.4: no assumption on framing).
+    #[inline]
+    fn accept_chain(&mut self, head: u16) -> Result<ChainParts, RingError> {
+        let index = usize::from(head);
+        let slot = &mut self.slots[index];
+        if slot.in_use {
+            return Err(RingError::InUse(head));
+        }
+        let mut list = SegmentList::new(&mut slot.inline, &mut self.overflow[index]);
+        let chain = self.ring.walk(head, &mut self.data, &mut list)?;
+        let segments = list.into_slice();
+        if chain.readable_bytes < HEADER_BYTES as u64 {
+            return Err(RingError::Short(head, "the header of 16 bytes"));
+        }
+        let mut end = segments.len();
+        let Some(last) = segments.last_mut().filter(|_| chain.writable > 0) else {
+            return Err(RingError::Short(head, "the status byte"));
+        };
+        last.length -= 1;
+        slot.status = last.base.wrapping_add(last.length);
+        end -= usize::from(last.length == 0);
+        slot.written = chain.writable_bytes.min(u32::MAX.into()) as u32;
+        slot.in_use = true;
+        let start;
+        let mut copy = [0; HEADER_BYTES];
+        let first = &mut segments[0];
+        let header = if first.length >= HEADER_BYTES {
+            let header = first.base.cast_const();
+            first.base = first.base.wrapping_add(HEADER_BYTES);
+            first.length -= HEADER_BYTES;
+            start = usize::from(first.length == 0);
+            prefetch(header);
+            header
+        } else {
+            start = take_scattered(segments, &mut copy);
+            null()
+        };
+        end = end.max(start);
+        let data = &segments[start..end];
+        Ok(ChainParts {
+            header,
+            copy,
+            segments: data.as_ptr(),
+            segment_count: data.len() as u32,
+            readable: chain.readable_bytes - HEADER_BYTES as u64,
+            writable: chain.writable_bytes - 1,
+        })
+    }
+
+    /// Reads the header and does, queues or refuses the request.
+    #[inline]
+    fn accept_request(&mut self, head: u16, parts: &ChainParts, durable: bool) {
+        let header = parts.header();
+        // SAFETY: `accept_chain` made this from the slot's own array, which nothing changes while the request is in use.
+        let segments: &[Segment] =
+            unsafe { std::slice::from_raw_parts(parts.segments, parts.segment_count as usize) };
+        let data = Data { segments, readable: parts.readable, writable: parts.writable };
+        let slot = &mut self.slots[usize::from(head)];
+        slot.length = 0;
+        slot.operation = u32::MAX;
+        let mut action = header.action(head, &data, &self.limits, durable);
+        if let Action::Range(operation) = action {
+            slot.operation = operation;
+            action = range_action(operation, head, &data, &self.limits, durable);
+        }
+        match action {
+            Action::Submit(request) => {
+                slot.operation = request.operation;
+                // Discards move no data, however long they are.
+                let moves_data = request.operation < POLLUX_BLOCK_FLUSH;
+                slot.length = if moves_data { request.length.min(u32::MAX.into()) as u32 } else { 0 };
+                self.pending.push(request);
+            }
+            Action::GetId => self.answer_id(head, &data),
+            Action::Complete(status) => self.complete(head, status),
+            Action::Range(_) => unreachable!("a range has been turned into a request"),
+        }
+    }
+
+    /// GET_ID: the name, filled up with zeroes to 20 bytes (virtio 1.3, 5.2.6).
+    #[cold]
+    fn answer_id(&mut self, head: u16, data: &Data<'_>) {
+        let mut id = [0; 20];
+        let length = self.serial.len().min(id.len());
+        id[..length].copy_from_slice(&self.serial.as_bytes()[..length]);
+        let status = if data.readable == 0 && data.writable > 0 { Status::Ok } else { Status::IoError };
+        if status == Status::Ok {
+            let mut rest = &id[..];
+            for segment in data.segments {
+                let length = segment.length.min(rest.len());
+                // SAFETY: the segment was translated for this request, and no Rust reference covers guest memory.
+                unsafe { std::ptr::copy_nonoverlapping(rest.as_ptr(), segment.base, length) };
+                rest = &rest[length..];
+            }
+        }
+        self.complete(head, status);
+    }
+
+    #[inline]
+    fn signal(&mut self) {
+        if self.ring.needs_signal() {
+            self.notifier.signal();
+            self.stats.interrupts.add(1);
+        } else {
+            self.stats.interrupts_suppressed.add(1);
+        }
+    }
+
+    /// The driver broke the rules: the device needs a reset, and the ring is not touched any more but for what is in flight.
+    #[cold]
+    fn break_ring(&mut self, error: RingError) -> usize {
+        error!("{}: the guest's driver broke its ring: {error}; the device needs a reset by the guest", self.name);
+        self.broken = true;
+        self.interrupts.fail();
+        1
+    }
+
+    /// The backend has failed: all of its requests end with an I/O error, and the device needs a reset.
+    #[cold]
+    fn fail_backend(&mut self) {
+        for slot in self.backend.take_in_flight() {
+            self.complete_slot(slot, Status::IoError);
+        }
+        let pending = std::mem::take(&mut self.pending);
+        for request in &pending[self.pending_start..] {
+            let head = request.token as u16;
+            if head < self.ring.size() && self.slots[usize::from(head)].in_use {
+                self.complete(head, Status::IoError);
+            }
+        }
+        self.pending_start = 0;
+        self.broken = true;
+        if self.phase == Phase::Flushing {
+            self.phase = Phase::Stopped;
+        }
+        self.stats.in_flight.set(0);
+        self.interrupts.fail();
+    }
+
+    /// Goes on with a stop: once nothing is in flight, one last flush.
+    #[cold]
+    fn advance_stop(&mut self) {
+        if self.phase != Phase::Draining || self.backend.in_flight() > 0 || !self.pending.is_empty() {
+            return;
+        }
+        if self.backend.has_failed() || !self.backend.backend().info().offers(POLLUX_BLOCK_FLUSH) {
+            self.phase = Phase::Stopped;
+            return;
+        }
+        self.phase = Phase::Flushing;
+        self.pending.push(flush(self.ring.size()));
+    }
+
+    /// Takes the kicks that came in, for the statistics and so that the descriptor is not readable any more.
+    fn take_kicks(&mut self) {
+        // EAGAIN: there were none.
+        if let Ok(kicks) = self.kick.read() {
+            self.stats.kicks.add(kicks);
+        }
+    }
+}
+
+/// A chain between the second and the third stage.
+#[derive(Clone, Copy, Debug)]
+struct ChainParts {
+    /// The header in guest memory; null: it was scattered, and is in `copy`.
+    header: *const u8,
+    copy: [u8; HEADER_BYTES],
+    segments: *const Segment,
+    segment_count: u32,
+    readable: u64,
+    writable: u64,
+}
+
+impl ChainParts {
+    const EMPTY: Self =
+        ChainParts { header: null(), copy: [0; 16], segments: null(), segment_count: 0, readable: 0, writable: 0 };
+
+    /// Reads the header, once.
+    #[inline(always)]
+    fn header(&self) -> Header {
+        #[repr(C, packed)]
+        #[derive(Clone, Copy)]
+        struct Words(u64, u64);
+        let source = if self.header.is_null() { self.copy.as_ptr() } else { self.header };
+        // SAFETY: 16 bytes of a translated segment, or of the copy; a packed struct has no alignment.
+        let words = unsafe { source.cast::<Words>().read_volatile() };
+        Header::new(words.0, words.1)
+    }
+}
+
+/// Copies bytes from the start of the segments and cuts them off. Returns the index of the first segment with a rest. There must be
+/// enough of them.
+#[cold]
+fn take_scattered(segments: &mut [Segment], mut target: &mut [u8]) -> usize {
+    let mut index = 0;
+    while !target.is_empty() {
+        let segment = &mut segments[index];
+        let length = segment.length.min(target.len());
+        // SAFETY: the segment was translated, and no Rust reference covers guest memory.
+        unsafe { std::ptr::copy_nonoverlapping(segment.base.cast_const(), target.as_mut_ptr(), length) };
+        target = &mut target[length..];
+        segment.base = segment.base.wrapping_add(length);
+        segment.length -= length;
+        index += usize::from(segment.length == 0);
+    }
+    index
+}
+
+/// Reads the range of a discard or write-zeroes. The driver was told that there is one in a request.
+#[cold]
+fn range_action(operation: u32, head: u16, data: &Data<'_>, limits: &Limits, durable: bool) -> Action {
+    if data.readable != RANGE_BYTES as u64 || data.writable != 0 {
+        return Action::Complete(Status::IoError);
+    }
+    let mut bytes = [0; RANGE_BYTES];
+    take_scattered(&mut data.segments.to_vec(), &mut bytes);
+    Range::new(bytes).action(operation, head, limits, durable)
+}
+
+#[inline(always)]
+fn prefetch(address: *const u8) {
+    // SAFETY: a prefetch of any address is harmless.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+impl Task for BlkQueue {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn start(&mut self) -> Result<(), String> {
+        self.backend.start().map_err(|error| error.to_string())
+    }
+
+    #[inline]
+    fn poll(&mut self) -> usize {
+        self.turn()
+    }
+
+    fn begin_stop(&mut self) {
+        self.phase = Phase::Draining;
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.phase == Phase::Stopped
+    }
+
+    fn finish(&mut self) {
+        self.take_kicks();
+        self.backend.stop();
+    }
+
+    fn abandon(&mut self) {
+        self.interrupts.fail();
+    }
+
+    fn sleep_fds(&self) -> SleepFds {
+        SleepFds { kick: Some(self.kick.as_raw_fd()), wake: self.backend.wake_fd() }
+    }
+
+    fn arm(&mut self) -> bool {
+        if !self.pending.is_empty() || self.backend.in_flight() > 0 && self.backend.wake_fd().is_none() {
+            return true;
+        }
+        if self.broken {
+            return self.backend.arm(true);
+        }
+        self.backend.arm(true) | self.ring.enable_kicks()
+    }
+
+    fn disarm(&mut self) {
+        self.backend.arm(false);
+        self.take_kicks();
+        if !self.broken {
+            self.ring.disable_kicks();
+        }
+    }
+}
+
+/// Discards and write-zeroes are counted together.
+const _: () = assert!(POLLUX_BLOCK_DISCARD > POLLUX_BLOCK_FLUSH);

@@ -1,0 +1,240 @@
+//! What a block request says (virtio 1.3, 5.2.6), and whether the device can do it.
+use pollux_abi::block_v1::{
+    BlockInfo, BlockRequest, POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_FUA, POLLUX_BLOCK_READ,
+    POLLUX_BLOCK_UNMAP, POLLUX_BLOCK_WRITE, POLLUX_BLOCK_WRITE_ZEROES, Segment,
+};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH,
+    VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
+};
+
+/// The unit of addresses in requests, whatever the block size (virtio 1.3, 5.2.6).
+pub(super) const SECTOR_SIZE: u64 = 512;
+/// Length of the header: type, reserved, sector.
+pub(super) const HEADER_BYTES: usize = 16;
+/// Length of the range of a discard or write-zeroes.
+pub(super) const RANGE_BYTES: usize = 16;
+/// Most data segments of a request.
+pub(super) const MAX_DATA_SEGMENTS: usize = 254;
+
+/// Length limits, as the driver is told and as they are checked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) capacity_sectors: u64,
+    /// Log2 of the logical block in sectors.
+    block_shift: u32,
+    pub(super) seg_max: u32,
+    pub(super) size_max: u32,
+    max_transfer: u64,
+    pub(super) max_discard: u64,
+    pub(super) max_write_zeroes: u64,
+    operations: u32,
+    read_only: bool,
+}
+
+impl Limits {
+    pub(super) fn new(info: &BlockInfo, queue_size: u16) -> Self {
+        let or_none = |limit: u32| if limit == 0 { u32::MAX } else { limit };
+        let block = u64::from(info.logical_block_size);
+        let max_transfer = or_none(info.maximum_transfer);
+        // A chain is not longer than its queue (virtio 1.3, 2.7.5.3.1), header and status included.
+        let seg_max = u32::from(queue_size).saturating_sub(2).clamp(1, MAX_DATA_SEGMENTS as u32);
+        let seg_max = seg_max.min(or_none(info.maximum_segments)).min((max_transfer / 4096).max(1));
+        // The driver knows no limit for a whole request, so its segments must not exceed ours together.
+        let size_max = (max_transfer / seg_max).clamp(info.logical_block_size, 4 << 20) & !(info.logical_block_size - 1);
+        // The driver's unit is the sector, ours the block: a limit is in whole blocks.
+        let range = |limit: u32| (u64::from(or_none(limit)).min(u64::from(u32::MAX) * SECTOR_SIZE)) / block * block;
+        Limits {
+            capacity_sectors: info.capacity / block * block / SECTOR_SIZE,
+            block_shift: (block / SECTOR_SIZE).trailing_zeros(),
+            seg_max,
+            size_max,
+            max_transfer: max_transfer.into(),
+            max_discard: range(info.maximum_discard),
+            max_write_zeroes: range(info.maximum_write_zeroes),
+            operations: info.operations,
+            read_only: info.is_read_only(),
+        }
+    }
+
+    /// Whether `sectors` at `sector` are whole logical blocks within the medium.
+    #[inline(always)]
+    fn contains(&self, sector: u64, sectors: u64) -> bool {
+        let misaligned = (sector | sectors) & ((1 << self.block_shift) - 1) != 0;
+        !misaligned && sector <= self.capacity_sectors && sectors <= self.capacity_sectors - sector
+    }
+
+    #[inline(always)]
+    fn offers(&self, operation: u32) -> bool {
+        self.operations & 1 << operation != 0
+    }
+}
+
+/// A request's end, as the status byte says it (virtio 1.3, 5.2.6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Status {
+    Ok = VIRTIO_BLK_S_OK as u8,
+    IoError = VIRTIO_BLK_S_IOERR as u8,
+    Unsupported = VIRTIO_BLK_S_UNSUPP as u8,
+}
+
+impl Status {
+    #[inline(always)]
+    pub(super) fn from_result(result: i32) -> Self {
+        match result {
+            0 => Status::Ok,
+            _ if result == -libc::ENOTSUP => Status::Unsupported,
+            _ => Status::IoError,
+        }
+    }
+}
+
+/// The buffers of a request without header and status.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Data<'a> {
+    pub(super) segments: &'a [Segment],
+    /// Bytes that the device reads.
+    pub(super) readable: u64,
+    /// Bytes that the device writes.
+    pub(super) writable: u64,
+}
+
+/// What is to be done with a request.
+#[derive(Debug)]
+pub(super) enum Action {
+    /// The backend does it.
+    Submit(BlockRequest),
+    /// A discard or write-zeroes, whose range is in the data.
+    Range(u32),
+    /// The device's name goes to the data.
+    GetId,
+    /// It ends here.
+    Complete(Status),
+}
+
+/// The header as read from guest memory, once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Header {
+    kind: u32,
+    sector: u64,
+}
+
+impl Header {
+    pub(super) fn new(first: u64, second: u64) -> Self {
+        Header { kind: u64::from_le(first) as u32, sector: u64::from_le(second) }
+    }
+
+    /// What this request asks for. `durable`: writes must be durable when they complete.
+    #[inline(always)]
+    pub(super) fn action(&self, slot: u16, data: &Data<'_>, limits: &Limits, durable: bool) -> Action {
+        match self.kind {
+            VIRTIO_BLK_T_IN => self.transfer(POLLUX_BLOCK_READ, 0, slot, data.writable, data.readable, data, limits),
+            VIRTIO_BLK_T_OUT => {
+                let flags = if durable { POLLUX_BLOCK_FUA } else { 0 };
+                self.transfer(POLLUX_BLOCK_WRITE, flags, slot, data.readable, data.writable, data, limits)
+            }
+            VIRTIO_BLK_T_FLUSH if !limits.offers(POLLUX_BLOCK_FLUSH) => Action::Complete(Status::Unsupported),
+            // The sector of a flush must be 0 (virtio 1.3, 5.2.6.1); it is ignored as all devices do.
+            VIRTIO_BLK_T_FLUSH => Action::Submit(request(POLLUX_BLOCK_FLUSH, 0, slot, 0, 0, &[])),
+            VIRTIO_BLK_T_DISCARD if limits.offers(POLLUX_BLOCK_DISCARD) => Action::Range(POLLUX_BLOCK_DISCARD),
+            VIRTIO_BLK_T_WRITE_ZEROES if limits.offers(POLLUX_BLOCK_WRITE_ZEROES) => {
+                Action::Range(POLLUX_BLOCK_WRITE_ZEROES)
+            }
+            VIRTIO_BLK_T_GET_ID => Action::GetId,
+            _ => Action::Complete(Status::Unsupported),
+        }
+    }
+
+    /// A read or write of `length` bytes. `wrong` are bytes of the other direction, which must not be there.
+    #[allow(clippy::too_many_arguments)]
+    #[inline(always)]
+    fn transfer(
+        &self,
+        operation: u32,
+        flags: u32,
+        slot: u16,
+        length: u64,
+        wrong: u64,
+        data: &Data<'_>,
+        limits: &Limits,
+    ) -> Action {
+        let legal = length % SECTOR_SIZE == 0
+            && wrong == 0
+            && length <= limits.max_transfer
+            && limits.contains(self.sector, length / SECTOR_SIZE)
+            // Writes to a read-only device fail (virtio 1.3, 5.2.6.2).
+            && !(limits.read_only && operation == POLLUX_BLOCK_WRITE)
+            && limits.offers(operation);
+        match legal {
+            true if length == 0 => Action::Complete(Status::Ok),
+            true => {
+                Action::Submit(request(operation, flags, slot, self.sector * SECTOR_SIZE, length, data.segments))
+            }
+            false => Action::Complete(Status::IoError),
+        }
+    }
+}
+
+/// The range of a discard or write-zeroes, as read from guest memory: sector, number of sectors, flags.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Range {
+    sector: u64,
+    sectors: u64,
+    flags: u32,
+}
+
+impl Range {
+    pub(super) fn new(bytes: [u8; RANGE_BYTES]) -> Self {
+        let words = u128::from_le_bytes(bytes);
+        Range { sector: words as u64, sectors: (words >> 64) as u32 as u64, flags: (words >> 96) as u32 }
+    }
+
+    /// The request for the backend, or the status that ends it (virtio 1.3, 5.2.6.2).
+    pub(super) fn action(&self, operation: u32, slot: u16, limits: &Limits, durable: bool) -> Action {
+        const UNMAP: u32 = 1;
+        let (maximum, known_flags) = match operation {
+            POLLUX_BLOCK_DISCARD => (limits.max_discard, 0),
+            _ => (limits.max_write_zeroes, UNMAP),
+        };
+        if self.flags & !known_flags != 0 {
+            // Reserved flags, or unmap on a discard.
+            return Action::Complete(Status::Unsupported);
+        }
+        let (offset, length) = (self.sector.wrapping_mul(SECTOR_SIZE), self.sectors * SECTOR_SIZE);
+        if limits.read_only || length > maximum || !limits.contains(self.sector, self.sectors) {
+            return Action::Complete(Status::IoError);
+        }
+        if length == 0 {
+            return Action::Complete(Status::Ok);
+        }
+        let mut flags = 0;
+        if operation == POLLUX_BLOCK_WRITE_ZEROES && durable {
+            flags |= POLLUX_BLOCK_FUA;
+        }
+        if self.flags & UNMAP != 0 {
+            flags |= POLLUX_BLOCK_UNMAP;
+        }
+        Action::Submit(request(operation, flags, slot, offset, length, &[]))
+    }
+}
+
+#[inline(always)]
+fn request(operation: u32, flags: u32, slot: u16, offset: u64, length: u64, segments: &[Segment]) -> BlockRequest {
+    BlockRequest {
+        operation,
+        flags,
+        token: slot.into(),
+        offset,
+        length,
+        segments: segments.as_ptr(),
+        segment_count: segments.len() as u32,
+        reserved0: 0,
+        reserved: [0; 2],
+    }
+}
+
+/// A flush of the host's own, in `slot`.
+pub(super) fn flush(slot: u16) -> BlockRequest {
+    request(POLLUX_BLOCK_FLUSH, 0, slot, 0, 0, &[])
+}

@@ -1,0 +1,10 @@
+//! The plugin host: finds, checks and opens plugins. Only this module names `libloading` and `abi_stable`.
+mod block_v1;
+mod host;
+mod layout;
+mod load;
+mod registry;
+
+pub use block_v1::{BackendError, BackendQueue, BlockBackend, Completion, OpenOptions, QueueFailed};
+pub use load::{LoadError, Plugin};
+pub use registry::{PluginPath, Registry};

@@ -1,0 +1,390 @@
+//! What all transports share: the device status machine, feature negotiation and queue set-up (virtio 1.3, 2 and 3.1).
+//!
+//! [`pci`] and [`mmio`] are register maps onto [`VirtioDevice`]. All end in [`DeviceModel::activate`].
+pub mod mmio;
+pub mod pci;
+#[cfg(test)]
+mod test_device;
+
+use crate::{
+    device::{ActiveQueue, Activation, DeviceModel},
+    memory::GuestMemory,
+    ring::QueueConfig,
+};
+use std::{
+    fmt, io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
+    },
+};
+use tracing::{debug, error, info, warn};
+use virtio_bindings::virtio_config::{
+    VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
+    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
+};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use virtio_queue::{Queue, QueueT};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// ACKNOWLEDGE: the guest has seen the device (virtio 1.3, 2.1).
+pub const STATUS_ACKNOWLEDGE: u8 = VIRTIO_CONFIG_S_ACKNOWLEDGE as u8;
+/// DRIVER: the guest has a driver for it.
+pub const STATUS_DRIVER: u8 = VIRTIO_CONFIG_S_DRIVER as u8;
+/// DRIVER_OK: the driver is ready.
+pub const STATUS_DRIVER_OK: u8 = VIRTIO_CONFIG_S_DRIVER_OK as u8;
+/// FEATURES_OK: the features are agreed upon.
+pub const STATUS_FEATURES_OK: u8 = VIRTIO_CONFIG_S_FEATURES_OK as u8;
+/// DEVICE_NEEDS_RESET: the device cannot go on.
+pub const STATUS_NEEDS_RESET: u8 = VIRTIO_CONFIG_S_NEEDS_RESET as u8;
+/// FAILED: the driver has given up.
+pub const STATUS_FAILED: u8 = VIRTIO_CONFIG_S_FAILED as u8;
+
+/// The features that every device of ours offers on every transport.
+pub const TRANSPORT_FEATURES: u64 =
+    1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+
+/// ISR bit of a used buffer notification (virtio 1.3, 4.1.4.5 and 4.2.2).
+pub const ISR_QUEUE: u8 = 1;
+/// ISR bit of a configuration change notification.
+pub const ISR_CONFIG: u8 = 2;
+
+/// What workers and the transport share about one device: pending interrupt causes and the device's own failure.
+#[derive(Debug, Default)]
+pub struct InterruptState {
+    isr: AtomicU8,
+    needs_reset: AtomicBool,
+    config_generation: AtomicU32,
+    config_event: Mutex<Option<Arc<EventFd>>>,
+}
+
+impl InterruptState {
+    /// Adds interrupt causes. Partner: the transport's [`take_isr`](Self::take_isr) or [`isr`](Self::isr).
+    pub fn raise_isr(&self, bits: u8) {
+        self.isr.fetch_or(bits, Ordering::AcqRel);
+    }
+
+    /// The pending causes.
+    pub fn isr(&self) -> u8 {
+        self.isr.load(Ordering::Acquire)
+    }
+
+    /// Returns and clears the pending causes, as a read of the PCI ISR register does (virtio 1.3, 4.1.4.5.1).
+    pub fn take_isr(&self) -> u8 {
+        self.isr.swap(0, Ordering::AcqRel)
+    }
+
+    /// Clears `bits`, as a write to the MMIO InterruptACK register does (virtio 1.3, 4.2.2).
+    pub fn acknowledge_isr(&self, bits: u8) {
+        self.isr.fetch_and(!bits, Ordering::AcqRel);
+    }
+
+    /// Which event to signal on a configuration change, if any. Set by the transport.
+    pub fn set_config_event(&self, event: Option<Arc<EventFd>>) {
+        *self.config_event.lock().unwrap_or_else(PoisonError::into_inner) = event;
+    }
+
+    /// Tells the driver that the configuration space has changed. Not for the hot path.
+    pub fn config_changed(&self) {
+        self.config_generation.fetch_add(1, Ordering::AcqRel);
+        self.raise_isr(ISR_CONFIG);
+        if let Some(event) = &*self.config_event.lock().unwrap_or_else(PoisonError::into_inner) {
+            signal(event);
+        }
+    }
+
+    /// The device cannot go on: sets DEVICE_NEEDS_RESET and tells the driver (virtio 1.3, 2.1.2). Callable by any worker.
+    pub fn fail(&self) {
+        if !self.needs_reset.swap(true, Ordering::AcqRel) {
+            self.config_changed();
+        }
+    }
+
+    /// Whether the device waits for its reset.
+    pub fn has_failed(&self) -> bool {
+        self.needs_reset.load(Ordering::Acquire)
+    }
+
+    fn reset(&self) {
+        self.isr.store(0, Ordering::Release);
+        self.needs_reset.store(false, Ordering::Release);
+    }
+}
+
+fn signal(event: &EventFd) {
+    // The counter of an eventfd overflows after 2^64 - 2 signals; a full one has been signalled anyway.
+    if let Err(error) = event.write(1) {
+        debug!("a signal was dropped: {error}");
+    }
+}
+
+/// Tells a driver that used buffers wait for it. One per queue, owned by its worker.
+#[derive(Clone, Debug, Default)]
+pub struct Notifier {
+    event: Option<Arc<EventFd>>,
+    isr: Option<Arc<InterruptState>>,
+}
+
+impl Notifier {
+    /// A notifier that signals `event`, which an irqfd or a front end turns into an interrupt. With `isr`, the queue bit of the
+    /// ISR register is set first, for transports whose driver reads it.
+    pub fn new(event: Arc<EventFd>, isr: Option<Arc<InterruptState>>) -> Self {
+        Notifier { event: Some(event), isr }
+    }
+
+    /// A notifier for a driver that polls: it chose no vector.
+    pub fn silent() -> Self {
+        Notifier::default()
+    }
+
+    /// Signals. `[worker]`
+    #[inline]
+    pub fn signal(&self) {
+        if let Some(isr) = &self.isr {
+            isr.raise_isr(ISR_QUEUE);
+        }
+        if let Some(event) = &self.event {
+            signal(event);
+        }
+    }
+}
+
+/// A virtio device as a transport drives it: status machine, features and queues around one device model.
+pub struct VirtioDevice {
+    model: Box<dyn DeviceModel>,
+    memory: GuestMemory,
+    offered: u64,
+    accepted: u64,
+    status: u8,
+    active: bool,
+    queues: Vec<Queue>,
+    kicks: Vec<EventFd>,
+    notifiers: Vec<Notifier>,
+    interrupts: Arc<InterruptState>,
+}
+
+impl fmt::Debug for VirtioDevice {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "VirtioDevice({}, status {:#x})", self.model.name(), self.status())
+    }
+}
+
+impl VirtioDevice {
+    /// Wraps `model`, whose queues will lie in `memory`.
+    ///
+    /// # Errors
+    /// No more file descriptors, or a model with a queue size that is no power of two.
+    pub fn new(model: Box<dyn DeviceModel>, memory: GuestMemory) -> io::Result<Self> {
+        let mut queues = Vec::new();
+        let mut kicks = Vec::new();
+        for &size in model.queue_sizes() {
+            let queue = Queue::new(size).map_err(|error| io::Error::other(format!("{}: {error}", model.name())))?;
+            queues.push(queue);
+            kicks.push(EventFd::new(EFD_NONBLOCK)?);
+        }
+        let notifiers = vec![Notifier::silent(); queues.len()];
+        let offered = model.features() | TRANSPORT_FEATURES;
+        let interrupts = Arc::default();
+        Ok(VirtioDevice {
+            model, memory, offered, accepted: 0, status: 0, active: false, queues, kicks, notifiers, interrupts,
+        })
+    }
+
+    /// The device's name in the configuration.
+    pub fn name(&self) -> &str {
+        self.model.name()
+    }
+
+    /// Virtio device ID.
+    pub fn device_id(&self) -> u32 {
+        self.model.device_id()
+    }
+
+    /// 32 bits of the features offered; `page` 0 holds bits 0 to 31.
+    pub fn device_features(&self, page: u32) -> u32 {
+        if page < 2 { (self.offered >> (32 * page)) as u32 } else { 0 }
+    }
+
+    /// 32 bits of the features that the driver accepted.
+    pub fn driver_features(&self, page: u32) -> u32 {
+        if page < 2 { (self.accepted >> (32 * page)) as u32 } else { 0 }
+    }
+
+    /// The driver accepts features. Once FEATURES_OK is set it must not (virtio 1.3, 3.1.1): ignored then.
+    pub fn set_driver_features(&mut self, page: u32, value: u32) {
+        if self.status & STATUS_FEATURES_OK != 0 || page >= 2 {
+            return;
+        }
+        let shift = 32 * page;
+        self.accepted = self.accepted & !(0xffff_ffff << shift) | u64::from(value) << shift;
+    }
+
+    /// The device status register (virtio 1.3, 2.1).
+    pub fn status(&self) -> u8 {
+        self.status | if self.interrupts.has_failed() { STATUS_NEEDS_RESET } else { 0 }
+    }
+
+    /// The driver writes the device status register. Writing 0 resets the device and returns when that is done: every request in
+    /// flight has completed.
+    pub fn set_status(&mut self, value: u8) {
+        if value == 0 {
+            self.reset();
+            return;
+        }
+        // The driver must not clear a bit but by a reset (virtio 1.3, 2.1.1), and NEEDS_RESET is the device's alone.
+        let mut new = self.status | value & !STATUS_NEEDS_RESET;
+        let set = new & !self.status;
+        if set & STATUS_FEATURES_OK != 0 && !self.features_are_acceptable() {
+            // The driver reads the bit back and finds it clear (virtio 1.3, 3.1.1 step 6).
+            new &= !STATUS_FEATURES_OK;
+        }
+        self.status = new;
+        if set & STATUS_FAILED != 0 {
+            warn!("{}: the guest's driver has given up on the device", self.name());
+        }
+        if set & STATUS_DRIVER_OK != 0 {
+            self.start();
+        }
+    }
+
+    fn features_are_acceptable(&self) -> bool {
+        let unknown = self.accepted & !self.offered;
+        if unknown != 0 {
+            warn!("{}: the guest's driver accepted features that were not offered: {unknown:#x}", self.name());
+            return false;
+        }
+        // A driver that does not accept VERSION_1 speaks the legacy interface, which we do not offer (virtio 1.3, 6.1).
+        if self.accepted & 1 << VIRTIO_F_VERSION_1 == 0 {
+            warn!("{}: the guest's driver speaks only the legacy interface, which is not offered", self.name());
+            return false;
+        }
+        true
+    }
+
+    fn start(&mut self) {
+        if self.active || self.status & STATUS_FAILED != 0 {
+            return;
+        }
+        if self.status & STATUS_FEATURES_OK == 0 {
+            error!("{}: the guest's driver set DRIVER_OK before its features were agreed upon", self.name());
+            self.interrupts.fail();
+            return;
+        }
+        match self.activation().and_then(|activation| {
+            self.model.activate(activation).map_err(|error| error.reason)
+        }) {
+            Ok(()) => {
+                self.active = true;
+                info!("{}: started by the guest's driver, features {:#x}", self.name(), self.accepted);
+            }
+            Err(reason) => {
+                error!("{}: cannot start: {reason}; the device needs a reset by the guest", self.name());
+                self.interrupts.fail();
+            }
+        }
+    }
+
+    fn activation(&self) -> Result<Activation, String> {
+        let mut queues = Vec::new();
+        for (index, queue) in self.queues.iter().enumerate().filter(|(_, queue)| queue.ready()) {
+            if !queue.is_valid(&**self.memory.map()) {
+                return Err(format!("queue {index} does not lie in the guest's memory"));
+            }
+            let kick = self.kicks[index].try_clone().map_err(|error| format!("queue {index}: {error}"))?;
+            let config = QueueConfig {
+                size: queue.size(),
+                descriptors: queue.desc_table(),
+                driver_area: queue.avail_ring(),
+                device_area: queue.used_ring(),
+            };
+            queues.push(ActiveQueue { index, config, kick, notifier: self.notifiers[index].clone() });
+        }
+        let interrupts = self.interrupts.clone();
+        Ok(Activation { memory: self.memory.clone(), features: self.accepted, queues, interrupts })
+    }
+
+    /// Resets the device (virtio 1.3, 2.4): drains the data path, then forgets what the driver set.
+    pub fn reset(&mut self) {
+        if self.active {
+            info!("{}: reset", self.name());
+        }
+        self.model.deactivate();
+        self.active = false;
+        self.status = 0;
+        self.accepted = 0;
+        for queue in &mut self.queues {
+            queue.reset();
+        }
+        self.notifiers.fill(Notifier::silent());
+        for kick in &self.kicks {
+            // Kicks of the old driver are no concern of the next one; an empty counter answers EAGAIN.
+            let _ = kick.read();
+        }
+        self.interrupts.reset();
+        self.interrupts.set_config_event(None);
+    }
+
+    /// Number of queues.
+    pub fn queue_count(&self) -> usize {
+        self.queues.len()
+    }
+
+    /// One queue's state, if there is such a queue.
+    pub fn queue(&self, index: usize) -> Option<&Queue> {
+        self.queues.get(index)
+    }
+
+    /// One queue's state for the driver to set up: `None` if there is no such queue, or once it is enabled (virtio 1.3,
+    /// 4.1.4.3.2: the driver configures the other fields before enabling the queue).
+    pub fn queue_mut(&mut self, index: usize) -> Option<&mut Queue> {
+        self.queues.get_mut(index).filter(|queue| !queue.ready())
+    }
+
+    /// The driver enables a queue, or on MMIO disables it. Once the device runs, this has no effect: queue reset is not
+    /// offered.
+    pub fn set_queue_ready(&mut self, index: usize, ready: bool) {
+        if self.active {
+            warn!("{}: the guest's driver changes queue {index} of a running device; ignored", self.name());
+        } else if let Some(queue) = self.queues.get_mut(index) {
+            queue.set_ready(ready);
+        }
+    }
+
+    /// Sets how a queue's driver is notified. Takes effect when the device starts.
+    pub fn set_notifier(&mut self, index: usize, notifier: Notifier) {
+        if let Some(slot) = self.notifiers.get_mut(index) {
+            *slot = notifier;
+        }
+    }
+
+    /// The event behind a queue's available buffer notification: the transport registers it as an ioeventfd, or writes it.
+    pub fn kick(&self, index: usize) -> Option<&EventFd> {
+        self.kicks.get(index)
+    }
+
+    /// What the workers report.
+    pub fn interrupts(&self) -> &Arc<InterruptState> {
+        &self.interrupts
+    }
+
+    /// Changes whenever the configuration space does (virtio 1.3, 2.5.1).
+    pub fn config_generation(&self) -> u32 {
+        self.interrupts.config_generation.load(Ordering::Acquire)
+    }
+
+    /// Reads the device's configuration space.
+    pub fn read_config(&self, offset: u64, data: &mut [u8]) {
+        self.model.read_config(offset, data);
+    }
+
+    /// Writes the device's configuration space.
+    pub fn write_config(&mut self, offset: u64, data: &[u8]) {
+        self.model.write_config(offset, data, self.accepted);
+    }
+
+    /// Gives the model back, stopped.
+    pub fn into_model(mut self) -> Box<dyn DeviceModel> {
+        self.reset();
+        self.model
+    }
+}

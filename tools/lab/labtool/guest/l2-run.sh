@@ -1,0 +1,1 @@
+echo "L2 UP $(uname -r) $(cut -d' ' -f1 /proc/uptime) s"
