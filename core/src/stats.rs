@@ -214,8 +214,9 @@ impl StatsSegment {
         // SAFETY: the file is ours alone to write; readers of it cannot shrink it, having it read-only.
         let map = unsafe { MmapOptions::new().len(length).map_mut(&file)? };
         let mapping = Mapping { map, used: AtomicU64::new(0), capacity, _file: file };
-        for (index, word) in
-            [MAGIC, LAYOUT_VERSION, size_of::<QueueStats>() as u64, 0, clock::ticks_per_second()].into_iter().enumerate()
+        for (index, word) in [MAGIC, LAYOUT_VERSION, size_of::<QueueStats>() as u64, 0, clock::ticks_per_second()]
+            .into_iter()
+            .enumerate()
         {
             mapping.header(index).store(word, Ordering::Release);
         }
@@ -326,7 +327,9 @@ mod tests {
 
     #[test]
     fn every_value_lies_within_its_bucket_to_one_eighth() {
-        for value in (0..2000).chain((4..41).flat_map(|bit| [(1u64 << bit) - 1, 1 << bit, (1 << bit) + (1 << (bit - 2))])) {
+        for value in
+            (0..2000).chain((4..41).flat_map(|bit| [(1u64 << bit) - 1, 1 << bit, (1 << bit) + (1 << (bit - 2))]))
+        {
             let index = Histogram::index(value);
             let upper = Histogram::upper_bound(index);
             assert!(upper >= value, "{value} in bucket {index} up to {upper}");

@@ -1,1 +1,267 @@
-//! Being written.
+//! The configuration file: TOML in, checked and typed values out, or everything that is wrong with it at once.
+//!
+//! ```toml
+//! [vm]
+//! cpus = 2                      # default 1; or { count = 2, pin = [4, 5] }
+//! memory = "1G"                 # or { size = "1G", hugepages = "2M" }, pages of 2M or 1G
+//! kernel = "vmlinuz"            # a bzImage, or an ELF file with a PVH entry
+//! initrd = "initrd.img"         # optional
+//! cmdline = "console=ttyS0 root=/dev/vda rw"  # default ""
+//! console = "terminal"          # default; or "stdout" (no input), "off", { file = "console.log" }
+//! reboot = "restart"            # default; or "exit": the program ends when the guest reboots
+//!
+//! [worker.io0]
+//! cpu = 3                       # left out: wherever the scheduler puts it
+//! idle = "spin"                 # default; or "adaptive": sleep when there is nothing to do
+//!
+//! [block.disk0]
+//! plugin = "uring"              # a name on the plugin path, or a file: ./libfoo.so
+//! options = { path = "disk.img" }  # what the plugin takes
+//! read_only = false             # default
+//!
+//! [device.blk0]                 # guests find devices in the order of the file
+//! type = "blk"
+//! block = "disk0"
+//! workers = ["io0"]             # queues are dealt out to the workers named
+//! queues = 1                    # default; up to 64
+//! queue_size = 256              # default; a power of two from 4 to 32768
+//! serial = "blk0"               # default: the device's name; up to 20 characters
+//! transport = "pci"             # default; or "mmio"
+//! latency_sample = 16           # default: the latency of one batch in 16 is measured; 0: of none
+//! ```
+//!
+//! Sizes are bytes, or strings with the binary units K, M, G and T. Relative paths start at the file's own folder.
+//! Names have 1 to 20 characters.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`diagnostic`] | what is wrong, where, and what to write instead |
+//! | [`host`] | what the file is checked against |
+//! | `read` | a reader over one table |
+//! | `tables` | each table of the format, read by it |
+//! | `options` | a plugin's options on their way to JSON |
+//! | `check` | what concerns several tables |
+//! | [`suggest`] | "did you mean" |
+mod check;
+pub mod diagnostic;
+pub mod host;
+mod options;
+mod read;
+pub mod suggest;
+mod tables;
+#[cfg(test)]
+mod tests;
+
+pub use diagnostic::{Diagnostic, Label, Position, Severity, Span, Spanned};
+pub use host::{Host, HugepagePool, Limits};
+pub use options::Options;
+
+use crate::worker::IdlePolicy;
+use diagnostic::Diagnostics;
+use read::Table;
+use std::{fs::File, io, io::Read, path::Path, path::PathBuf};
+use toml::de::DeTable;
+
+/// Everything that a file says.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The machine.
+    pub vm: Vm,
+    /// Workers, in the order of the file; names are unique.
+    pub workers: Vec<Worker>,
+    /// Block backends, in the order of the file; names are unique.
+    pub blocks: Vec<Block>,
+    /// Devices, in the order of the file; names are unique.
+    pub devices: Vec<Device>,
+}
+
+impl Config {
+    /// The block backend of that name. References in a checked file lead somewhere.
+    pub fn block(&self, name: &str) -> Option<&Block> {
+        self.blocks.iter().find(|block| block.name.value == name)
+    }
+}
+
+/// `[vm]`
+#[derive(Clone, Debug)]
+pub struct Vm {
+    /// For each vCPU the host CPU it is pinned to, if any.
+    pub vcpus: Vec<Option<Spanned<usize>>>,
+    /// Size of guest memory in bytes, in whole pages.
+    pub memory_bytes: u64,
+    /// Size of the huge pages that back it, in bytes.
+    pub hugepages: Option<u64>,
+    /// The kernel's file.
+    pub kernel: PathBuf,
+    /// The initial RAM disk's file.
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line.
+    pub cmdline: String,
+    /// What the serial port is connected to.
+    pub console: Console,
+    /// What a reset by the guest does.
+    pub reboot: Reboot,
+}
+
+/// `console`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Console {
+    /// Standard input and output.
+    Terminal,
+    /// Standard output alone.
+    Stdout,
+    /// Nothing.
+    Off,
+    /// A file, made or overwritten.
+    File(PathBuf),
+}
+
+/// `reboot`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reboot {
+    /// The machine starts again.
+    Restart,
+    /// The run ends.
+    Exit,
+}
+
+/// `[worker.NAME]`
+#[derive(Clone, Debug)]
+pub struct Worker {
+    /// Its name.
+    pub name: Spanned<String>,
+    /// The CPU it is pinned to.
+    pub cpu: Option<Spanned<usize>>,
+    /// How it rests.
+    pub idle: IdlePolicy,
+}
+
+/// `[block.NAME]`
+#[derive(Clone, Debug)]
+pub struct Block {
+    /// Its name.
+    pub name: Spanned<String>,
+    /// The plugin's name, or a file if there is a slash in it.
+    pub plugin: Spanned<String>,
+    /// What the plugin is told.
+    pub options: Options,
+    /// Never write.
+    pub read_only: bool,
+}
+
+/// `[device.NAME]`
+#[derive(Clone, Debug)]
+pub struct Device {
+    /// Its name.
+    pub name: Spanned<String>,
+    /// How the guest's driver reaches it.
+    pub transport: Transport,
+    /// What it is.
+    pub kind: DeviceKind,
+}
+
+/// `transport`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// virtio over PCI.
+    Pci,
+    /// virtio over MMIO.
+    Mmio,
+}
+
+/// `type`, with the keys that go with it.
+#[derive(Clone, Debug)]
+pub enum DeviceKind {
+    /// A block device.
+    Blk(Blk),
+}
+
+/// `type = "blk"`
+#[derive(Clone, Debug)]
+pub struct Blk {
+    /// The block backend behind it.
+    pub block: Spanned<String>,
+    /// The workers that its queues are dealt out to, in turn; at least one, none twice.
+    pub workers: Vec<Spanned<String>>,
+    /// Number of queues.
+    pub queues: Spanned<usize>,
+    /// Size of each queue, a power of two.
+    pub queue_size: u16,
+    /// What the guest reads as its serial number, at most 20 bytes; empty: the device's name.
+    pub serial: String,
+    /// One batch in so many has its latency measured; 0: none.
+    pub latency_sample: u32,
+}
+
+/// What a file is checked against.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'c> {
+    /// Where relative paths start: the file's own folder.
+    pub folder: &'c Path,
+    /// The host.
+    pub host: &'c Host,
+    /// What one machine can take.
+    pub limits: &'c Limits,
+}
+
+/// Longest configuration file in bytes. Longer ones are taken for something else.
+const FILE_BYTES_MAX: u64 = 4 << 20;
+
+/// Reads the file at `path` as text.
+///
+/// # Errors
+/// Why it cannot be a configuration file.
+pub fn read_file(path: &Path) -> Result<String, Diagnostic> {
+    let unreadable = |error: io::Error| {
+        let help = match error.kind() {
+            io::ErrorKind::NotFound => "name the configuration file, such as vm.toml",
+            io::ErrorKind::IsADirectory => "name the file in it",
+            _ => "make it readable for this user",
+        };
+        Diagnostic::error(format!("cannot read the configuration: {error}")).help(help)
+    };
+    let file = File::open(path).map_err(unreadable)?;
+    let mut bytes = Vec::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        let message = format!("the configuration is longer than {} MiB", FILE_BYTES_MAX >> 20);
+        return Err(Diagnostic::error(message).help("name a TOML file; disk images go into [block.NAME]"));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let line = Position::of(&String::from_utf8_lossy(error.as_bytes()), error.utf8_error().valid_up_to()).line;
+        Diagnostic::error(format!("the configuration is not UTF-8 text (line {line})")).help("save it as UTF-8")
+    })
+}
+
+/// Reads and checks the text of a file: the configuration, if nothing is wrong with it, and warnings; or all errors.
+pub fn parse(text: &str, context: &Context<'_>) -> (Option<Config>, Vec<Diagnostic>) {
+    let diagnostics = Diagnostics::default();
+    let (document, syntax_errors) = DeTable::parse_recoverable(text);
+    if !syntax_errors.is_empty() {
+        // What the parser makes of the rest is a guess: no further word about it.
+        syntax_errors.iter().for_each(|error| diagnostics.push(syntax_error(text, error)));
+        return (None, diagnostics.into_sorted());
+    }
+    let draft = tables::read(Table::root(document.get_ref(), &diagnostics), context);
+    check::check(&draft, context, &diagnostics);
+    let config = if diagnostics.has_errors() { None } else { draft.finish() };
+    (config, diagnostics.into_sorted())
+}
+
+fn syntax_error(text: &str, error: &toml::de::Error) -> Diagnostic {
+    let mut span = error.span().unwrap_or(0..0);
+    if span.is_empty() && span.start < text.len() && text.is_char_boundary(span.start) {
+        span.end += text[span.start..].chars().next().map_or(0, char::len_utf8);
+    }
+    if error.message() == "duplicate key" {
+        let key = text.get(span.clone()).unwrap_or_default();
+        let message = format!("`{key}` is there twice");
+        return Diagnostic::error(message).at(&span, "again").help("keep one of the two, or choose another name");
+    }
+    let diagnostic = Diagnostic::error(format!("this is not TOML: {}", error.message())).at(&span, "");
+    match span.start {
+        // An unquoted value is by far the most frequent slip.
+        _ if error.message().contains("string values must be quoted") => diagnostic.help("write it in quotes"),
+        _ => diagnostic.help("write key = value, with strings in \"quotes\", or [table]"),
+    }
+}

@@ -192,8 +192,7 @@ impl BlockBackend {
     /// The plugin's reason.
     pub fn open_queue(self: &Arc<Self>, index: u32, depth: u32) -> Result<BackendQueue, BackendError> {
         let lock = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut handle =
-            BlockQueueHandle { queue: null_mut(), wake_fd: -1, reserved0: 0, reserved: [0; 2] };
+        let mut handle = BlockQueueHandle { queue: null_mut(), wake_fd: -1, reserved0: 0, reserved: [0; 2] };
         // SAFETY: the instance is open.
         with_reason(&self.name, |error| unsafe {
             (self.table.queue_open)(self.instance, index, depth, &mut handle, error)
@@ -423,11 +422,7 @@ impl BackendQueue {
     #[inline(always)]
     fn buffer(&mut self) -> BlockCompletions {
         self.completed = 0;
-        BlockCompletions {
-            entries: self.completions.as_mut_ptr(),
-            capacity: self.completions.len() as u32,
-            count: 0,
-        }
+        BlockCompletions { entries: self.completions.as_mut_ptr(), capacity: self.completions.len() as u32, count: 0 }
     }
 
     /// Checks what the plugin put into the buffer: each token is in flight, and completes once.

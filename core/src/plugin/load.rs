@@ -107,6 +107,14 @@ impl Plugin {
         Ok(plugin)
     }
 
+    /// A plugin that is linked into this process, for tests and benchmarks.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load), for an unusable descriptor.
+    pub fn linked(descriptor: &'static PluginDescriptor) -> Result<Self, LoadError> {
+        Self::checked(Path::new("(linked)"), descriptor, &[])
+    }
+
     fn checked(
         path: &Path,
         descriptor: &'static PluginDescriptor,
@@ -115,9 +123,7 @@ impl Plugin {
         let refuse = |reason: String| LoadError::Descriptor(path.into(), reason);
         let (size, version) = (descriptor.struct_size as usize, descriptor.descriptor_version);
         if version != POLLUX_PLUGIN_VERSION {
-            return Err(refuse(format!(
-                "it has version {version}, this Pollux reads version {POLLUX_PLUGIN_VERSION}"
-            )));
+            return Err(refuse(format!("it has version {version}, this Pollux reads version {POLLUX_PLUGIN_VERSION}")));
         }
         if size < size_of::<PluginDescriptor>() {
             let wanted = size_of::<PluginDescriptor>();
@@ -144,7 +150,10 @@ impl Plugin {
         // SAFETY: `checked` made sure that there is a function, and the contract says how it may be called: once, first.
         let result = unsafe { (self.descriptor.initialize)(services.table()) };
         if result < 0 {
-            return Err(LoadError::Initialize(self.path.clone(), io::Error::from_raw_os_error(result.saturating_neg())));
+            return Err(LoadError::Initialize(
+                self.path.clone(),
+                io::Error::from_raw_os_error(result.saturating_neg()),
+            ));
         }
         let door = if self.layouts.is_empty() { "C" } else { "abi_stable" };
         info!("plugin {} {} loaded from {} ({door} door)", self.name, self.version(), self.path.display());
@@ -173,8 +182,7 @@ impl Plugin {
     /// The plugin does not offer it, or was compiled with another layout of it.
     pub(super) fn interface<T: StableAbi>(&self, name: &'static str) -> Result<&'static T, LoadError> {
         // SAFETY: `checked` bounded the list, which is a static of the plugin.
-        let list =
-            unsafe { std::slice::from_raw_parts(self.descriptor.interfaces, self.descriptor.interface_count) };
+        let list = unsafe { std::slice::from_raw_parts(self.descriptor.interfaces, self.descriptor.interface_count) };
         // SAFETY: names are static texts of the plugin.
         let offered: Vec<&str> = list.iter().map(|interface| unsafe { interface.name.as_str() }).collect();
         let Some(index) = offered.iter().position(|&offer| offer == name) else {

@@ -133,7 +133,12 @@ impl SplitRing {
     /// Follows the chain that starts at `head` and puts its buffers into `segments`, those to read first. Empty buffers
     /// are left out.
     #[inline]
-    pub fn walk(&mut self, head: u16, data: &mut Translator, segments: &mut SegmentList<'_>) -> Result<Chain, RingError> {
+    pub fn walk(
+        &mut self,
+        head: u16,
+        data: &mut Translator,
+        segments: &mut SegmentList<'_>,
+    ) -> Result<Chain, RingError> {
         let mut chain = Chain::default();
         let mut table = Table::Host(self.descriptors, self.size);
         let mut descriptor = self.descriptor(table, head)?;

@@ -7,7 +7,7 @@ pub mod pci;
 mod test_device;
 
 use crate::{
-    device::{ActiveQueue, Activation, DeviceModel},
+    device::{Activation, ActiveQueue, DeviceModel},
     memory::GuestMemory,
     ring::QueueConfig,
 };
@@ -186,7 +186,16 @@ impl VirtioDevice {
         let offered = model.features() | TRANSPORT_FEATURES;
         let interrupts = Arc::default();
         Ok(VirtioDevice {
-            model, memory, offered, accepted: 0, status: 0, active: false, queues, kicks, notifiers, interrupts,
+            model,
+            memory,
+            offered,
+            accepted: 0,
+            status: 0,
+            active: false,
+            queues,
+            kicks,
+            notifiers,
+            interrupts,
         })
     }
 
@@ -198,6 +207,11 @@ impl VirtioDevice {
     /// Virtio device ID.
     pub fn device_id(&self) -> u32 {
         self.model.device_id()
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
     }
 
     /// 32 bits of the features offered; `page` 0 holds bits 0 to 31.
@@ -270,9 +284,7 @@ impl VirtioDevice {
             self.interrupts.fail();
             return;
         }
-        match self.activation().and_then(|activation| {
-            self.model.activate(activation).map_err(|error| error.reason)
-        }) {
+        match self.activation().and_then(|activation| self.model.activate(activation).map_err(|error| error.reason)) {
             Ok(()) => {
                 self.active = true;
                 info!("{}: started by the guest's driver, features {:#x}", self.name(), self.accepted);

@@ -145,7 +145,7 @@ impl Worker {
         let thread = thread::Builder::new()
             .name(format!("pollux-{name}"))
             .spawn(move || {
-                let pinned = cpu.is_none_or(|id| core_affinity::set_for_current(core_affinity::CoreId { id }));
+                let pinned = cpu.is_none_or(pin);
                 if reply.send(pinned).is_ok() && pinned {
                     Core::new(theirs, policy).run();
                 }
@@ -173,6 +173,11 @@ impl Drop for Worker {
             error!("worker {}: its thread panicked", self.handle.name());
         }
     }
+}
+
+/// Pins the calling thread. core_affinity panics on a number beyond its set of CPUs.
+fn pin(id: usize) -> bool {
+    id < libc::CPU_SETSIZE as usize && core_affinity::set_for_current(core_affinity::CoreId { id })
 }
 
 struct Entry {

@@ -1,6 +1,8 @@
 //! The block device (virtio 1.3, 5.2): its features, its configuration space, and the set-up of its queues.
 //!
 //! The data path is in [`queue`], what a request says in [`request`].
+#[allow(unsafe_code)]
+mod chain;
 mod config;
 #[allow(unsafe_code)]
 pub mod queue;
@@ -13,9 +15,7 @@ use crate::{
     worker::{TaskId, WorkerHandle},
 };
 use config::Config;
-use pollux_abi::block_v1::{
-    POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_WRITE, POLLUX_BLOCK_WRITE_ZEROES,
-};
+use pollux_abi::block_v1::{POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_WRITE, POLLUX_BLOCK_WRITE_ZEROES};
 use queue::{BlkQueue, QueueSetup};
 use request::Limits;
 use std::sync::{
@@ -26,8 +26,7 @@ use tracing::error;
 use virtio_bindings::{
     virtio_blk::{
         VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
-        VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY,
-        VIRTIO_BLK_F_WRITE_ZEROES,
+        VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
     },
     virtio_ids::VIRTIO_ID_BLOCK,
     virtio_ring::VIRTIO_RING_F_EVENT_IDX,
@@ -44,7 +43,7 @@ pub struct BlkOptions {
     pub queues: usize,
     /// Size of each queue, a power of two.
     pub queue_size: u16,
-    /// The workers that the queues are dealt out to, in turn. At least one.
+    /// The workers that the queues are dealt out to, in turn. At least one, unless the queues are polled by hand.
     pub workers: Vec<WorkerHandle>,
     /// One batch in so many has its latency measured; 0: none.
     pub latency_sample: u32,
@@ -73,7 +72,8 @@ impl Blk {
         let config = Config::new(backend.info(), &limits, features, options.queues);
         let stats = (0..options.queues)
             .filter_map(|index| {
-                let worker = options.workers[index % options.workers.len()].name();
+                let worker =
+                    options.workers.get(index % options.workers.len().max(1)).map_or("", |worker| worker.name());
                 segment.add(&format!("{}/{index} {worker}", options.name))
             })
             .collect();
@@ -90,16 +90,17 @@ impl Blk {
         }
     }
 
-    fn attach(&mut self, activation: &Activation, queue: ActiveQueue) -> Result<(), String> {
-        let index = queue.index;
-        let in_queue = |reason: String| format!("queue {index}: {reason}");
-        let worker = self.options.workers[index % self.options.workers.len()].clone();
+    /// Builds the data path of one queue, which belongs to whoever polls it.
+    ///
+    /// # Errors
+    /// The ring is not usable, or the backend refuses a queue.
+    pub fn queue(&self, activation: &Activation, queue: ActiveQueue) -> Result<BlkQueue, String> {
         // One slot more than the ring has, for the flush at the end.
         let depth = u32::from(queue.config.size) + 1;
-        let backend = self.backend.open_queue(index as u32, depth).map_err(|error| in_queue(error.to_string()))?;
+        let backend = self.backend.open_queue(queue.index as u32, depth).map_err(|error| error.to_string())?;
         let serial = if self.options.serial.is_empty() { &self.options.name } else { &self.options.serial };
         let setup = QueueSetup {
-            name: format!("{} queue {index}", self.options.name),
+            name: format!("{} queue {}", self.options.name, queue.index),
             config: queue.config,
             event_idx: activation.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0,
             memory: activation.memory.clone(),
@@ -110,10 +111,18 @@ impl Blk {
             kick: queue.kick,
             notifier: queue.notifier,
             interrupts: activation.interrupts.clone(),
-            stats: self.stats.get(index).cloned().ok_or_else(|| in_queue("no room in the statistics".into()))?,
+            stats: self.stats.get(queue.index).cloned().ok_or("there is no room in the statistics")?,
             latency_sample: self.options.latency_sample,
         };
-        let task = BlkQueue::new(setup).map_err(|error| in_queue(error.to_string()))?;
+        BlkQueue::new(setup).map_err(|error| error.to_string())
+    }
+
+    fn attach(&mut self, activation: &Activation, queue: ActiveQueue) -> Result<(), String> {
+        let index = queue.index;
+        let in_queue = |reason: String| format!("queue {index}: {reason}");
+        let workers = &self.options.workers;
+        let worker = workers[index % workers.len()].clone();
+        let task = self.queue(activation, queue).map_err(in_queue)?;
         let id = worker.attach(Box::new(task)).map_err(|error| in_queue(error.to_string()))?;
         self.tasks.push((worker, id));
         Ok(())

@@ -2,11 +2,14 @@
 //!
 //! One turn of [`BlkQueue::poll`] takes up to [`BATCH`] requests from the ring in stages (heads, descriptors, headers), so that the
 //! cache misses of a batch overlap; offers them to the backend in one call; and tells the driver once.
-use super::request::{Action, Data, HEADER_BYTES, Header, Limits, MAX_DATA_SEGMENTS, RANGE_BYTES, Range, Status, flush};
+use super::{
+    chain::{ChainParts, MAX_SEGMENTS, NO_SEGMENT, Slot, range_action},
+    request::{Action, Data, Limits, Status, flush},
+};
 use crate::{
     memory::{GuestMemory, Translator},
     plugin::{BackendQueue, QueueFailed},
-    ring::{QueueConfig, RingError, SegmentList, SplitRing},
+    ring::{QueueConfig, RingError, SplitRing},
     stats::{QueueStatsHandle, clock},
     transport::{InterruptState, Notifier},
     worker::{SleepFds, Task},
@@ -16,7 +19,6 @@ use pollux_abi::block_v1::{
 };
 use std::{
     os::fd::AsRawFd,
-    ptr::{null, null_mut},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -27,13 +29,6 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// Most requests of one turn.
 pub const BATCH: usize = 64;
-/// Segments that a slot holds itself: header, status and four of data.
-const INLINE_SEGMENTS: usize = 6;
-/// Segments of the longest request: header and status may share segments with data, or have one each.
-const MAX_SEGMENTS: usize = MAX_DATA_SEGMENTS + 2;
-
-const NO_SEGMENT: Segment = Segment { base: null_mut(), length: 0 };
-
 /// All that a queue needs.
 #[derive(Debug)]
 pub(super) struct QueueSetup {
@@ -50,23 +45,6 @@ pub(super) struct QueueSetup {
     pub(super) interrupts: Arc<InterruptState>,
     pub(super) stats: QueueStatsHandle,
     pub(super) latency_sample: u32,
-}
-
-/// A request between ring and backend: two cache lines.
-#[derive(Debug)]
-#[repr(C, align(64))]
-struct Slot {
-    /// Where the status byte goes.
-    status: *mut u8,
-    /// Time stamp at which it was taken from the ring; 0: not sampled.
-    started: u64,
-    /// Bytes of the writable part: what the used ring is told.
-    written: u32,
-    /// Length of the data, for the statistics.
-    length: u32,
-    operation: u32,
-    in_use: bool,
-    inline: [Segment; INLINE_SEGMENTS],
 }
 
 /// Where the queue stands on its way to a stop.
@@ -89,6 +67,8 @@ pub struct BlkQueue {
     slots: Box<[Slot]>,
     /// Room for chains that outgrow their slot, touched by them alone.
     overflow: Box<[[Segment; MAX_SEGMENTS]]>,
+    /// The batch between its second and third stage. It is kept, since clearing it every turn would cost more than a request.
+    parts: Box<[ChainParts]>,
     /// Requests for the backend, those from `pending_start` on not yet taken by it.
     pending: Vec<BlockRequest>,
     pending_start: usize,
@@ -115,21 +95,13 @@ unsafe impl Send for BlkQueue {}
 impl BlkQueue {
     pub(super) fn new(setup: QueueSetup) -> Result<Self, RingError> {
         let ring = SplitRing::new(&setup.config, setup.memory.translator(), setup.event_idx)?;
-        let slot = || Slot {
-            status: null_mut(),
-            started: 0,
-            written: 0,
-            length: 0,
-            operation: 0,
-            in_use: false,
-            inline: [NO_SEGMENT; INLINE_SEGMENTS],
-        };
         let size = usize::from(ring.size());
         assert!(setup.backend.depth() > size, "the backend's queue has a slot for the last flush");
         Ok(BlkQueue {
             data: setup.memory.translator(),
             backend: setup.backend,
-            slots: (0..size).map(|_| slot()).collect(),
+            slots: (0..size).map(|_| Slot::new()).collect(),
+            parts: vec![ChainParts::EMPTY; BATCH].into(),
             overflow: vec![[NO_SEGMENT; MAX_SEGMENTS]; size].into(),
             pending: Vec::with_capacity(BATCH),
             pending_start: 0,
@@ -232,7 +204,8 @@ impl BlkQueue {
         slot.in_use = false;
         // SAFETY: `accept_chain` took the pointer from a segment that was translated for this request.
         unsafe { slot.status.write_volatile(status as u8) };
-        let (operation, length, written, started) = (slot.operation, u64::from(slot.length), slot.written, slot.started);
+        let (operation, length, written, started) =
+            (slot.operation, u64::from(slot.length), slot.written, slot.started);
         self.ring.push_used(head, written);
         let stats = &self.stats;
         if status != Status::Ok {
@@ -266,18 +239,18 @@ impl BlkQueue {
         };
         self.stats.batches.add(1);
         let started = self.sample();
-        let mut chains = [ChainParts::EMPTY; BATCH];
-        for (head, parts) in heads[..count].iter().zip(&mut chains) {
-            match self.accept_chain(*head) {
-                Ok(accepted) => *parts = accepted,
+        for (index, &head) in heads[..count].iter().enumerate() {
+            let (slot, overflow) = (&mut self.slots[usize::from(head)], &mut self.overflow[usize::from(head)]);
+            slot.started = started;
+            let walked = self.parts[index].take_chain(&mut self.ring, &mut self.data, head, slot, overflow);
+            if let Err(error) = walked {
                 // The driver is broken, and so is all of this batch: none of it has been submitted.
-                Err(error) => return self.break_ring(error),
+                return self.break_ring(error);
             }
         }
         let durable = !self.writeback.load(Ordering::Relaxed);
-        for (&head, parts) in heads[..count].iter().zip(&chains) {
-            self.slots[usize::from(head)].started = started;
-            self.accept_request(head, parts, durable);
+        for (index, &head) in heads[..count].iter().enumerate() {
+            self.accept_request(head, index, durable);
         }
         count
     }
@@ -293,63 +266,11 @@ impl BlkQueue {
         if self.latency_sample == 0 { 0 } else { clock::ticks() }
     }
 
-    /// Follows one chain and finds header, data and status in it (virtio 1.3, 5.2.6 and 2.7.4: no assumption on framing).
-    #[inline]
-    fn accept_chain(&mut self, head: u16) -> Result<ChainParts, RingError> {
-        let index = usize::from(head);
-        let slot = &mut self.slots[index];
-        if slot.in_use {
-            return Err(RingError::InUse(head));
-        }
-        let mut list = SegmentList::new(&mut slot.inline, &mut self.overflow[index]);
-        let chain = self.ring.walk(head, &mut self.data, &mut list)?;
-        let segments = list.into_slice();
-        if chain.readable_bytes < HEADER_BYTES as u64 {
-            return Err(RingError::Short(head, "the header of 16 bytes"));
-        }
-        let mut end = segments.len();
-        let Some(last) = segments.last_mut().filter(|_| chain.writable > 0) else {
-            return Err(RingError::Short(head, "the status byte"));
-        };
-        last.length -= 1;
-        slot.status = last.base.wrapping_add(last.length);
-        end -= usize::from(last.length == 0);
-        slot.written = chain.writable_bytes.min(u32::MAX.into()) as u32;
-        slot.in_use = true;
-        let start;
-        let mut copy = [0; HEADER_BYTES];
-        let first = &mut segments[0];
-        let header = if first.length >= HEADER_BYTES {
-            let header = first.base.cast_const();
-            first.base = first.base.wrapping_add(HEADER_BYTES);
-            first.length -= HEADER_BYTES;
-            start = usize::from(first.length == 0);
-            prefetch(header);
-            header
-        } else {
-            start = take_scattered(segments, &mut copy);
-            null()
-        };
-        end = end.max(start);
-        let data = &segments[start..end];
-        Ok(ChainParts {
-            header,
-            copy,
-            segments: data.as_ptr(),
-            segment_count: data.len() as u32,
-            readable: chain.readable_bytes - HEADER_BYTES as u64,
-            writable: chain.writable_bytes - 1,
-        })
-    }
-
     /// Reads the header and does, queues or refuses the request.
     #[inline]
-    fn accept_request(&mut self, head: u16, parts: &ChainParts, durable: bool) {
-        let header = parts.header();
-        // SAFETY: `accept_chain` made this from the slot's own array, which nothing changes while the request is in use.
-        let segments: &[Segment] =
-            unsafe { std::slice::from_raw_parts(parts.segments, parts.segment_count as usize) };
-        let data = Data { segments, readable: parts.readable, writable: parts.writable };
+    fn accept_request(&mut self, head: u16, index: usize, durable: bool) {
+        let parts = &self.parts[index];
+        let (header, data) = (parts.header(), parts.data());
         let slot = &mut self.slots[usize::from(head)];
         slot.length = 0;
         slot.operation = u32::MAX;
@@ -453,75 +374,6 @@ impl BlkQueue {
             self.stats.kicks.add(kicks);
         }
     }
-}
-
-/// A chain between the second and the third stage.
-#[derive(Clone, Copy, Debug)]
-struct ChainParts {
-    /// The header in guest memory; null: it was scattered, and is in `copy`.
-    header: *const u8,
-    copy: [u8; HEADER_BYTES],
-    segments: *const Segment,
-    segment_count: u32,
-    readable: u64,
-    writable: u64,
-}
-
-impl ChainParts {
-    const EMPTY: Self =
-        ChainParts { header: null(), copy: [0; 16], segments: null(), segment_count: 0, readable: 0, writable: 0 };
-
-    /// Reads the header, once.
-    #[inline(always)]
-    fn header(&self) -> Header {
-        #[repr(C, packed)]
-        #[derive(Clone, Copy)]
-        struct Words(u64, u64);
-        let source = if self.header.is_null() { self.copy.as_ptr() } else { self.header };
-        // SAFETY: 16 bytes of a translated segment, or of the copy; a packed struct has no alignment.
-        let words = unsafe { source.cast::<Words>().read_volatile() };
-        Header::new(words.0, words.1)
-    }
-}
-
-/// Copies bytes from the start of the segments and cuts them off. Returns the index of the first segment with a rest. There must be
-/// enough of them.
-#[cold]
-fn take_scattered(segments: &mut [Segment], mut target: &mut [u8]) -> usize {
-    let mut index = 0;
-    while !target.is_empty() {
-        let segment = &mut segments[index];
-        let length = segment.length.min(target.len());
-        // SAFETY: the segment was translated, and no Rust reference covers guest memory.
-        unsafe { std::ptr::copy_nonoverlapping(segment.base.cast_const(), target.as_mut_ptr(), length) };
-        target = &mut target[length..];
-        segment.base = segment.base.wrapping_add(length);
-        segment.length -= length;
-        index += usize::from(segment.length == 0);
-    }
-    index
-}
-
-/// Reads the range of a discard or write-zeroes. The driver was told that there is one in a request.
-#[cold]
-fn range_action(operation: u32, head: u16, data: &Data<'_>, limits: &Limits, durable: bool) -> Action {
-    if data.readable != RANGE_BYTES as u64 || data.writable != 0 {
-        return Action::Complete(Status::IoError);
-    }
-    let mut bytes = [0; RANGE_BYTES];
-    take_scattered(&mut data.segments.to_vec(), &mut bytes);
-    Range::new(bytes).action(operation, head, limits, durable)
-}
-
-#[inline(always)]
-fn prefetch(address: *const u8) {
-    // SAFETY: a prefetch of any address is harmless.
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
 }
 
 impl Task for BlkQueue {

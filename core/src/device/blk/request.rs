@@ -41,7 +41,8 @@ impl Limits {
         let seg_max = u32::from(queue_size).saturating_sub(2).clamp(1, MAX_DATA_SEGMENTS as u32);
         let seg_max = seg_max.min(or_none(info.maximum_segments)).min((max_transfer / 4096).max(1));
         // The driver knows no limit for a whole request, so its segments must not exceed ours together.
-        let size_max = (max_transfer / seg_max).clamp(info.logical_block_size, 4 << 20) & !(info.logical_block_size - 1);
+        let size_max =
+            (max_transfer / seg_max).clamp(info.logical_block_size, 4 << 20) & !(info.logical_block_size - 1);
         // The driver's unit is the sector, ours the block: a limit is in whole blocks.
         let range = |limit: u32| (u64::from(or_none(limit)).min(u64::from(u32::MAX) * SECTOR_SIZE)) / block * block;
         Limits {
@@ -168,9 +169,7 @@ impl Header {
             && limits.offers(operation);
         match legal {
             true if length == 0 => Action::Complete(Status::Ok),
-            true => {
-                Action::Submit(request(operation, flags, slot, self.sector * SECTOR_SIZE, length, data.segments))
-            }
+            true => Action::Submit(request(operation, flags, slot, self.sector * SECTOR_SIZE, length, data.segments)),
             false => Action::Complete(Status::IoError),
         }
     }

@@ -1,0 +1,214 @@
+//! What concerns several tables: references, CPUs, what is shared and what is left over.
+use super::{
+    Blk, Context, Device, DeviceKind, Transport,
+    diagnostic::{Diagnostic, Diagnostics, Span, Spanned},
+    host::cpu_list,
+    suggest,
+    tables::{Draft, Entries},
+};
+use crate::worker::IdlePolicy;
+
+/// Checks what could be read.
+pub(super) fn check(draft: &Draft, context: &Context<'_>, diagnostics: &Diagnostics) {
+    check_cpus(draft, context, diagnostics);
+    check_references(draft, diagnostics);
+    check_sharing(draft, diagnostics);
+    check_room(draft, context, diagnostics);
+    if !diagnostics.has_errors() {
+        // With errors, what seems to be left over may be named in what could not be read.
+        check_unused(draft, diagnostics);
+    }
+}
+
+/// Who wants a CPU for itself.
+struct Claim<'d> {
+    /// `worker io0`, `vCPU 1`
+    who: String,
+    cpu: &'d Spanned<usize>,
+    /// Whether it is a worker, and whether that one ever rests.
+    worker: Option<IdlePolicy>,
+}
+
+fn claims(draft: &Draft) -> Vec<Claim<'_>> {
+    let vcpus = draft.vm.iter().flat_map(|vm| vm.vcpus.iter().enumerate());
+    let pins = vcpus.filter_map(|(index, pin)| {
+        let cpu = pin.as_ref()?;
+        Some(Claim { who: format!("vCPU {index}"), cpu, worker: None })
+    });
+    let workers = draft.workers.items.iter().filter_map(|worker| {
+        let cpu = worker.cpu.as_ref()?;
+        Some(Claim { who: format!("worker {}", worker.name.value), cpu, worker: Some(worker.idle) })
+    });
+    pins.chain(workers).collect()
+}
+
+fn check_cpus(draft: &Draft, context: &Context<'_>, diagnostics: &Diagnostics) {
+    let claims = claims(draft);
+    let mut usable = Vec::new();
+    for claim in &claims {
+        match unusable(claim.cpu.value, context) {
+            Some((message, help)) => diagnostics.push(Diagnostic::error(message).at(&claim.cpu.span, "").help(help)),
+            None => usable.push(claim),
+        }
+    }
+    for (index, claim) in usable.iter().enumerate() {
+        if let Some(first) = usable[..index].iter().find(|other| other.cpu.value == claim.cpu.value) {
+            diagnostics.push(clash(first, claim));
+        }
+    }
+    for worker in &draft.workers.items {
+        if worker.cpu.is_none() && worker.idle == IdlePolicy::Spin {
+            let message = format!("worker {} spins on whichever CPU the scheduler picks", worker.name.value);
+            let help = "give it a CPU of its own with cpu = N, or write idle = \"adaptive\"";
+            diagnostics.push(Diagnostic::warning(message).at(&worker.name.span, "").help(help));
+        }
+    }
+    check_cpu_left(draft, context, diagnostics);
+}
+
+/// Why a CPU cannot be had, and what to write instead.
+fn unusable(cpu: usize, context: &Context<'_>) -> Option<(String, String)> {
+    let host = context.host;
+    if host.cpus_usable.contains(&cpu) {
+        return None;
+    }
+    let usable = cpu_list(&host.cpus_usable);
+    if host.cpus_online.contains(&cpu) {
+        let message = format!("CPU {cpu} is not among those that this process may use ({usable})");
+        return Some((message, "choose one of those, or start pollux with a wider `taskset` or cpuset".into()));
+    }
+    let online = cpu_list(&host.cpus_online);
+    Some((format!("there is no CPU {cpu} on this host"), format!("CPUs are counted from 0; write one of {online}")))
+}
+
+fn clash(first: &Claim<'_>, second: &Claim<'_>) -> Diagnostic {
+    let message = format!("{} and {} share CPU {}", first.who, second.who, second.cpu.value);
+    let spins = [first, second].iter().any(|claim| claim.worker == Some(IdlePolicy::Spin));
+    let are_workers = first.worker.is_some() && second.worker.is_some();
+    let diagnostic = if are_workers && spins { Diagnostic::error(message) } else { Diagnostic::warning(message) };
+    let help = match (are_workers, spins) {
+        (true, true) => {
+            "a worker that spins never gives its CPU away: give each its own, or write idle = \"adaptive\" in both"
+        }
+        (false, true) => "a worker that spins leaves a vCPU half of the time at most: give each a CPU of its own",
+        _ => "each waits while the other runs: give each a CPU of its own",
+    };
+    diagnostic.at(&second.cpu.span, "").at(&first.cpu.span, format!("{} is here", first.who)).help(help)
+}
+
+/// Warns if pinned, spinning workers leave nothing for the vCPUs.
+fn check_cpu_left(draft: &Draft, context: &Context<'_>, diagnostics: &Diagnostics) {
+    let spinning: Vec<&Spanned<usize>> = draft
+        .workers
+        .items
+        .iter()
+        .filter(|worker| worker.idle == IdlePolicy::Spin)
+        .filter_map(|worker| worker.cpu.as_ref())
+        .collect();
+    let usable = &context.host.cpus_usable;
+    let is_taken = |cpu: &usize| spinning.iter().any(|worker| worker.value == *cpu);
+    if let Some(last) = spinning.last()
+        && usable.iter().all(is_taken)
+    {
+        let message = format!("workers spin on every CPU that this process may use ({})", cpu_list(usable));
+        let help = "leave one for the vCPUs, or write idle = \"adaptive\" in one of the workers";
+        diagnostics.push(Diagnostic::warning(message).at(&last.span, "").help(help));
+    }
+}
+
+fn blks(draft: &Draft) -> impl Iterator<Item = (&Device, &Blk)> {
+    draft.devices.items.iter().map(|device| {
+        let DeviceKind::Blk(blk) = &device.kind;
+        (device, blk)
+    })
+}
+
+fn check_references(draft: &Draft, diagnostics: &Diagnostics) {
+    for (_, blk) in blks(draft) {
+        check_reference("block", &blk.block, &draft.blocks, diagnostics);
+        for worker in &blk.workers {
+            check_reference("worker", worker, &draft.workers, diagnostics);
+        }
+    }
+}
+
+fn check_reference<T>(section: &str, name: &Spanned<String>, entries: &Entries<T>, diagnostics: &Diagnostics) {
+    if entries.names.contains(&name.value) {
+        return;
+    }
+    let names = entries.names.iter().map(String::as_str);
+    let help = match suggest::nearest(&name.value, names) {
+        Some(near) => format!("did you mean \"{near}\"?"),
+        None => format!("add a table [{section}.{}]", name.value),
+    };
+    let message = format!("there is no [{section}.{}]", name.value);
+    diagnostics.push(Diagnostic::error(message).at(&name.span, "").help(help));
+}
+
+/// Two devices may share a medium only if neither writes to it.
+fn check_sharing(draft: &Draft, diagnostics: &Diagnostics) {
+    let devices: Vec<_> = blks(draft).collect();
+    for (index, (device, blk)) in devices.iter().enumerate() {
+        let Some((first, first_blk)) = devices[..index].iter().find(|(_, other)| other.block.value == blk.block.value)
+        else {
+            continue;
+        };
+        let Some(block) = draft.blocks.items.iter().find(|block| block.name.value == blk.block.value) else { continue };
+        if !block.read_only {
+            let name = &block.name.value;
+            let message = format!("{} and {} would both write to block {name}", first.name.value, device.name.value);
+            let help = format!("give each device a block of its own, or write read_only = true in [block.{name}]");
+            diagnostics.push(
+                Diagnostic::error(message)
+                    .at(&blk.block.span, "")
+                    .at(&first_blk.block.span, "used here already")
+                    .help(help),
+            );
+        }
+    }
+}
+
+fn check_room(draft: &Draft, context: &Context<'_>, diagnostics: &Diagnostics) {
+    let buses = [
+        (Transport::Pci, "pci", context.limits.pci_devices_max, "mmio"),
+        (Transport::Mmio, "mmio", context.limits.mmio_devices_max, "pci"),
+    ];
+    for (transport, name, most, other) in buses {
+        let on_bus = draft.devices.items.iter().filter(|device| device.transport == transport);
+        if let Some(excess) = on_bus.skip(most).map(|device| &device.name).next() {
+            let message = format!("{} is one device too many on {name}, which has room for {most}", excess.value);
+            let help = format!("write transport = \"{other}\" in some of them");
+            diagnostics.push(Diagnostic::error(message).at(&excess.span, "").help(help));
+        }
+    }
+}
+
+fn check_unused(draft: &Draft, diagnostics: &Diagnostics) {
+    let warn = |message: String, span: &Span, help: String| {
+        diagnostics.push(Diagnostic::warning(message).at(span, "").help(help));
+    };
+    for block in &draft.blocks.items {
+        let name = &block.name.value;
+        if !blks(draft).any(|(_, blk)| blk.block.value == *name) {
+            let help = format!("write block = \"{name}\" in a device, or remove it");
+            warn(format!("no device uses block {name}"), &block.name.span, help);
+        }
+    }
+    for worker in &draft.workers.items {
+        let name = &worker.name.value;
+        if !blks(draft).any(|(_, blk)| blk.workers.iter().any(|named| named.value == *name)) {
+            let help = format!("write workers = [\"{name}\"] in a device, or remove it");
+            warn(format!("worker {name} serves no device"), &worker.name.span, help);
+        }
+    }
+    for (device, blk) in blks(draft) {
+        if let Some(idle) = blk.workers.get(blk.queues.value) {
+            let name = &device.name.value;
+            let help = format!("write queues = {}, or name fewer workers", blk.workers.len());
+            let queues = blk.queues.value;
+            let plural = if queues == 1 { "queue" } else { "queues" };
+            let message = format!("worker {} gets none of the {queues} {plural} of {name}", idle.value);
+            warn(message, &idle.span, help);
+        }
+    }
+}

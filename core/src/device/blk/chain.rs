@@ -1,0 +1,182 @@
+//! One request's chain: where its header, data and status are (virtio 1.3, 5.2.6), and the slot that remembers it.
+use super::request::{Action, Data, HEADER_BYTES, Header, Limits, MAX_DATA_SEGMENTS, RANGE_BYTES, Range};
+use crate::{
+    memory::Translator,
+    ring::{RingError, SegmentList, SplitRing},
+};
+use pollux_abi::block_v1::Segment;
+use std::ptr::{null, null_mut};
+
+/// Segments that a slot holds itself: header, status and four of data.
+const INLINE_SEGMENTS: usize = 6;
+/// Segments of the longest request: header and status may share segments with data, or have one each.
+pub(super) const MAX_SEGMENTS: usize = MAX_DATA_SEGMENTS + 2;
+
+pub(super) const NO_SEGMENT: Segment = Segment { base: null_mut(), length: 0 };
+
+/// A request between ring and backend: two cache lines.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub(super) struct Slot {
+    /// Where the status byte goes.
+    pub(super) status: *mut u8,
+    /// Time stamp at which it was taken from the ring; 0: not sampled.
+    pub(super) started: u64,
+    /// Bytes of the writable part: what the used ring is told.
+    pub(super) written: u32,
+    /// Length of the data, for the statistics.
+    pub(super) length: u32,
+    pub(super) operation: u32,
+    pub(super) in_use: bool,
+    inline: [Segment; INLINE_SEGMENTS],
+}
+
+impl Slot {
+    pub(super) fn new() -> Self {
+        Slot {
+            status: null_mut(),
+            started: 0,
+            written: 0,
+            length: 0,
+            operation: 0,
+            in_use: false,
+            inline: [NO_SEGMENT; INLINE_SEGMENTS],
+        }
+    }
+}
+
+/// A chain that has been followed, and whose header has not been read yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ChainParts {
+    /// The header in guest memory; null: it was scattered, and is in `copy`.
+    header: *const u8,
+    copy: [u8; HEADER_BYTES],
+    segments: *const Segment,
+    segment_count: u32,
+    readable: u64,
+    writable: u64,
+}
+
+impl ChainParts {
+    pub(super) const EMPTY: Self = ChainParts {
+        header: null(),
+        copy: [0; HEADER_BYTES],
+        segments: null(),
+        segment_count: 0,
+        readable: 0,
+        writable: 0,
+    };
+
+    /// Follows one chain and finds header, data and status in it. Nothing is assumed of how the driver has cut them into buffers (virtio 1.3,
+    /// 2.7.4).
+    #[inline]
+    pub(super) fn take_chain(
+        &mut self,
+        ring: &mut SplitRing,
+        memory: &mut Translator,
+        head: u16,
+        slot: &mut Slot,
+        overflow: &mut [Segment],
+    ) -> Result<(), RingError> {
+        if slot.in_use {
+            return Err(RingError::InUse(head));
+        }
+        let mut list = SegmentList::new(&mut slot.inline, overflow);
+        let chain = ring.walk(head, memory, &mut list)?;
+        let segments = list.into_slice();
+        if chain.readable_bytes < HEADER_BYTES as u64 {
+            return Err(RingError::Short(head, "the header of 16 bytes"));
+        }
+        let mut end = segments.len();
+        let Some(last) = segments.last_mut().filter(|_| chain.writable > 0) else {
+            return Err(RingError::Short(head, "the status byte"));
+        };
+        last.length -= 1;
+        slot.status = last.base.wrapping_add(last.length);
+        slot.written = chain.writable_bytes.min(u32::MAX.into()) as u32;
+        slot.in_use = true;
+        end -= usize::from(last.length == 0);
+        let start = self.find_header(segments);
+        let data = &segments[start..end.max(start)];
+        self.segments = data.as_ptr();
+        self.segment_count = data.len() as u32;
+        self.readable = chain.readable_bytes - HEADER_BYTES as u64;
+        self.writable = chain.writable_bytes - 1;
+        Ok(())
+    }
+
+    /// Cuts the header off the segments, which are long enough together. Returns the index of the first one of the data.
+    #[inline(always)]
+    fn find_header(&mut self, segments: &mut [Segment]) -> usize {
+        let first = &mut segments[0];
+        if first.length < HEADER_BYTES {
+            self.header = null();
+            return take_scattered(segments, &mut self.copy);
+        }
+        self.header = first.base;
+        prefetch(self.header);
+        first.base = first.base.wrapping_add(HEADER_BYTES);
+        first.length -= HEADER_BYTES;
+        usize::from(first.length == 0)
+    }
+
+    /// Reads the header, once.
+    #[inline(always)]
+    pub(super) fn header(&self) -> Header {
+        #[repr(C, packed)]
+        #[derive(Clone, Copy)]
+        struct Words(u64, u64);
+        let source = if self.header.is_null() { self.copy.as_ptr() } else { self.header };
+        // SAFETY: 16 bytes of a translated segment, or of the copy; a packed struct has no alignment.
+        let words = unsafe { source.cast::<Words>().read_volatile() };
+        Header::new(words.0, words.1)
+    }
+
+    /// The data, valid as long as the slot is in use.
+    #[inline(always)]
+    pub(super) fn data<'a>(&self) -> Data<'a> {
+        // SAFETY: `take_chain` made this from the slot's own array, which nothing changes while the request is in use.
+        let segments = unsafe { std::slice::from_raw_parts(self.segments, self.segment_count as usize) };
+        Data { segments, readable: self.readable, writable: self.writable }
+    }
+}
+
+/// Copies bytes from the start of the segments and cuts them off. Returns the index of the first segment with a rest. There must be
+/// enough of them.
+#[cold]
+fn take_scattered(segments: &mut [Segment], mut target: &mut [u8]) -> usize {
+    let mut index = 0;
+    while !target.is_empty() {
+        let segment = &mut segments[index];
+        let length = segment.length.min(target.len());
+        // SAFETY: the segment was translated, and no Rust reference covers guest memory.
+        unsafe { std::ptr::copy_nonoverlapping(segment.base.cast_const(), target.as_mut_ptr(), length) };
+        target = &mut target[length..];
+        segment.base = segment.base.wrapping_add(length);
+        segment.length -= length;
+        index += usize::from(segment.length == 0);
+    }
+    index
+}
+
+/// Reads the range of a discard or write-zeroes. The driver was told that a request has one.
+#[cold]
+pub(super) fn range_action(operation: u32, head: u16, data: &Data<'_>, limits: &Limits, durable: bool) -> Action {
+    if data.readable != RANGE_BYTES as u64 || data.writable != 0 {
+        return Action::Complete(super::request::Status::IoError);
+    }
+    let mut bytes = [0; RANGE_BYTES];
+    take_scattered(&mut data.segments.to_vec(), &mut bytes);
+    Range::new(bytes).action(operation, head, limits, durable)
+}
+
+#[inline(always)]
+fn prefetch(address: *const u8) {
+    // SAFETY: a prefetch of any address is harmless.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}

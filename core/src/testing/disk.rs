@@ -1,0 +1,322 @@
+//! A backend linked into the process: a disk in memory that behaves well, or in each way in which a plugin can misbehave.
+use crate::plugin::{BackendError, BlockBackend, OpenOptions, Plugin};
+use pollux_abi::{
+    block::{Block, BlockInfo, BlockQueue, Completions, Error, OpenContext, Operation, Request, table},
+    block_v1::BlockV1,
+    plugin::{Interface, POLLUX_PLUGIN_VERSION, PluginDescriptor},
+    text::Text,
+};
+use serde::Deserialize;
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::Write,
+    os::fd::{AsRawFd, RawFd},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// How the disk's queues behave.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Behaviour {
+    /// Every request completes within `submit`.
+    #[default]
+    Inline,
+    /// Every request completes at the next `poll`.
+    Deferred,
+    /// As `Deferred`, newest first.
+    Reversed,
+    /// Takes one request a call, and holds at most four.
+    Slow,
+    /// Completes on a thread of its own a while later, and has a wake descriptor.
+    Threaded,
+    /// Completes nothing until the process says so with [`Control::release`].
+    Held,
+    /// Panics in `submit`.
+    PanicSubmit,
+    /// Panics in `poll`.
+    PanicPoll,
+    /// Completes each request twice.
+    Twice,
+    /// Completes a request that was never there.
+    Unknown,
+    /// Fails every request with ENOSPC.
+    Failing,
+}
+
+/// Options of a [`ModelDisk`].
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Options {
+    size: u64,
+    #[serde(default)]
+    behaviour: Behaviour,
+    #[serde(default = "default_block")]
+    block_size: u32,
+}
+
+fn default_block() -> u32 {
+    512
+}
+
+/// Levers on all disks of the process whose name begins alike: disks are opened through the ABI, which has no room for them.
+#[derive(Debug, Default)]
+pub struct Control {
+    release: AtomicBool,
+    /// Flushes that reached a disk.
+    pub flushes: AtomicUsize,
+    /// Writes that had to be durable.
+    pub durable_writes: AtomicUsize,
+}
+
+impl Control {
+    /// Lets `Held` requests complete from now on.
+    pub fn release(&self) {
+        self.release.store(true, Ordering::Release);
+    }
+}
+
+static CONTROLS: Mutex<Vec<(String, Arc<Control>)>> = Mutex::new(Vec::new());
+
+/// The levers of the disk `name`.
+pub fn control(name: &str) -> Arc<Control> {
+    let mut controls = lock(&CONTROLS);
+    if let Some((_, control)) = controls.iter().find(|(known, _)| known == name) {
+        return control.clone();
+    }
+    let control = Arc::<Control>::default();
+    controls.push((name.into(), control.clone()));
+    control
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Opens a disk called `name` of `size` bytes.
+///
+/// # Errors
+/// As [`BlockBackend::open`].
+pub fn open(name: &str, size: u64, behaviour: Behaviour) -> Result<Arc<BlockBackend>, BackendError> {
+    open_with(name, &format!(r#"{{"size": {size}, "behaviour": "{}"}}"#, kebab(behaviour)), false)
+}
+
+/// Opens a disk with any options, as JSON.
+///
+/// # Errors
+/// As [`BlockBackend::open`].
+pub fn open_with(name: &str, json: &str, read_only: bool) -> Result<Arc<BlockBackend>, BackendError> {
+    let plugin = Plugin::linked(&DESCRIPTOR)?;
+    BlockBackend::open(&plugin, name, &OpenOptions { json: json.into(), read_only, probe: false })
+}
+
+fn kebab(behaviour: Behaviour) -> String {
+    let mut text = String::new();
+    for character in format!("{behaviour:?}").chars() {
+        if character.is_uppercase() && !text.is_empty() {
+            text.push('-');
+        }
+        text.extend(character.to_lowercase());
+    }
+    text
+}
+
+static BLOCK: BlockV1 = table::<ModelDisk>();
+static INTERFACES: [Interface; 1] = [Interface { name: Text::new(BlockV1::NAME), table: (&raw const BLOCK).cast() }];
+static DESCRIPTOR: PluginDescriptor = PluginDescriptor {
+    struct_size: size_of::<PluginDescriptor>() as u32,
+    descriptor_version: POLLUX_PLUGIN_VERSION,
+    name: Text::new("model-disk"),
+    version: Text::new("0"),
+    interfaces: (&raw const INTERFACES).cast(),
+    interface_count: 1,
+    initialize,
+    reserved: [0; 4],
+};
+
+unsafe extern "C" fn initialize(_host: *const pollux_abi::host_v1::HostV1) -> i32 {
+    0
+}
+
+/// The disk.
+#[derive(Debug)]
+pub struct ModelDisk {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    options: Options,
+    control: Arc<Control>,
+    read_only: bool,
+}
+
+impl Block for ModelDisk {
+    type Options = Options;
+    type Queue = ModelQueue;
+
+    fn open(options: Options, context: &OpenContext) -> Result<Self, Error> {
+        if options.size == 0 {
+            return Err(Error::new("size = 0: a disk has at least one block"));
+        }
+        Ok(ModelDisk {
+            bytes: Arc::new(Mutex::new(vec![0; options.size as usize])),
+            control: control(&context.name),
+            options,
+            read_only: context.read_only,
+        })
+    }
+
+    fn info(&self) -> BlockInfo {
+        let block = self.options.block_size;
+        BlockInfo {
+            logical_block_size: block,
+            physical_block_size: block,
+            flags: if self.read_only { 1 } else { 2 },
+            ..BlockInfo::new(self.options.size)
+        }
+    }
+
+    fn open_queue(&self, _index: u32, _depth: u32) -> Result<ModelQueue, Error> {
+        let wake = EventFd::new(EFD_NONBLOCK).map_err(|error| Error::from_io("cannot make an eventfd", error))?;
+        Ok(ModelQueue {
+            bytes: self.bytes.clone(),
+            behaviour: self.options.behaviour,
+            control: self.control.clone(),
+            held: VecDeque::new(),
+            done: Arc::default(),
+            wake: Arc::new(wake),
+        })
+    }
+}
+
+/// A queue of a [`ModelDisk`].
+#[derive(Debug)]
+pub struct ModelQueue {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    behaviour: Behaviour,
+    control: Arc<Control>,
+    held: VecDeque<Request>,
+    /// Completions of the thread of `Threaded`.
+    done: Arc<Mutex<Vec<(u64, i32)>>>,
+    wake: Arc<EventFd>,
+}
+
+impl ModelQueue {
+    fn execute(&self, request: &Request) -> i32 {
+        if self.behaviour == Behaviour::Failing {
+            return -libc::ENOSPC;
+        }
+        perform(&self.bytes, &self.control, request)
+    }
+
+    fn later(&self, request: Request) {
+        let (bytes, control) = (self.bytes.clone(), self.control.clone());
+        let (done, wake) = (self.done.clone(), self.wake.clone());
+        thread::spawn(move || {
+            thread::sleep(Duration::from_micros(300));
+            let result = perform(&bytes, &control, &request);
+            lock(&done).push((request.token(), result));
+            wake.write(1).expect("eventfd");
+        });
+    }
+}
+
+fn perform(bytes: &Mutex<Vec<u8>>, control: &Control, request: &Request) -> i32 {
+    let mut bytes = lock(bytes);
+    let (start, length) = (request.offset() as usize, request.length() as usize);
+    let Some(range) = bytes.get_mut(start..start + length) else { return -libc::EIO };
+    let sum: usize = request.segments().iter().map(|segment| segment.length).sum();
+    match request.operation() {
+        Some(Operation::Read) => {
+            assert_eq!(sum, length, "the segments add up to the length");
+            request.copy_from(range);
+        }
+        Some(Operation::Write) => {
+            assert_eq!(sum, length, "the segments add up to the length");
+            control.durable_writes.fetch_add(usize::from(request.is_fua()), Ordering::Relaxed);
+            request.copy_to(range);
+        }
+        Some(Operation::Flush) => {
+            control.flushes.fetch_add(1, Ordering::Relaxed);
+        }
+        Some(Operation::Discard | Operation::WriteZeroes) => range.fill(0),
+        None => return -libc::ENOTSUP,
+    }
+    0
+}
+
+impl BlockQueue for ModelQueue {
+    fn submit(&mut self, requests: &[Request], done: &mut Completions) -> usize {
+        match self.behaviour {
+            Behaviour::PanicSubmit => panic!("the model disk was told to panic in submit"),
+            Behaviour::Inline | Behaviour::Failing => {
+                for request in requests {
+                    done.complete(request.token(), self.execute(request));
+                }
+            }
+            Behaviour::Slow => {
+                let room = usize::from(self.held.len() < 4);
+                self.held.extend(&requests[..room.min(requests.len())]);
+                return room.min(requests.len());
+            }
+            Behaviour::Threaded => requests.iter().for_each(|request| self.later(*request)),
+            Behaviour::Unknown => {
+                done.success(requests[0].token() ^ 1 << 40);
+                self.held.extend(requests);
+            }
+            _ => self.held.extend(requests),
+        }
+        requests.len()
+    }
+
+    fn poll(&mut self, done: &mut Completions) {
+        match self.behaviour {
+            Behaviour::PanicPoll => panic!("the model disk was told to panic in poll"),
+            Behaviour::Held if !self.control.release.load(Ordering::Acquire) => {}
+            Behaviour::Reversed => {
+                while let Some(request) = self.held.pop_back() {
+                    done.complete(request.token(), self.execute(&request));
+                }
+            }
+            Behaviour::Slow => {
+                if let Some(request) = self.held.pop_front() {
+                    done.complete(request.token(), self.execute(&request));
+                }
+            }
+            Behaviour::Threaded => {
+                // EAGAIN: nothing has completed.
+                let _ = self.wake.read();
+                for (token, result) in lock(&self.done).drain(..) {
+                    done.complete(token, result);
+                }
+            }
+            Behaviour::Twice => {
+                for request in self.held.drain(..) {
+                    done.success(request.token());
+                    done.success(request.token());
+                }
+            }
+            _ => {
+                while let Some(request) = self.held.pop_front() {
+                    done.complete(request.token(), self.execute(&request));
+                }
+            }
+        }
+    }
+
+    fn wake_fd(&self) -> Option<RawFd> {
+        (self.behaviour == Behaviour::Threaded).then(|| self.wake.as_raw_fd())
+    }
+
+    fn arm(&mut self, _armed: bool) -> bool {
+        !lock(&self.done).is_empty()
+    }
+}
+
+/// A file with `content`, for tests that need one.
+pub fn file(path: &std::path::Path, content: &[u8]) {
+    File::create(path).and_then(|mut file| file.write_all(content)).expect("a file for the test");
+}

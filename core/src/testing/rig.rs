@@ -1,0 +1,215 @@
+//! A block device with a driver in front of it and a backend behind it.
+use super::blk::{BlkDriver, Cut, Finished, PATIENCE, wait_for};
+use crate::{
+    device::{
+        Activation, ActiveQueue,
+        blk::{Blk, BlkOptions, queue::BlkQueue},
+    },
+    memory::GuestMemory,
+    plugin::BlockBackend,
+    stats::StatsSegment,
+    transport::{
+        InterruptState, Notifier, STATUS_ACKNOWLEDGE, STATUS_DRIVER, STATUS_DRIVER_OK, STATUS_FEATURES_OK, VirtioDevice,
+    },
+    worker::{Task, WorkerHandle},
+};
+use std::sync::Arc;
+use virtio_bindings::{virtio_config::VIRTIO_F_VERSION_1, virtio_ring::VIRTIO_RING_F_EVENT_IDX};
+use virtio_queue::QueueT;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// Requests that a rig's driver can have in flight.
+const DEPTH: usize = 64;
+
+/// Options of a block device for tests.
+pub fn options(name: &str, queues: usize, workers: &[WorkerHandle]) -> BlkOptions {
+    BlkOptions {
+        name: name.into(),
+        serial: "serial-of-this-disk-is-long".into(),
+        queues,
+        queue_size: 256,
+        workers: workers.into(),
+        latency_sample: 1,
+    }
+}
+
+/// One queue that the test polls itself.
+#[derive(Debug)]
+pub struct Rig {
+    /// The device's side.
+    pub queue: BlkQueue,
+    /// The driver's side.
+    pub driver: BlkDriver,
+    /// Where the device reports.
+    pub interrupts: Arc<InterruptState>,
+    /// What an irqfd would be.
+    pub call: Arc<EventFd>,
+    /// The counters.
+    pub stats: StatsSegment,
+    /// The device model, which holds the configuration space.
+    pub device: Blk,
+}
+
+impl Rig {
+    /// A device in front of `backend` with a ring of `size`.
+    pub fn new(backend: Arc<BlockBackend>, size: u16, event_idx: bool) -> Self {
+        let memory = GuestMemory::create(&[(0, BlkDriver::bytes(size, DEPTH))], None).expect("guest memory");
+        let driver = BlkDriver::new(&memory, 0, size, DEPTH, event_idx);
+        Self::with_driver(backend, driver, event_idx)
+    }
+
+    /// A device for a driver that has its memory already.
+    pub fn with_driver(backend: Arc<BlockBackend>, driver: BlkDriver, event_idx: bool) -> Self {
+        let stats = StatsSegment::anonymous(1).expect("statistics");
+        let device = Blk::new(options("blk0", 1, &[]), backend, &stats);
+        let call = Arc::new(EventFd::new(EFD_NONBLOCK).expect("eventfd"));
+        let interrupts = Arc::<InterruptState>::default();
+        // As if the driver had accepted FLUSH, so that writes need not be durable at once.
+        let features = u64::from(event_idx) << VIRTIO_RING_F_EVENT_IDX;
+        let active = ActiveQueue {
+            index: 0,
+            config: driver.ring.config(),
+            kick: EventFd::new(EFD_NONBLOCK).expect("eventfd"),
+            notifier: Notifier::new(call.clone(), None),
+        };
+        let activation = Activation {
+            memory: driver.memory().clone(),
+            features,
+            queues: Vec::new(),
+            interrupts: interrupts.clone(),
+        };
+        let mut queue = device.queue(&activation, active).expect("a queue");
+        queue.start().expect("start");
+        Rig { queue, driver, interrupts, call, stats, device }
+    }
+
+    /// Does one request from beginning to end.
+    pub fn request(&mut self, kind: u32, sector: u64, out: &[u8], cut: &Cut) -> Finished {
+        self.driver.submit(kind, sector, out, cut).expect("room for a request");
+        self.finish()
+    }
+
+    /// Turns the device until a request is finished.
+    pub fn finish(&mut self) -> Finished {
+        wait_for("a request", || {
+            self.queue.poll();
+            self.driver.pop()
+        })
+    }
+
+    /// Turns the device until it says that it needs a reset.
+    pub fn wait_for_failure(&mut self) {
+        wait_for("DEVICE_NEEDS_RESET", || {
+            self.queue.poll();
+            self.interrupts.has_failed().then_some(())
+        });
+    }
+
+    /// Whether the driver was signalled since the last call.
+    pub fn signalled(&self) -> bool {
+        self.call.read().is_ok()
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.queue.begin_stop();
+        let start = std::time::Instant::now();
+        while !self.queue.is_stopped() && start.elapsed() < PATIENCE {
+            self.queue.poll();
+        }
+        self.queue.finish();
+    }
+}
+
+/// A device behind the status machine, served by workers, with a driver for each queue: as a guest has it.
+#[derive(Debug)]
+pub struct Guest {
+    /// The device as its transport sees it.
+    pub device: VirtioDevice,
+    /// A driver for each queue.
+    pub drivers: Vec<BlkDriver>,
+    /// What an irqfd would be.
+    pub call: Arc<EventFd>,
+    /// The counters.
+    pub stats: StatsSegment,
+}
+
+impl Guest {
+    /// A device with `queues` queues dealt out to `workers`. The driver has not started it.
+    pub fn new(name: &str, backend: Arc<BlockBackend>, queues: usize, workers: &[WorkerHandle]) -> Self {
+        let each = BlkDriver::bytes(256, DEPTH).next_multiple_of(4096);
+        let memory = GuestMemory::create(&[(0, each * queues as u64)], None).expect("guest memory");
+        let stats = StatsSegment::anonymous(queues).expect("statistics");
+        let model = Blk::new(options(name, queues, workers), backend, &stats);
+        let device = VirtioDevice::new(Box::new(model), memory).expect("a device");
+        let call = Arc::new(EventFd::new(EFD_NONBLOCK).expect("eventfd"));
+        Guest { device, drivers: Vec::new(), call, stats }
+    }
+
+    /// What a driver does to start a device (virtio 1.3, 3.1.1). Returns the status at its end.
+    pub fn start(&mut self) -> u8 {
+        let offered = u64::from(self.device.device_features(0)) | u64::from(self.device.device_features(1)) << 32;
+        self.start_with(offered)
+    }
+
+    /// As [`start`](Self::start), accepting `features`.
+    pub fn start_with(&mut self, features: u64) -> u8 {
+        let device = &mut self.device;
+        device.set_status(0);
+        device.set_status(STATUS_ACKNOWLEDGE);
+        device.set_status(STATUS_ACKNOWLEDGE | STATUS_DRIVER);
+        device.set_driver_features(0, features as u32);
+        device.set_driver_features(1, (features >> 32) as u32);
+        let mut status = STATUS_ACKNOWLEDGE | STATUS_DRIVER | STATUS_FEATURES_OK;
+        device.set_status(status);
+        if device.status() & STATUS_FEATURES_OK == 0 {
+            return device.status();
+        }
+        let event_idx = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        let memory = device.memory().clone();
+        self.drivers.clear();
+        for index in 0..device.queue_count() {
+            let base = index as u64 * BlkDriver::bytes(256, DEPTH).next_multiple_of(4096);
+            let driver = BlkDriver::new(&memory, base, 256, DEPTH, event_idx);
+            let config = driver.ring.config();
+            let queue = device.queue_mut(index).expect("a queue that is not enabled");
+            queue.set_size(config.size);
+            queue.set_desc_table_address(Some(config.descriptors as u32), Some((config.descriptors >> 32) as u32));
+            queue.set_avail_ring_address(Some(config.driver_area as u32), Some((config.driver_area >> 32) as u32));
+            queue.set_used_ring_address(Some(config.device_area as u32), Some((config.device_area >> 32) as u32));
+            device.set_notifier(index, Notifier::new(self.call.clone(), None));
+            device.set_queue_ready(index, true);
+            self.drivers.push(driver);
+        }
+        status |= STATUS_DRIVER_OK;
+        device.set_status(status);
+        device.status()
+    }
+
+    /// Accepts every feature but those in `without`.
+    pub fn start_without(&mut self, without: u64) -> u8 {
+        let offered = u64::from(self.device.device_features(0)) | u64::from(self.device.device_features(1)) << 32;
+        self.start_with(offered & !without | 1 << VIRTIO_F_VERSION_1)
+    }
+
+    /// Submits on a queue, with a kick if the device asks for one.
+    pub fn submit(&mut self, queue: usize, kind: u32, sector: u64, out: &[u8], cut: &Cut) -> u16 {
+        let (head, kick) = self.drivers[queue].submit(kind, sector, out, cut).expect("room for a request");
+        if kick {
+            self.device.kick(queue).expect("a queue").write(1).expect("a kick");
+        }
+        head
+    }
+
+    /// Waits for the next finished request of a queue.
+    pub fn finish(&mut self, queue: usize) -> Finished {
+        wait_for("a request", || self.drivers[queue].pop())
+    }
+
+    /// Does one request from beginning to end.
+    pub fn request(&mut self, queue: usize, kind: u32, sector: u64, out: &[u8], cut: &Cut) -> Finished {
+        self.submit(queue, kind, sector, out, cut);
+        self.finish(queue)
+    }
+}

@@ -1,0 +1,58 @@
+//! A plugin that panics or breaks its contract fails its own device: every request ends with an error, once, and others go on.
+use pollux_core::{
+    testing::{
+        blk::{Cut, IN, IOERR, OK, OUT, wait_for},
+        disk::{self, Behaviour},
+        rig::Guest,
+    },
+    transport::STATUS_NEEDS_RESET,
+    worker::{IdlePolicy, Worker},
+};
+
+const DISK_BYTES: u64 = 1 << 20;
+
+fn fails_alone(behaviour: Behaviour, expected: &[u8]) {
+    let worker = Worker::spawn("contract", None, IdlePolicy::Adaptive).expect("worker");
+    let handle = [worker.handle()];
+    let good = disk::open("contract-good", DISK_BYTES, Behaviour::Deferred).expect("disk");
+    let bad = disk::open("contract-bad", DISK_BYTES, behaviour).expect("disk");
+    let mut good = Guest::new("good", good, 1, &handle);
+    let mut bad = Guest::new("bad", bad, 1, &handle);
+    assert_eq!(good.start() & STATUS_NEEDS_RESET, 0);
+    for round in 0..3 {
+        assert_eq!(bad.start() & STATUS_NEEDS_RESET, 0, "{behaviour:?}: a reset starts it afresh, round {round}");
+        for sector in 0..8 {
+            bad.drivers[0].add(IN, sector, &[], &Cut::plain(0, 512)).expect("room");
+        }
+        if bad.drivers[0].ring.publish() {
+            bad.device.kick(0).expect("queue").write(1).expect("kick");
+        }
+        let mut statuses: Vec<u8> = (0..8).map(|_| bad.finish(0).status).collect();
+        statuses.sort_unstable();
+        assert_eq!(statuses, expected, "{behaviour:?}");
+        wait_for("DEVICE_NEEDS_RESET", || (bad.device.status() & STATUS_NEEDS_RESET != 0).then_some(()));
+        assert!(bad.drivers[0].pop().is_none(), "{behaviour:?}: each request ends once");
+        assert_eq!(good.request(0, OUT, 1, &[2; 512], &Cut::plain(512, 0)).status, OK);
+    }
+}
+
+#[test]
+fn a_panic_in_submit() {
+    fails_alone(Behaviour::PanicSubmit, &[IOERR; 8]);
+}
+
+#[test]
+fn a_panic_in_poll() {
+    fails_alone(Behaviour::PanicPoll, &[IOERR; 8]);
+}
+
+#[test]
+fn a_completion_for_a_request_that_never_was() {
+    fails_alone(Behaviour::Unknown, &[IOERR; 8]);
+}
+
+#[test]
+fn a_request_that_completes_twice() {
+    // The first one's success counts; its second completion gives the plugin away.
+    fails_alone(Behaviour::Twice, &[OK, IOERR, IOERR, IOERR, IOERR, IOERR, IOERR, IOERR]);
+}

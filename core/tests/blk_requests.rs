@@ -1,0 +1,255 @@
+//! Every request type of a block device does what virtio 1.3, 5.2.6 says, however the driver cuts it into buffers.
+use pollux_core::{
+    device::DeviceModel,
+    testing::{
+        blk::{self, Cut, GET_ID, IN, IOERR, OK, OUT, UNSUPP, pattern, range},
+        disk::{self, Behaviour},
+        rig::Rig,
+    },
+};
+
+const DISK_BYTES: u64 = 4 << 20;
+
+fn rig(name: &str) -> Rig {
+    Rig::new(disk::open(name, DISK_BYTES, Behaviour::Inline).expect("disk"), 256, true)
+}
+
+#[test]
+fn what_was_written_is_read_back() {
+    let mut rig = rig("write-read");
+    let data = pattern(1, 8192);
+    let written = rig.request(OUT, 16, &data, &Cut::plain(8192, 0));
+    assert_eq!((written.status, written.written), (OK, 1), "a write returns its status byte alone");
+    let read = rig.request(IN, 16, &[], &Cut::plain(0, 8192));
+    assert_eq!((read.status, read.written), (OK, 8193), "a read returns the data and its status byte");
+    assert!(read.data == data);
+    let before = rig.request(IN, 15, &[], &Cut::plain(0, 512));
+    assert!(before.data.iter().all(|&byte| byte == 0), "the neighbouring sector is untouched");
+}
+
+/// All ways to cut `total` bytes into up to three buffers at the places that matter.
+fn cuts(total: u32) -> Vec<Vec<u32>> {
+    let places: Vec<u32> =
+        [1, 7, 15, 16, 17, 500, 511, 512, 513, total - 1].into_iter().filter(|&at| at < total).collect();
+    let mut all = vec![vec![total]];
+    for &first in &places {
+        all.push(vec![first, total - first]);
+        all.extend(
+            places.iter().filter(|&&second| second > first).map(|&second| vec![first, second - first, total - second]),
+        );
+    }
+    all
+}
+
+#[test]
+fn every_cut_of_header_data_and_status_gives_the_same_result() {
+    let mut rig = rig("cuts");
+    for indirect in [false, true] {
+        for (seed, readable) in cuts(16 + 1024).into_iter().enumerate() {
+            let data = pattern(seed as u64, 1024);
+            let cut = Cut { readable: readable.clone(), writable: vec![1], indirect };
+            assert_eq!(rig.request(OUT, 8, &data, &cut).status, OK, "write cut {readable:?}");
+            for writable in cuts(1024 + 1) {
+                let cut = Cut { readable: vec![16], writable: writable.clone(), indirect };
+                let read = rig.request(IN, 8, &[], &cut);
+                assert_eq!(read.status, OK, "read cut {writable:?}");
+                assert!(read.data == data, "read cut {writable:?} of write cut {readable:?}");
+            }
+        }
+        for readable in cuts(16) {
+            let cut = Cut { readable: readable.clone(), writable: vec![512, 1], indirect };
+            assert_eq!(rig.request(IN, 0, &[], &cut).status, OK, "header cut {readable:?}");
+        }
+    }
+}
+
+#[test]
+fn empty_buffers_in_a_chain_are_passed_over() {
+    let mut rig = rig("empty-buffers");
+    let data = pattern(3, 512);
+    let cut = Cut { readable: vec![16, 0, 256, 0, 256, 0], writable: vec![0, 1], indirect: false };
+    assert_eq!(rig.request(OUT, 4, &data, &cut).status, OK);
+    let cut = Cut { readable: vec![0, 16], writable: vec![512, 0, 1], indirect: true };
+    let read = rig.request(IN, 4, &[], &cut);
+    assert!(read.status == OK && read.data == data);
+}
+
+#[test]
+fn the_longest_chain_that_was_offered_works_and_a_longer_one_fails_the_device() {
+    let mut rig = rig("longest");
+    let mut config = [0; 4];
+    rig.device.read_config(12, &mut config);
+    let seg_max = u32::from_le_bytes(config) as usize;
+    assert_eq!(seg_max, 254, "header and status are not data segments, and the queue has 256 entries");
+    let data = pattern(4, seg_max * 512);
+    let cut = Cut { readable: [vec![16], vec![512; seg_max]].concat(), writable: vec![1], indirect: true };
+    assert_eq!(rig.request(OUT, 0, &data, &cut).status, OK);
+    let cut = Cut { readable: vec![16], writable: [vec![512; seg_max], vec![1]].concat(), indirect: false };
+    let read = rig.request(IN, 0, &[], &cut);
+    assert!(read.status == OK && read.data == data);
+    let cut = Cut { readable: vec![16], writable: [vec![512; 600], vec![1]].concat(), indirect: true };
+    rig.driver.submit(IN, 0, &[], &cut).expect("room");
+    rig.wait_for_failure();
+}
+
+#[test]
+fn requests_beyond_the_end_or_off_the_block_fail_and_move_no_data() {
+    let mut rig = rig("past-end");
+    let sectors = DISK_BYTES / 512;
+    let cases = [
+        (sectors, 512),
+        (sectors - 1, 1024),
+        (u64::MAX, 512),
+        (u64::MAX / 512, 512),
+        (1 << 55, 512),
+        (0, 100),
+        (0, 513),
+    ];
+    for (sector, length) in cases {
+        let read = rig.request(IN, sector, &[], &Cut::plain(0, length));
+        assert_eq!(read.status, IOERR, "read of {length} at sector {sector}");
+        assert!(read.data.iter().all(|&byte| byte == blk::UNTOUCHED));
+        let write = rig.request(OUT, sector, &pattern(5, length as usize), &Cut::plain(length, 0));
+        assert_eq!(write.status, IOERR, "write of {length} at sector {sector}");
+    }
+    assert_eq!(rig.request(IN, sectors - 1, &[], &Cut::plain(0, 512)).status, OK, "the last sector");
+}
+
+#[test]
+fn a_disk_with_large_blocks_takes_whole_blocks_alone() {
+    let disk = disk::open_with("large-blocks", r#"{"size": 65536, "block_size": 4096}"#, false).expect("disk");
+    let mut rig = Rig::new(disk, 256, true);
+    let mut size = [0; 4];
+    rig.device.read_config(20, &mut size);
+    assert_eq!(u32::from_le_bytes(size), 4096);
+    assert_eq!(rig.request(IN, 8, &[], &Cut::plain(0, 4096)).status, OK);
+    assert_eq!(rig.request(IN, 1, &[], &Cut::plain(0, 4096)).status, IOERR);
+    assert_eq!(rig.request(IN, 8, &[], &Cut::plain(0, 512)).status, IOERR);
+}
+
+#[test]
+fn flush_reaches_the_backend() {
+    let mut rig = rig("flush");
+    let flush = rig.request(blk::FLUSH, 0, &[], &Cut::plain(0, 0));
+    assert_eq!((flush.status, flush.written), (OK, 1));
+    assert_eq!(disk::control("flush").flushes.load(std::sync::atomic::Ordering::Relaxed), 1);
+}
+
+#[test]
+fn get_id_answers_the_serial_cut_to_twenty_bytes() {
+    let mut rig = rig("id");
+    let id = rig.request(GET_ID, 0, &[], &Cut::plain(0, 20));
+    assert_eq!(id.status, OK);
+    assert_eq!(id.data, b"serial-of-this-disk-");
+    let cut = Cut { readable: vec![16], writable: vec![3, 10, 7, 1], indirect: false };
+    assert_eq!(rig.request(GET_ID, 0, &[], &cut).data, b"serial-of-this-disk-");
+    assert_eq!(rig.request(GET_ID, 0, &[], &Cut::plain(0, 5)).data, b"seria", "as much as there is room for");
+    assert_eq!(rig.request(GET_ID, 0, &[], &Cut::plain(0, 0)).status, IOERR, "no room at all");
+}
+
+#[test]
+fn discard_and_write_zeroes_clear_a_range() {
+    for kind in [blk::DISCARD, blk::WRITE_ZEROES] {
+        let mut rig = rig("zeroes");
+        let data = pattern(6, 4096);
+        rig.request(OUT, 0, &data, &Cut::plain(4096, 0));
+        let done = rig.request(kind, 0, &range(2, 4, 0), &Cut::plain(16, 0));
+        assert_eq!((done.status, done.written), (OK, 1));
+        let mut expected = data.clone();
+        expected[1024..3072].fill(0);
+        assert!(rig.request(IN, 0, &[], &Cut::plain(0, 4096)).data == expected);
+        let scattered = Cut { readable: vec![10, 9, 13], writable: vec![1], indirect: false };
+        assert_eq!(rig.request(kind, 0, &range(0, 8, 0), &scattered).status, OK, "header and range in pieces");
+        assert!(rig.request(IN, 0, &[], &Cut::plain(0, 4096)).data.iter().all(|&byte| byte == 0));
+    }
+}
+
+#[test]
+fn bad_ranges_are_refused() {
+    let mut rig = rig("bad-ranges");
+    let sectors = DISK_BYTES / 512;
+    let one = Cut::plain(16, 0);
+    let both = [blk::DISCARD, blk::WRITE_ZEROES];
+    for kind in both {
+        assert_eq!(rig.request(kind, 0, &range(sectors, 1, 0), &one).status, IOERR, "beyond the end");
+        assert_eq!(rig.request(kind, 0, &range(u64::MAX, u32::MAX, 0), &one).status, IOERR, "far beyond the end");
+        assert_eq!(rig.request(kind, 0, &range(0, 1, 2), &one).status, UNSUPP, "a reserved flag");
+        let two = [range(0, 1, 0), range(4, 1, 0)].concat();
+        assert_eq!(rig.request(kind, 0, &two, &Cut::plain(32, 0)).status, IOERR, "more ranges than offered");
+        assert_eq!(rig.request(kind, 0, &range(0, 1, 0)[..8], &Cut::plain(8, 0)).status, IOERR, "half a range");
+        assert_eq!(rig.request(kind, 0, &range(0, 0, 0), &one).status, OK, "nothing to do");
+    }
+    // A discard with the unmap flag must be refused as unsupported (virtio 1.3, 5.2.6.2).
+    assert_eq!(rig.request(blk::DISCARD, 0, &range(0, 1, 1), &one).status, UNSUPP);
+    assert_eq!(rig.request(blk::WRITE_ZEROES, 0, &range(0, 1, 1), &one).status, OK);
+}
+
+#[test]
+fn unknown_types_and_wrong_directions_are_refused() {
+    let mut rig = rig("unknown");
+    for kind in [2, 3, 5, 7, 9, 10, 12, 14, 0x8000_0000, u32::MAX] {
+        assert_eq!(rig.request(kind, 0, &[], &Cut::plain(0, 512)).status, UNSUPP, "type {kind}");
+    }
+    let both_ways = Cut { readable: vec![16, 512], writable: vec![512, 1], indirect: false };
+    assert_eq!(rig.request(IN, 0, &[0; 512], &both_ways).status, IOERR, "a read with data to write");
+    assert_eq!(rig.request(OUT, 0, &[0; 512], &both_ways).status, IOERR, "a write with data to read");
+    assert_eq!(rig.request(OUT, 0, &[], &Cut::plain(0, 512)).status, IOERR, "a write without data to write");
+}
+
+#[test]
+fn a_read_only_disk_refuses_every_change() {
+    let disk = disk::open_with("read-only", r#"{"size": 65536}"#, true).expect("disk");
+    let mut rig = Rig::new(disk, 256, true);
+    assert_eq!(rig.device.features() & 1 << 5, 1 << 5, "VIRTIO_BLK_F_RO");
+    assert_eq!(rig.request(IN, 0, &[], &Cut::plain(0, 512)).status, OK);
+    assert_eq!(rig.request(OUT, 0, &[0; 512], &Cut::plain(512, 0)).status, IOERR);
+    for kind in [blk::DISCARD, blk::WRITE_ZEROES] {
+        assert_eq!(rig.request(kind, 0, &range(0, 1, 0), &Cut::plain(16, 0)).status, IOERR);
+    }
+}
+
+#[test]
+fn the_backends_error_becomes_the_status() {
+    let disk = disk::open("failing", 65536, Behaviour::Failing).expect("disk");
+    let mut rig = Rig::new(disk, 256, true);
+    assert_eq!(rig.request(OUT, 0, &[0; 512], &Cut::plain(512, 0)).status, IOERR);
+    assert_eq!(rig.request(IN, 0, &[], &Cut::plain(0, 512)).status, IOERR);
+    assert_eq!(rig.stats.records().next().expect("stats").errors.get(), 2);
+    assert!(!rig.interrupts.has_failed(), "a failed request is no failed device");
+}
+
+#[test]
+fn a_backend_that_takes_few_requests_at_a_time_gets_them_all() {
+    for behaviour in [Behaviour::Slow, Behaviour::Deferred, Behaviour::Reversed, Behaviour::Threaded] {
+        let disk = disk::open("slow", DISK_BYTES, behaviour).expect("disk");
+        let mut rig = Rig::new(disk, 256, true);
+        for index in 0..60 {
+            let data = pattern(index, 512);
+            rig.driver.submit(OUT, index, &data, &Cut::plain(512, 0)).expect("room");
+        }
+        for _ in 0..60 {
+            assert_eq!(rig.finish().status, OK, "{behaviour:?}");
+        }
+        for index in 0..60 {
+            assert!(rig.request(IN, index, &[], &Cut::plain(0, 512)).data == pattern(index, 512), "{behaviour:?}");
+        }
+    }
+}
+
+#[test]
+fn statistics_count_what_the_guest_did() {
+    let mut rig = rig("statistics");
+    for index in 0..10 {
+        rig.request(OUT, index, &[1; 512], &Cut::plain(512, 0));
+    }
+    rig.request(IN, 0, &[], &Cut::plain(0, 4096));
+    rig.request(blk::FLUSH, 0, &[], &Cut::plain(0, 0));
+    rig.request(GET_ID, 0, &[], &Cut::plain(0, 20));
+    let stats = rig.stats.records().next().expect("stats");
+    let counts = (stats.writes.get(), stats.reads.get(), stats.flushes.get(), stats.others.get(), stats.requests());
+    assert_eq!(counts, (10, 1, 1, 1, 13));
+    assert_eq!((stats.bytes_written.get(), stats.bytes_read.get()), (5120, 4096));
+    assert_eq!(stats.batches.get(), 13);
+    assert_eq!(stats.latency.count(), 13, "each batch was sampled");
+    assert!(stats.latency.quantile(0.5).is_some_and(|median| median > 0));
+}

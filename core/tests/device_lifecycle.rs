@@ -1,0 +1,203 @@
+//! Start, reset and restart of a device, as virtio 1.3, 2.1, 2.4 and 3.1 have it, with requests on their way.
+use pollux_core::{
+    testing::{
+        blk::{self, Cut, IN, OK, OUT, UNTOUCHED, pattern, wait_for},
+        disk::{self, Behaviour},
+        rig::Guest,
+    },
+    transport::{STATUS_DRIVER_OK, STATUS_FEATURES_OK, STATUS_NEEDS_RESET},
+    worker::{IdlePolicy, Worker},
+};
+use std::{sync::atomic::Ordering, thread};
+
+const DISK_BYTES: u64 = 1 << 20;
+const VERSION_1: u64 = 1 << 32;
+const FLUSH: u64 = 1 << 9;
+const CONFIG_WCE: u64 = 1 << 11;
+const MQ: u64 = 1 << 12;
+
+fn guest(name: &str, behaviour: Behaviour, worker: &Worker) -> Guest {
+    Guest::new(name, disk::open(name, DISK_BYTES, behaviour).expect("disk"), 1, &[worker.handle()])
+}
+
+fn worker() -> Worker {
+    Worker::spawn("lifecycle", None, IdlePolicy::Adaptive).expect("worker")
+}
+
+#[test]
+fn features_that_were_not_offered_or_a_legacy_driver_are_refused() {
+    let worker = worker();
+    let mut guest = guest("features", Behaviour::Inline, &worker);
+    assert_eq!(guest.start_with(VERSION_1 | 1 << 40) & STATUS_FEATURES_OK, 0, "unknown features");
+    assert_eq!(guest.start_with(FLUSH) & STATUS_FEATURES_OK, 0, "no VERSION_1");
+    assert_eq!(guest.start_with(VERSION_1) & STATUS_NEEDS_RESET, 0, "the least that a driver accepts");
+    assert_eq!(guest.request(0, IN, 0, &[], &Cut::plain(0, 512)).status, OK);
+}
+
+#[test]
+fn driver_ok_without_features_ok_starts_nothing() {
+    let worker = worker();
+    let mut guest = guest("no-features-ok", Behaviour::Inline, &worker);
+    guest.device.set_status(1 | 2);
+    guest.device.set_status(1 | 2 | STATUS_DRIVER_OK);
+    assert_ne!(guest.device.status() & STATUS_NEEDS_RESET, 0);
+}
+
+#[test]
+fn status_bits_are_cleared_by_reset_alone_and_needs_reset_cannot_be_set_by_the_driver() {
+    let worker = worker();
+    let mut guest = guest("bits", Behaviour::Inline, &worker);
+    guest.device.set_status(1 | 2 | STATUS_NEEDS_RESET);
+    assert_eq!(guest.device.status(), 3);
+    guest.device.set_status(1);
+    assert_eq!(guest.device.status(), 3);
+    guest.device.set_status(0);
+    assert_eq!(guest.device.status(), 0);
+}
+
+#[test]
+fn a_reset_waits_for_requests_in_flight_and_nothing_touches_memory_after_it() {
+    let worker = worker();
+    let mut guest = guest("reset-held", Behaviour::Held, &worker);
+    assert_eq!(guest.start() & STATUS_NEEDS_RESET, 0);
+    let heads: Vec<u16> = (0..8).map(|sector| guest.submit(0, IN, sector, &[], &Cut::plain(0, 512))).collect();
+    let stats = guest.stats.records().next().expect("stats");
+    wait_for("requests in the backend", || (stats.in_flight.get() == 8).then_some(()));
+    let control = disk::control("reset-held");
+    thread::scope(|scope| {
+        let device = &mut guest.device;
+        let reset = scope.spawn(move || device.set_status(0));
+        for _ in 0..1000 {
+            thread::yield_now();
+        }
+        assert!(!reset.is_finished(), "the reset waits");
+        control.release();
+    });
+    assert_eq!(guest.device.status(), 0);
+    let driver = &guest.drivers[0];
+    assert!(
+        heads.iter().all(|&head| driver.peek_status(head) != UNTOUCHED),
+        "all had completed when the reset was over"
+    );
+    assert_eq!(guest.start() & STATUS_NEEDS_RESET, 0, "and it starts again");
+    assert_eq!(guest.request(0, IN, 0, &[], &Cut::plain(0, 512)).status, OK);
+}
+
+#[test]
+fn data_outlives_resets_under_load() {
+    let worker = worker();
+    let mut guest = guest("reset-load", Behaviour::Deferred, &worker);
+    for round in 0..30 {
+        assert_eq!(guest.start() & STATUS_NEEDS_RESET, 0, "round {round}");
+        let data = pattern(round, 4096);
+        assert_eq!(guest.request(0, OUT, 8 * round, &data, &Cut::plain(4096, 0)).status, OK);
+        for sector in 0..30 {
+            guest.submit(0, IN, sector, &[], &Cut::plain(0, 512));
+        }
+    }
+    guest.start();
+    for round in 0..30 {
+        assert!(guest.request(0, IN, 8 * round, &[], &Cut::plain(0, 4096)).data == pattern(round, 4096));
+    }
+}
+
+#[test]
+fn stopping_flushes_the_backend() {
+    let worker = worker();
+    let mut guest = guest("flush-at-stop", Behaviour::Deferred, &worker);
+    guest.start();
+    guest.request(0, OUT, 0, &[1; 512], &Cut::plain(512, 0));
+    let flushes = &disk::control("flush-at-stop").flushes;
+    assert_eq!(flushes.load(Ordering::Relaxed), 0);
+    drop(guest);
+    assert_eq!(flushes.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn writes_are_durable_where_the_driver_cannot_or_will_not_flush() {
+    let worker = worker();
+    let mut guest = guest("durable", Behaviour::Inline, &worker);
+    let durable = || disk::control("durable").durable_writes.load(Ordering::Relaxed);
+    let write = |guest: &mut Guest| assert_eq!(guest.request(0, OUT, 0, &[1; 512], &Cut::plain(512, 0)).status, OK);
+    guest.start();
+    write(&mut guest);
+    assert_eq!(durable(), 0, "a driver that flushes");
+    // writeback = 0 in the configuration space (virtio 1.3, 5.2.5.2).
+    let mut byte = [9];
+    guest.device.read_config(32, &mut byte);
+    assert_eq!(byte, [1], "the cache is on at first");
+    guest.device.write_config(32, &[0]);
+    guest.device.read_config(32, &mut byte);
+    assert_eq!(byte, [0]);
+    write(&mut guest);
+    assert_eq!(durable(), 1, "a driver that switched the cache off");
+    guest.device.write_config(32, &[1]);
+    write(&mut guest);
+    assert_eq!(durable(), 1, "and on again");
+    guest.start_without(FLUSH | CONFIG_WCE);
+    write(&mut guest);
+    assert_eq!(durable(), 2, "a driver without FLUSH");
+    guest.start_without(CONFIG_WCE);
+    guest.device.write_config(32, &[0]);
+    write(&mut guest);
+    assert_eq!(durable(), 2, "the byte is read-only without CONFIG_WCE");
+}
+
+#[test]
+fn four_queues_over_two_workers_serve_one_disk() {
+    let workers = [worker(), worker()];
+    let disk = disk::open("multi-queue", DISK_BYTES, Behaviour::Deferred).expect("disk");
+    let mut guest = Guest::new("multi-queue", disk, 4, &[workers[0].handle(), workers[1].handle()]);
+    assert_ne!(u64::from(guest.device.device_features(0)) & MQ, 0);
+    let mut count = [0; 2];
+    guest.device.read_config(34, &mut count);
+    assert_eq!(u16::from_le_bytes(count), 4);
+    assert_eq!(guest.start() & STATUS_NEEDS_RESET, 0);
+    for round in 0..100u64 {
+        for queue in 0..4u64 {
+            let sector = queue * 400 + round;
+            guest.submit(queue as usize, OUT, sector, &pattern(sector, 512), &Cut::plain(512, 0));
+        }
+        for queue in 0..4 {
+            assert_eq!(guest.finish(queue).status, OK);
+        }
+    }
+    for sector in (0..4).flat_map(|queue| queue * 400..queue * 400 + 100) {
+        let queue = (sector % 4) as usize;
+        assert!(guest.request(queue, IN, sector, &[], &Cut::plain(0, 512)).data == pattern(sector, 512), "{sector}");
+    }
+    let counts: Vec<u64> = guest.stats.records().map(|record| record.writes.get()).collect();
+    assert_eq!(counts, [100; 4]);
+}
+
+#[test]
+fn the_configuration_space_describes_the_disk_and_ends_where_it_ends() {
+    let worker = worker();
+    let mut guest = guest("config-space", Behaviour::Inline, &worker);
+    let mut space = [0; 64];
+    guest.device.read_config(0, &mut space);
+    let word = |at: usize| u32::from_le_bytes(space[at..at + 4].try_into().expect("four bytes"));
+    assert_eq!(u64::from_le_bytes(space[..8].try_into().expect("eight bytes")), DISK_BYTES / 512);
+    assert_eq!((word(12), word(20)), (254, 512), "seg_max and blk_size");
+    assert_eq!((word(40), word(52)), (1, 1), "one range in a discard or write-zeroes");
+    assert_eq!(space[56], 1, "write_zeroes_may_unmap");
+    for offset in [57, 60, 64, 4096, u64::MAX - 3, u64::MAX] {
+        let mut data = [0; 8];
+        guest.device.read_config(offset, &mut data);
+        guest.device.write_config(offset, &data);
+        assert_eq!(data, [0; 8], "offset {offset}");
+    }
+    guest.device.write_config(0, &[0xff; 64]);
+    let mut again = [0; 64];
+    guest.device.read_config(0, &mut again);
+    assert_eq!(again, space, "what is read-only stays as it is");
+    assert_eq!(blk::OK, 0);
+}
+
+#[test]
+fn a_worker_cannot_be_pinned_to_a_cpu_that_does_not_exist() {
+    for cpu in [1000, 4000, usize::MAX] {
+        let error = Worker::spawn("far", Some(cpu), IdlePolicy::Spin).expect_err("no such CPU");
+        assert!(error.to_string().contains(&format!("worker far: cannot be pinned to CPU {cpu}")), "{error}");
+    }
+}

@@ -1,0 +1,164 @@
+//! Kicks and interrupts happen when virtio 1.3, 2.7.7 to 2.7.10 say so, and not otherwise.
+use pollux_core::{
+    testing::{
+        blk::{Cut, IN, OK, OUT, pattern, wait_for},
+        disk::{self, Behaviour},
+        rig::{Guest, Rig},
+    },
+    transport::STATUS_NEEDS_RESET,
+    worker::{IdlePolicy, Task, Worker},
+};
+
+const EVENT_IDX: u64 = 1 << 29;
+
+fn rig(event_idx: bool) -> Rig {
+    Rig::new(disk::open("notify", 1 << 20, Behaviour::Inline).expect("disk"), 256, event_idx)
+}
+
+fn one(rig: &mut Rig) {
+    assert_eq!(rig.request(IN, 0, &[], &Cut::plain(0, 512)).status, OK);
+}
+
+#[test]
+fn a_polling_device_asks_for_no_kicks_however_long_it_runs() {
+    for event_idx in [false, true] {
+        let mut rig = rig(event_idx);
+        // More than once around the 16-bit index.
+        for round in 0..70_000u32 {
+            let (_, kick) = rig.driver.submit(IN, 0, &[], &Cut::plain(0, 512)).expect("room");
+            assert!(!kick, "request {round} with event_idx {event_idx}");
+            rig.queue.poll();
+            rig.driver.pop().expect("finished");
+        }
+    }
+}
+
+#[test]
+fn an_armed_device_asks_for_a_kick_and_a_disarmed_one_does_not() {
+    for event_idx in [false, true] {
+        let mut rig = rig(event_idx);
+        one(&mut rig);
+        assert!(!rig.queue.arm(), "nothing to do: it may sleep");
+        let (_, kick) = rig.driver.submit(IN, 0, &[], &Cut::plain(0, 512)).expect("room");
+        assert!(kick, "event_idx {event_idx}");
+        rig.queue.disarm();
+        rig.finish();
+        let (_, kick) = rig.driver.submit(IN, 0, &[], &Cut::plain(0, 512)).expect("room");
+        assert!(!kick, "event_idx {event_idx}");
+        assert!(rig.queue.arm(), "there is a request: it must not sleep");
+        rig.queue.disarm();
+        rig.finish();
+    }
+}
+
+#[test]
+fn a_driver_that_wants_no_interrupt_gets_none() {
+    for event_idx in [false, true] {
+        let mut rig = rig(event_idx);
+        rig.driver.ring.want_interrupts(true);
+        one(&mut rig);
+        assert!(rig.signalled(), "event_idx {event_idx}");
+        rig.driver.ring.want_interrupts(false);
+        one(&mut rig);
+        assert!(!rig.signalled(), "event_idx {event_idx}");
+        rig.driver.ring.want_interrupts(true);
+        one(&mut rig);
+        assert!(rig.signalled(), "event_idx {event_idx}");
+    }
+}
+
+#[test]
+fn a_batch_is_signalled_once() {
+    for event_idx in [false, true] {
+        let mut rig = rig(event_idx);
+        rig.driver.ring.want_interrupts(true);
+        for index in 0..40 {
+            rig.driver.add(OUT, index, &[1; 512], &Cut::plain(512, 0)).expect("room");
+        }
+        rig.driver.ring.publish();
+        rig.queue.poll();
+        assert_eq!(rig.call.read().ok(), Some(1), "event_idx {event_idx}");
+        while rig.driver.pop().is_some() {}
+        assert_eq!(rig.driver.in_flight(), 0);
+    }
+}
+
+#[test]
+fn with_event_idx_an_interrupt_comes_when_its_index_is_passed_and_not_before() {
+    let mut rig = rig(true);
+    rig.driver.ring.want_interrupts(true);
+    one(&mut rig);
+    assert!(rig.signalled());
+    // The driver does not move its event: no further interrupts, until the index comes around.
+    for _ in 0..100 {
+        one(&mut rig);
+        assert!(!rig.signalled());
+    }
+}
+
+/// Runs `worker_count` sleeping workers under a driver that pauses at random, so that it often meets them between looking and sleeping.
+fn no_wake_up_is_lost(behaviour: Behaviour, without: u64) {
+    let worker = Worker::spawn("sleepy", None, IdlePolicy::Adaptive).expect("worker");
+    let disk = disk::open("sleepy", 1 << 20, behaviour).expect("disk");
+    let mut guest = Guest::new("sleepy", disk, 1, &[worker.handle()]);
+    assert_eq!(guest.start_without(without) & STATUS_NEEDS_RESET, 0);
+    let pauses = pattern(7, 3000);
+    for (round, &pause) in pauses.iter().enumerate() {
+        let sector = round as u64 % 1024;
+        assert_eq!(guest.request(0, OUT, sector, &[pause; 512], &Cut::plain(512, 0)).status, OK, "round {round}");
+        // Around the time that the worker spins before it sleeps (50 us), in steps of less than a microsecond.
+        let start = std::time::Instant::now();
+        while start.elapsed().as_nanos() < u128::from(pause) * 400 {
+            std::hint::spin_loop();
+        }
+    }
+    let stats = guest.stats.records().next().expect("stats");
+    guest.device.set_status(0);
+    assert_eq!(stats.requests(), 3000);
+    assert!(stats.kicks.get() > 0, "the worker slept and was kicked awake");
+    assert!(stats.kicks.get() <= 3000);
+}
+
+#[test]
+fn no_wake_up_is_lost_with_event_idx() {
+    no_wake_up_is_lost(Behaviour::Inline, 0);
+}
+
+#[test]
+fn no_wake_up_is_lost_without_event_idx() {
+    no_wake_up_is_lost(Behaviour::Inline, EVENT_IDX);
+}
+
+#[test]
+fn a_sleeping_worker_is_woken_by_its_backend() {
+    no_wake_up_is_lost(Behaviour::Threaded, 0);
+}
+
+#[test]
+fn a_sleeping_worker_takes_commands() {
+    let worker = Worker::spawn("asleep", None, IdlePolicy::Adaptive).expect("worker");
+    for round in 0..50 {
+        let disk = disk::open("asleep", 1 << 20, Behaviour::Deferred).expect("disk");
+        let mut guest = Guest::new("asleep", disk, 2, &[worker.handle()]);
+        assert_eq!(guest.start() & STATUS_NEEDS_RESET, 0, "round {round}");
+        std::thread::sleep(std::time::Duration::from_micros(20 * round));
+        assert_eq!(guest.request(1, IN, 0, &[], &Cut::plain(0, 512)).status, OK);
+    }
+}
+
+#[test]
+fn a_device_that_fails_signals_a_configuration_change() {
+    let worker = Worker::spawn("config", None, IdlePolicy::Adaptive).expect("worker");
+    let disk = disk::open("config", 1 << 20, Behaviour::Inline).expect("disk");
+    let mut guest = Guest::new("config", disk, 1, &[worker.handle()]);
+    guest.start();
+    let event = std::sync::Arc::new(vmm_sys_util::eventfd::EventFd::new(2048).expect("eventfd"));
+    guest.device.interrupts().set_config_event(Some(event.clone()));
+    let generation = guest.device.config_generation();
+    guest.drivers[0].ring.push_head(0x4000);
+    guest.drivers[0].ring.publish();
+    guest.device.kick(0).expect("queue").write(1).expect("kick");
+    wait_for("a configuration change", || event.read().ok());
+    assert_ne!(guest.device.status() & STATUS_NEEDS_RESET, 0);
+    assert_ne!(guest.device.config_generation(), generation);
+}
