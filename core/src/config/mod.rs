@@ -258,10 +258,10 @@ fn syntax_error(text: &str, error: &toml::de::Error) -> Diagnostic {
         let message = format!("`{key}` is there twice");
         return Diagnostic::error(message).at(&span, "again").help("keep one of the two, or choose another name");
     }
-    let diagnostic = Diagnostic::error(format!("this is not TOML: {}", error.message())).at(&span, "");
-    match span.start {
-        // An unquoted value is by far the most frequent slip.
-        _ if error.message().contains("string values must be quoted") => diagnostic.help("write it in quotes"),
-        _ => diagnostic.help("write key = value, with strings in \"quotes\", or [table]"),
+    if error.message().contains("recurs") {
+        return Diagnostic::error("this is nested too deeply").at(&span, "").help("write it flatter");
     }
+    Diagnostic::error(format!("this is not TOML: {}", error.message()))
+        .at(&span, "")
+        .help("write key = value, with strings in \"quotes\", or [table]")
 }

@@ -7,6 +7,7 @@ use crate::{
     },
     memory::GuestMemory,
     plugin::BlockBackend,
+    ring::QueueConfig,
     stats::StatsSegment,
     transport::{
         InterruptState, Notifier, STATUS_ACKNOWLEDGE, STATUS_DRIVER, STATUS_DRIVER_OK, STATUS_FEATURES_OK, VirtioDevice,
@@ -109,6 +110,21 @@ impl Rig {
     pub fn signalled(&self) -> bool {
         self.call.read().is_ok()
     }
+}
+
+/// The device's side of a queue whose driver is elsewhere, to be polled by hand. Latencies are sampled as by default.
+pub fn prepared_queue(backend: Arc<BlockBackend>, memory: &GuestMemory, config: QueueConfig) -> BlkQueue {
+    let stats = StatsSegment::anonymous(1).expect("statistics");
+    let options = BlkOptions { latency_sample: 16, ..options("blk0", 1, &[]) };
+    let device = Blk::new(options, backend, &stats);
+    let kick = EventFd::new(EFD_NONBLOCK).expect("eventfd");
+    let active = ActiveQueue { index: 0, config, kick, notifier: Notifier::silent() };
+    let interrupts = Arc::default();
+    let features = 1 << VIRTIO_RING_F_EVENT_IDX;
+    let activation = Activation { memory: memory.clone(), features, queues: Vec::new(), interrupts };
+    let mut queue = device.queue(&activation, active).expect("a queue");
+    queue.start().expect("start");
+    queue
 }
 
 impl Drop for Rig {
