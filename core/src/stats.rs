@@ -90,6 +90,11 @@ impl Histogram {
         self.buckets.iter().map(Counter::get).sum()
     }
 
+    /// The greatest value of each bucket in nanoseconds, ascending, and how many values it has. For adding up histograms.
+    pub fn buckets(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.buckets.iter().enumerate().map(|(index, bucket)| (Self::upper_bound(index), bucket.get()))
+    }
+
     /// The value in nanoseconds below which `share` (0 to 1) of all lie, to the precision of a bucket; `None` without values.
     pub fn quantile(&self, share: f64) -> Option<u64> {
         let count = self.count();

@@ -112,8 +112,7 @@ fn a_whole_file_becomes_typed_values() {
         r#"{"deep":{"a":{"b":-1}},"depth":16,"direct":true,"path":"disk.img","ratio":0.5,"tags":["a","1979-05-27"]}"#
     );
     assert_eq!(config.blocks[0].options.json, "{}");
-    let devices: Vec<_> =
-        config.devices.iter().map(|device| (device.name.value.as_str(), device.transport)).collect();
+    let devices: Vec<_> = config.devices.iter().map(|device| (device.name.value.as_str(), device.transport)).collect();
     assert_eq!(devices, [("root", Transport::Pci), ("extra", Transport::Mmio)], "in the order of the file");
     let DeviceKind::Blk(root) = &config.devices[0].kind;
     assert_eq!((root.queues.value, root.queue_size, root.latency_sample), (4, 1024, 0));

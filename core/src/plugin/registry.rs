@@ -26,6 +26,8 @@ impl PluginPath {
             folders.extend(executable.parent().map(Path::to_owned));
         }
         folders.push(SYSTEM_FOLDER.into());
+        // The working folder may change later, and what these were relative to must not.
+        let folders = folders.into_iter().map(|folder| std::path::absolute(&folder).unwrap_or(folder)).collect();
         PluginPath { folders }
     }
 

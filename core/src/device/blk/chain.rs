@@ -161,13 +161,13 @@ fn take_scattered(segments: &mut [Segment], mut target: &mut [u8]) -> usize {
 
 /// Reads the range of a discard or write-zeroes. The driver was told that a request has one.
 #[cold]
-pub(super) fn range_action(operation: u32, head: u16, data: &Data<'_>, limits: &Limits, durable: bool) -> Action {
+pub(super) fn range_action(operation: u32, data: &Data<'_>, limits: &Limits, durable: bool) -> Action {
     if data.readable != RANGE_BYTES as u64 || data.writable != 0 {
         return Action::Complete(super::request::Status::IoError);
     }
     let mut bytes = [0; RANGE_BYTES];
     take_scattered(&mut data.segments.to_vec(), &mut bytes);
-    Range::new(bytes).action(operation, head, limits, durable)
+    Range::new(bytes).action(operation, limits, durable)
 }
 
 #[inline(always)]

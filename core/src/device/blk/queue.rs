@@ -4,19 +4,17 @@
 //! cache misses of a batch overlap; offers them to the backend in one call; and tells the driver once.
 use super::{
     chain::{ChainParts, MAX_SEGMENTS, NO_SEGMENT, Slot, range_action},
-    request::{Action, Data, Limits, Status, flush},
+    request::{Action, Data, FLUSH, Limits, Status},
 };
 use crate::{
     memory::{GuestMemory, Translator},
     plugin::{BackendQueue, QueueFailed},
     ring::{QueueConfig, RingError, SplitRing},
-    stats::{QueueStatsHandle, clock},
+    stats::{QueueStats, QueueStatsHandle, clock},
     transport::{InterruptState, Notifier},
     worker::{SleepFds, Task},
 };
-use pollux_abi::block_v1::{
-    BlockRequest, POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_READ, POLLUX_BLOCK_WRITE, Segment,
-};
+use pollux_abi::block_v1::{BlockRequest, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_READ, POLLUX_BLOCK_WRITE, Segment};
 use std::{
     os::fd::AsRawFd,
     sync::{
@@ -46,6 +44,39 @@ pub(super) struct QueueSetup {
     pub(super) stats: QueueStatsHandle,
     pub(super) latency_sample: u32,
 }
+
+/// What a batch adds to the statistics: kept in registers until its end.
+#[derive(Debug, Default)]
+struct Tally {
+    /// Reads, writes, flushes, others: by the number of the operation.
+    requests: [u64; 4],
+    bytes: [u64; 4],
+    errors: u64,
+}
+
+impl Tally {
+    #[inline(always)]
+    fn count(&mut self, operation: u32, bytes: u64, status: Status) {
+        let kind = operation.min(3) as usize;
+        self.requests[kind] += 1;
+        self.bytes[kind] += bytes;
+        self.errors += u64::from(status != Status::Ok);
+    }
+
+    #[inline(always)]
+    fn add_to(&self, stats: &QueueStats) {
+        stats.reads.add(self.requests[0]);
+        stats.writes.add(self.requests[1]);
+        stats.flushes.add(self.requests[2]);
+        stats.others.add(self.requests[3]);
+        stats.bytes_read.add(self.bytes[0]);
+        stats.bytes_written.add(self.bytes[1]);
+        stats.errors.add(self.errors);
+    }
+}
+
+/// `Tally` counts by the number of the operation.
+const _: () = assert!(POLLUX_BLOCK_READ == 0 && POLLUX_BLOCK_WRITE == 1 && POLLUX_BLOCK_FLUSH == 2);
 
 /// Where the queue stands on its way to a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,10 +202,16 @@ impl BlkQueue {
     #[inline]
     fn finish_completed(&mut self, failed: bool) -> usize {
         let completed = self.backend.completed();
+        let mut tally = Tally::default();
         for index in 0..completed {
             let completion = self.backend.completion(index);
-            self.complete_slot(completion.slot, Status::from_result(completion.result));
+            let status = Status::from_result(completion.result);
+            match u16::try_from(completion.slot) {
+                Ok(head) if head < self.ring.size() => self.complete(head, status, &mut tally),
+                _ => self.finish_flush(status),
+            }
         }
+        tally.add_to(&self.stats);
         self.stats.in_flight.set(self.backend.in_flight().into());
         if failed {
             self.fail_backend();
@@ -182,49 +219,28 @@ impl BlkQueue {
         completed
     }
 
-    #[inline]
-    fn complete_slot(&mut self, slot: u32, status: Status) {
-        match u16::try_from(slot) {
-            Ok(head) if head < self.ring.size() => self.complete(head, status),
-            // The slot beyond the ring is that of the flush at the end.
-            _ => {
-                if status != Status::Ok {
-                    error!("{}: the last flush failed: the newest writes may be lost", self.name);
-                }
-                self.phase = Phase::Stopped;
-            }
+    /// The slot beyond the ring is that of the flush at the end.
+    #[cold]
+    fn finish_flush(&mut self, status: Status) {
+        if status != Status::Ok {
+            error!("{}: the last flush failed: the newest writes may be lost", self.name);
         }
+        self.phase = Phase::Stopped;
     }
 
     /// Ends a request: status byte, used ring, statistics.
     #[inline]
-    fn complete(&mut self, head: u16, status: Status) {
+    fn complete(&mut self, head: u16, status: Status, tally: &mut Tally) {
         let slot = &mut self.slots[usize::from(head)];
         debug_assert!(slot.in_use);
         slot.in_use = false;
         // SAFETY: `accept_chain` took the pointer from a segment that was translated for this request.
         unsafe { slot.status.write_volatile(status as u8) };
-        let (operation, length, written, started) =
-            (slot.operation, u64::from(slot.length), slot.written, slot.started);
+        let (written, started) = (slot.written, slot.started);
+        tally.count(slot.operation, slot.length.into(), status);
         self.ring.push_used(head, written);
-        let stats = &self.stats;
-        if status != Status::Ok {
-            stats.errors.add(1);
-        }
-        match operation {
-            POLLUX_BLOCK_READ => {
-                stats.reads.add(1);
-                stats.bytes_read.add(length);
-            }
-            POLLUX_BLOCK_WRITE => {
-                stats.writes.add(1);
-                stats.bytes_written.add(length);
-            }
-            POLLUX_BLOCK_FLUSH => stats.flushes.add(1),
-            _ => stats.others.add(1),
-        }
         if started != 0 {
-            stats.latency.record(self.scale.nanoseconds(clock::ticks().wrapping_sub(started)));
+            self.stats.latency.record(self.scale.nanoseconds(clock::ticks().wrapping_sub(started)));
         }
     }
 
@@ -274,28 +290,31 @@ impl BlkQueue {
         let slot = &mut self.slots[usize::from(head)];
         slot.length = 0;
         slot.operation = u32::MAX;
-        let mut action = header.action(head, &data, &self.limits, durable);
+        let mut action = header.action(&data, &self.limits, durable);
         if let Action::Range(operation) = action {
             slot.operation = operation;
-            action = range_action(operation, head, &data, &self.limits, durable);
+            action = range_action(operation, &data, &self.limits, durable);
         }
         match action {
-            Action::Submit(request) => {
-                slot.operation = request.operation;
+            Action::Submit(transfer) => {
                 // Discards move no data, however long they are.
-                let moves_data = request.operation < POLLUX_BLOCK_FLUSH;
-                slot.length = if moves_data { request.length.min(u32::MAX.into()) as u32 } else { 0 };
-                self.pending.push(request);
+                let moves_data = transfer.operation < POLLUX_BLOCK_FLUSH;
+                slot.operation = transfer.operation;
+                slot.length = if moves_data { transfer.length as u32 } else { 0 };
+                self.pending.push(transfer.request(head, if moves_data { data.segments } else { &[] }));
             }
-            Action::GetId => self.answer_id(head, &data),
-            Action::Complete(status) => self.complete(head, status),
+            Action::GetId => {
+                let status = self.answer_id(&data);
+                self.complete_alone(head, status);
+            }
+            Action::Complete(status) => self.complete_alone(head, status),
             Action::Range(_) => unreachable!("a range has been turned into a request"),
         }
     }
 
     /// GET_ID: the name, filled up with zeroes to 20 bytes (virtio 1.3, 5.2.6).
     #[cold]
-    fn answer_id(&mut self, head: u16, data: &Data<'_>) {
+    fn answer_id(&self, data: &Data<'_>) -> Status {
         let mut id = [0; 20];
         let length = self.serial.len().min(id.len());
         id[..length].copy_from_slice(&self.serial.as_bytes()[..length]);
@@ -309,7 +328,15 @@ impl BlkQueue {
                 rest = &rest[length..];
             }
         }
-        self.complete(head, status);
+        status
+    }
+
+    /// Ends a request that does not come from the backend.
+    #[cold]
+    fn complete_alone(&mut self, head: u16, status: Status) {
+        let mut tally = Tally::default();
+        self.complete(head, status, &mut tally);
+        tally.add_to(&self.stats);
     }
 
     #[inline]
@@ -335,20 +362,20 @@ impl BlkQueue {
     #[cold]
     fn fail_backend(&mut self) {
         for slot in self.backend.take_in_flight() {
-            self.complete_slot(slot, Status::IoError);
+            match u16::try_from(slot) {
+                Ok(head) if head < self.ring.size() => self.complete_alone(head, Status::IoError),
+                _ => self.finish_flush(Status::IoError),
+            }
         }
         let pending = std::mem::take(&mut self.pending);
         for request in &pending[self.pending_start..] {
             let head = request.token as u16;
             if head < self.ring.size() && self.slots[usize::from(head)].in_use {
-                self.complete(head, Status::IoError);
+                self.complete_alone(head, Status::IoError);
             }
         }
         self.pending_start = 0;
         self.broken = true;
-        if self.phase == Phase::Flushing {
-            self.phase = Phase::Stopped;
-        }
         self.stats.in_flight.set(0);
         self.interrupts.fail();
     }
@@ -364,7 +391,7 @@ impl BlkQueue {
             return;
         }
         self.phase = Phase::Flushing;
-        self.pending.push(flush(self.ring.size()));
+        self.pending.push(FLUSH.request(self.ring.size(), &[]));
     }
 
     /// Takes the kicks that came in, for the statistics and so that the descriptor is not readable any more.
@@ -429,6 +456,3 @@ impl Task for BlkQueue {
         }
     }
 }
-
-/// Discards and write-zeroes are counted together.
-const _: () = assert!(POLLUX_BLOCK_DISCARD > POLLUX_BLOCK_FLUSH);

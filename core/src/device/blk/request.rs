@@ -101,11 +101,41 @@ pub(super) struct Data<'a> {
     pub(super) writable: u64,
 }
 
+/// A request for the backend, without its data.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Transfer {
+    pub(super) operation: u32,
+    flags: u32,
+    offset: u64,
+    pub(super) length: u64,
+}
+
+impl Transfer {
+    /// The record that goes to the backend, from `slot` and with the data in `segments`.
+    #[inline(always)]
+    pub(super) fn request(&self, slot: u16, segments: &[Segment]) -> BlockRequest {
+        BlockRequest {
+            operation: self.operation,
+            flags: self.flags,
+            token: slot.into(),
+            offset: self.offset,
+            length: self.length,
+            segments: segments.as_ptr(),
+            segment_count: segments.len() as u32,
+            reserved0: 0,
+            reserved: [0; 2],
+        }
+    }
+}
+
+/// A flush.
+pub(super) const FLUSH: Transfer = Transfer { operation: POLLUX_BLOCK_FLUSH, flags: 0, offset: 0, length: 0 };
+
 /// What is to be done with a request.
 #[derive(Debug)]
 pub(super) enum Action {
     /// The backend does it.
-    Submit(BlockRequest),
+    Submit(Transfer),
     /// A discard or write-zeroes, whose range is in the data.
     Range(u32),
     /// The device's name goes to the data.
@@ -128,16 +158,16 @@ impl Header {
 
     /// What this request asks for. `durable`: writes must be durable when they complete.
     #[inline(always)]
-    pub(super) fn action(&self, slot: u16, data: &Data<'_>, limits: &Limits, durable: bool) -> Action {
+    pub(super) fn action(&self, data: &Data<'_>, limits: &Limits, durable: bool) -> Action {
         match self.kind {
-            VIRTIO_BLK_T_IN => self.transfer(POLLUX_BLOCK_READ, 0, slot, data.writable, data.readable, data, limits),
+            VIRTIO_BLK_T_IN => self.transfer(POLLUX_BLOCK_READ, 0, data.writable, data.readable, limits),
             VIRTIO_BLK_T_OUT => {
                 let flags = if durable { POLLUX_BLOCK_FUA } else { 0 };
-                self.transfer(POLLUX_BLOCK_WRITE, flags, slot, data.readable, data.writable, data, limits)
+                self.transfer(POLLUX_BLOCK_WRITE, flags, data.readable, data.writable, limits)
             }
             VIRTIO_BLK_T_FLUSH if !limits.offers(POLLUX_BLOCK_FLUSH) => Action::Complete(Status::Unsupported),
             // The sector of a flush must be 0 (virtio 1.3, 5.2.6.1); it is ignored as all devices do.
-            VIRTIO_BLK_T_FLUSH => Action::Submit(request(POLLUX_BLOCK_FLUSH, 0, slot, 0, 0, &[])),
+            VIRTIO_BLK_T_FLUSH => Action::Submit(FLUSH),
             VIRTIO_BLK_T_DISCARD if limits.offers(POLLUX_BLOCK_DISCARD) => Action::Range(POLLUX_BLOCK_DISCARD),
             VIRTIO_BLK_T_WRITE_ZEROES if limits.offers(POLLUX_BLOCK_WRITE_ZEROES) => {
                 Action::Range(POLLUX_BLOCK_WRITE_ZEROES)
@@ -148,18 +178,8 @@ impl Header {
     }
 
     /// A read or write of `length` bytes. `wrong` are bytes of the other direction, which must not be there.
-    #[allow(clippy::too_many_arguments)]
     #[inline(always)]
-    fn transfer(
-        &self,
-        operation: u32,
-        flags: u32,
-        slot: u16,
-        length: u64,
-        wrong: u64,
-        data: &Data<'_>,
-        limits: &Limits,
-    ) -> Action {
+    fn transfer(&self, operation: u32, flags: u32, length: u64, wrong: u64, limits: &Limits) -> Action {
         let legal = length % SECTOR_SIZE == 0
             && wrong == 0
             && length <= limits.max_transfer
@@ -169,7 +189,7 @@ impl Header {
             && limits.offers(operation);
         match legal {
             true if length == 0 => Action::Complete(Status::Ok),
-            true => Action::Submit(request(operation, flags, slot, self.sector * SECTOR_SIZE, length, data.segments)),
+            true => Action::Submit(Transfer { operation, flags, offset: self.sector * SECTOR_SIZE, length }),
             false => Action::Complete(Status::IoError),
         }
     }
@@ -190,7 +210,7 @@ impl Range {
     }
 
     /// The request for the backend, or the status that ends it (virtio 1.3, 5.2.6.2).
-    pub(super) fn action(&self, operation: u32, slot: u16, limits: &Limits, durable: bool) -> Action {
+    pub(super) fn action(&self, operation: u32, limits: &Limits, durable: bool) -> Action {
         const UNMAP: u32 = 1;
         let (maximum, known_flags) = match operation {
             POLLUX_BLOCK_DISCARD => (limits.max_discard, 0),
@@ -214,26 +234,6 @@ impl Range {
         if self.flags & UNMAP != 0 {
             flags |= POLLUX_BLOCK_UNMAP;
         }
-        Action::Submit(request(operation, flags, slot, offset, length, &[]))
+        Action::Submit(Transfer { operation, flags, offset, length })
     }
-}
-
-#[inline(always)]
-fn request(operation: u32, flags: u32, slot: u16, offset: u64, length: u64, segments: &[Segment]) -> BlockRequest {
-    BlockRequest {
-        operation,
-        flags,
-        token: slot.into(),
-        offset,
-        length,
-        segments: segments.as_ptr(),
-        segment_count: segments.len() as u32,
-        reserved0: 0,
-        reserved: [0; 2],
-    }
-}
-
-/// A flush of the host's own, in `slot`.
-pub(super) fn flush(slot: u16) -> BlockRequest {
-    request(POLLUX_BLOCK_FLUSH, 0, slot, 0, 0, &[])
 }
