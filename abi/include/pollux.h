@@ -259,7 +259,7 @@ typedef struct PolluxBlockV1 {
                         uint32_t depth,
                         struct PolluxBlockQueueHandle *handle,
                         struct PolluxTextBuffer *error);
-  // The calling thread owns the queue from now on. `[worker]`
+  // The calling thread owns the queue from now on. Called once for each `queue_open`. `[worker]`
   int32_t (*queue_start)(void *queue, struct PolluxTextBuffer *error);
   // Takes requests in order, at most `count`, and returns how many it accepted: fewer means "full, offer the rest
   // later". Requests that complete at once may be added to `completions` right away. Negative: the queue has
@@ -271,8 +271,8 @@ typedef struct PolluxBlockV1 {
   // Adds what has completed to `completions`. Returns 0, or a negative errno: the queue has failed. `[worker, started]`
   int32_t (*poll)(void *queue, struct PolluxBlockCompletions *completions);
   // With `armed` 1: the worker is about to sleep on `wake_fd`, so make it readable at the next completion; returns 1 if
-  // there is one already and the worker must not sleep, or 0. With 0: the worker polls again. Called only if there
-  // is a `wake_fd`. `[worker, started]`
+  // there is one already and the worker must not sleep, or 0. Both a 1 and a wake-up may come in vain, but neither may be
+  // missing. With 0: the worker polls again. Called only if there is a `wake_fd`. `[worker, started]`
   int32_t (*arm)(void *queue, uint32_t armed);
   // The worker gives the queue back. `[worker, started]`
   void (*queue_stop)(void *queue);

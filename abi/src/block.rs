@@ -2,11 +2,7 @@
 //!
 //! The guard catches every panic of the author's code: the call then fails, the host completes what was in flight with
 //! an I/O error and tells the guest that the device needs a reset. Nothing else is disturbed.
-use crate::{
-    block_v1::*,
-    host::Host,
-    text::TextBuffer,
-};
+use crate::{block_v1::*, host::Host, text::TextBuffer};
 use serde::de::DeserializeOwned;
 use std::{
     ffi::c_void,
@@ -37,6 +33,11 @@ impl Error {
     /// An error with `EINVAL`, for a bad configuration: `message` says what is wrong and what to write instead.
     pub fn new(message: impl fmt::Display) -> Self {
         Error { errno: EINVAL, message: message.to_string() }
+    }
+
+    /// An error with an errno of its own, such as `EBUSY` for a medium that is in use.
+    pub fn with_errno(errno: i32, message: impl fmt::Display) -> Self {
+        Error { errno, message: message.to_string() }
     }
 
     /// An operating system's error; `what` says what was tried, such as "cannot open /x".
@@ -110,7 +111,8 @@ pub trait BlockQueue: Send + 'static {
     fn arm(&mut self, _armed: bool) -> bool {
         false
     }
-    /// The worker gives the queue back. Nothing is in flight, unless the queue has failed.
+    /// The worker gives the queue back. Nothing is in flight, unless the queue has failed: then end what is, since
+    /// the guest will use its memory again. Called even after a panic.
     fn stop(&mut self) {}
 }
 
@@ -178,7 +180,8 @@ impl Request {
         self.0.token
     }
 
-    /// What is asked for; `None` for an operation that this version of the crate does not know: complete it with `ENOTSUP`.
+    /// What is asked for; `None` for an operation that this version of the crate does not know: complete it with
+    /// `ENOTSUP`.
     #[inline]
     pub fn operation(&self) -> Option<Operation> {
         Some(match self.0.operation {
@@ -231,7 +234,8 @@ impl Request {
     pub fn copy_from(&self, mut source: &[u8]) {
         for segment in self.segments() {
             let length = segment.length.min(source.len());
-            // SAFETY: the host checked the segment; the source cannot overlap it, since no Rust slice covers guest memory.
+            // SAFETY: the host checked the segment; the source cannot overlap it, since no Rust slice covers guest
+            // memory.
             unsafe { std::ptr::copy_nonoverlapping(source.as_ptr(), segment.base, length) };
             source = &source[length..];
         }
@@ -255,7 +259,8 @@ impl Request {
 pub struct Completions(BlockCompletions);
 
 impl Completions {
-    /// Completes the request named `token`: 0, or a negative errno such as `-EIO`. Each accepted request completes once.
+    /// Completes the request named `token`: 0, or a negative errno such as `-EIO`. Each accepted request completes
+    /// once.
     #[inline]
     pub fn complete(&mut self, token: u64, result: i32) {
         assert!(self.0.count < self.0.capacity, "more completions than requests in flight");
@@ -330,7 +335,8 @@ unsafe extern "C" fn open<B: Block>(
         // SAFETY: the texts live during the call, and the host's table until `close`.
         let (name, options, host) =
             unsafe { (arguments.name.as_str(), arguments.options.as_str(), Host::from_raw(arguments.host)) };
-        let options = serde_json::from_str(options).map_err(|error| Error::new(option_error(&error)))?;
+        let mut json = serde_json::Deserializer::from_str(options);
+        let options = serde_path_to_error::deserialize(&mut json).map_err(|error| Error::new(option_error(&error)))?;
         let context = OpenContext {
             host,
             name: name.to_owned(),
@@ -344,13 +350,12 @@ unsafe extern "C" fn open<B: Block>(
     })
 }
 
-/// serde's message without the place in the JSON text, which the user never wrote.
-fn option_error(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    match text.find(" at line ") {
-        Some(end) => format!("options: {}", &text[..end]),
-        None => format!("options: {text}"),
-    }
+/// serde's message, with the key and without the place in the JSON text, which the user never wrote.
+fn option_error(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
+    let (path, text) = (error.path().to_string(), error.inner().to_string());
+    let reason = text.split(" at line ").next().unwrap_or(&text);
+    // The path of an unknown or missing key is that of the whole.
+    if path == "." { format!("options: {reason}") } else { format!("options.{path}: {reason}") }
 }
 
 unsafe extern "C" fn close<B: Block>(instance: *mut c_void) {
@@ -440,8 +445,8 @@ unsafe extern "C" fn submit<Q: BlockQueue>(
     count: u32,
     completions: *mut BlockCompletions,
 ) -> i32 {
-    // SAFETY: `queue` came from `queue_open`; `requests` points to `count` requests, of which `Request` is a transparent
-    // wrapper, as `Completions` is of the completion buffer.
+    // SAFETY: `queue` came from `queue_open`; `requests` points to `count` requests, of which `Request` is a
+    // transparent wrapper, as `Completions` is of the completion buffer.
     unsafe {
         guard_queue::<Q>(queue, |queue| {
             let requests = std::slice::from_raw_parts(requests.cast::<Request>(), count as usize);
@@ -466,13 +471,12 @@ unsafe extern "C" fn arm<Q: BlockQueue>(queue: *mut c_void, armed: u32) -> i32 {
 }
 
 unsafe extern "C" fn queue_stop<Q: BlockQueue>(queue: *mut c_void) {
-    // SAFETY: as in `submit`.
-    unsafe {
-        guard_queue::<Q>(queue, |queue| {
-            queue.stop();
-            0
-        });
-    }
+    // Even after a panic: what is in flight must be brought to an end, or it would write to memory that the guest
+    // uses again. SAFETY: as in `submit`.
+    guard(|| unsafe {
+        (*queue.cast::<GuardedQueue<Q>>()).queue.stop();
+        0
+    });
 }
 
 unsafe extern "C" fn queue_close<Q: BlockQueue>(queue: *mut c_void) {

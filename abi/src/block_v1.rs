@@ -9,11 +9,12 @@
 //! ```
 //!
 //! * `[control]` calls of one instance never overlap each other. They may block.
-//! * `[worker]` calls of one queue come from one thread, the worker that owns it. `submit`, `poll` and `arm` never block.
+//! * `[worker]` calls of one queue come from one thread, the worker that owns it. `submit`, `poll` and `arm` never
+//!   block.
 //! * `memory_add` and `memory_remove` may come while queues run; a region is removed only after the last request that
 //!   points into it has completed.
-//! * `queue_stop` comes with no request in flight, except after a failed queue. Nothing is called on a queue that failed but `queue_stop` and
-//!   `queue_close`.
+//! * `queue_stop` comes with no request in flight, except after a failed queue. Nothing is called on a queue that
+//!   failed but `queue_stop` and `queue_close`.
 //! * Functions return 0, or a negative errno with the reason in `error`.
 use crate::{
     host_v1::HostV1,
@@ -48,7 +49,8 @@ pub const POLLUX_BLOCK_OPEN_READ_ONLY: u32 = 1;
 /// In [`BlockOpen::flags`]: the instance is only described and closed again. Take no lock and change nothing.
 pub const POLLUX_BLOCK_OPEN_PROBE: u32 = 2;
 
-/// A range of host memory, laid out as `struct iovec`. It usually lies in guest memory, which the guest may change at any time.
+/// A range of host memory, laid out as `struct iovec`. It usually lies in guest memory, which the guest may change at
+/// any time.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
 pub struct Segment {
@@ -164,7 +166,8 @@ pub struct BlockOpen {
     pub reserved: [u64; 4],
 }
 
-/// A region of guest memory in the host's address space. Segments lie in such regions, mostly: the host may also pass memory of its own.
+/// A region of guest memory in the host's address space. Segments lie in such regions, mostly: the host may also pass
+/// memory of its own.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
 pub struct MemoryRegion {
@@ -231,7 +234,7 @@ pub struct BlockV1 {
         handle: *mut BlockQueueHandle,
         error: *mut TextBuffer,
     ) -> i32,
-    /// The calling thread owns the queue from now on. `[worker]`
+    /// The calling thread owns the queue from now on. Called once for each `queue_open`. `[worker]`
     pub queue_start: unsafe extern "C" fn(queue: *mut c_void, error: *mut TextBuffer) -> i32,
     /// Takes requests in order, at most `count`, and returns how many it accepted: fewer means "full, offer the rest
     /// later". Requests that complete at once may be added to `completions` right away. Negative: the queue has
@@ -242,11 +245,13 @@ pub struct BlockV1 {
         count: u32,
         completions: *mut BlockCompletions,
     ) -> i32,
-    /// Adds what has completed to `completions`. Returns 0, or a negative errno: the queue has failed. `[worker, started]`
+    /// Adds what has completed to `completions`. Returns 0, or a negative errno: the queue has failed. `[worker,
+    /// started]`
     pub poll: unsafe extern "C" fn(queue: *mut c_void, completions: *mut BlockCompletions) -> i32,
-    /// With `armed` 1: the worker is about to sleep on `wake_fd`, so make it readable at the next completion; returns 1 if
-    /// there is one already and the worker must not sleep, or 0. With 0: the worker polls again. Called only if there
-    /// is a `wake_fd`. `[worker, started]`
+    /// With `armed` 1: the worker is about to sleep on `wake_fd`, so make it readable at the next completion; returns
+    /// 1 if there is one already and the worker must not sleep, or 0. Both a 1 and a wake-up may come in vain, but
+    /// neither may be missing. With 0: the worker polls again. Called only if there is a `wake_fd`. `[worker,
+    /// started]`
     pub arm: unsafe extern "C" fn(queue: *mut c_void, armed: u32) -> i32,
     /// The worker gives the queue back. `[worker, started]`
     pub queue_stop: unsafe extern "C" fn(queue: *mut c_void),

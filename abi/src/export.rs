@@ -4,7 +4,7 @@ use abi_stable::prefix_type::PrefixTypeTrait;
 
 /// Exports a plugin through both doors: the C function `pollux_plugin` and the `abi_stable` root module.
 ///
-/// ```ignore
+/// ```text
 /// pollux_abi::export_plugin! { name: "null", block: Null }
 /// ```
 #[macro_export]

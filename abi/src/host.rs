@@ -97,15 +97,22 @@ pub(crate) unsafe fn install(table: *const HostV1) {
     PLUGIN_HOST.store(table.cast_mut(), Ordering::Release);
     // SAFETY: the caller vouches for the table.
     let level = unsafe { (*table).log_level };
+    log::set_max_level(match level {
+        0 => log::LevelFilter::Off,
+        POLLUX_LOG_ERROR => log::LevelFilter::Error,
+        POLLUX_LOG_WARN => log::LevelFilter::Warn,
+        POLLUX_LOG_INFO => log::LevelFilter::Info,
+        POLLUX_LOG_DEBUG => log::LevelFilter::Debug,
+        _ => log::LevelFilter::Trace,
+    });
+    // Loaded a second time, the library has both already.
     if log::set_logger(&Forwarder).is_ok() {
-        log::set_max_level(match level {
-            0 => log::LevelFilter::Off,
-            POLLUX_LOG_ERROR => log::LevelFilter::Error,
-            POLLUX_LOG_WARN => log::LevelFilter::Warn,
-            POLLUX_LOG_INFO => log::LevelFilter::Info,
-            POLLUX_LOG_DEBUG => log::LevelFilter::Debug,
-            _ => log::LevelFilter::Trace,
-        });
-        std::panic::set_hook(Box::new(|information| log::error!("{information}")));
+        std::panic::set_hook(Box::new(|information| {
+            let message = information.payload_as_str().unwrap_or("no message");
+            match information.location() {
+                Some(place) => log::error!("panicked at {place}: {message}"),
+                None => log::error!("panicked: {message}"),
+            }
+        }));
     }
 }

@@ -27,7 +27,11 @@ pub struct SizeError(String);
 
 impl fmt::Display for SizeError {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "`{}` is no size: write a number of bytes, or a number with K, M, G or T such as \"512M\"", self.0)
+        write!(
+            formatter,
+            "`{}` is no size: write a number of bytes, or a number with K, M, G or T such as \"512M\"",
+            self.0
+        )
     }
 }
 
@@ -162,7 +166,10 @@ mod tests {
     fn block_sizes_are_powers_of_two() {
         assert_eq!(serde_json::from_str::<BlockSize>("\"4K\"").unwrap().bytes(), 4096);
         for json in ["0", "256", "1000", "131072", "4294967808"] {
-            assert!(serde_json::from_str::<BlockSize>(json).unwrap_err().to_string().contains("power of two"), "{json}");
+            assert!(
+                serde_json::from_str::<BlockSize>(json).unwrap_err().to_string().contains("power of two"),
+                "{json}"
+            );
         }
     }
 }

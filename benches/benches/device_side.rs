@@ -1,7 +1,8 @@
-//! What one request costs the device: the ring alone, and ring, block device model and the `null` plugin through its real shared library.
+//! What one request costs the device: the ring alone, and ring, block device model and the `null` plugin through its
+//! real shared library.
 //!
-//! One thread plays driver and device in turn, and only the device's turns are timed: there is no cache line that travels between
-//! cores. That is measured elsewhere.
+//! One thread plays driver and device in turn, and only the device's turns are timed: there is no cache line that
+//! travels between cores. That is measured elsewhere.
 #![allow(missing_docs)]
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use pollux_abi::block_v1::Segment;

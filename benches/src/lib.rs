@@ -1,4 +1,5 @@
-//! What the benchmarks share: a driver that offers the same requests over and over, and a clock around the device's part alone.
+//! What the benchmarks share: a driver that offers the same requests over and over, and a clock around the device's
+//! part alone.
 #![deny(unsafe_code)]
 use pollux_core::{
     memory::GuestMemory,
@@ -52,8 +53,8 @@ impl Prepared {
         self.heads.len()
     }
 
-    /// Measures `rounds` rounds, in each of which `device` takes all requests and gives them back: the time spent in the device alone.
-    /// The first round's requests are those added by `new`.
+    /// Measures `rounds` rounds, in each of which `device` takes all requests and gives them back: the time spent in
+    /// the device alone. The first round's requests are those added by `new`.
     pub fn measure(&mut self, rounds: u64, mut device: impl FnMut(&mut SplitDriver)) -> Duration {
         let overhead = clock_overhead();
         let mut ticks = 0;

@@ -167,8 +167,8 @@ struct Region {
 }
 
 impl Region {
-    /// The host address of `length` bytes at `address`, if all of them lie in this region. Free of overflow: the offset is
-    /// below the region's length before anything is subtracted from that.
+    /// The host address of `length` bytes at `address`, if all of them lie in this region. Free of overflow: the
+    /// offset is below the region's length before anything is subtracted from that.
     #[inline(always)]
     fn find(&self, address: u64, length: u64) -> Option<*mut u8> {
         let offset = address.wrapping_sub(self.guest);
@@ -182,8 +182,8 @@ impl Region {
 /// Turns guest-physical ranges into host pointers, for one queue: the choke point through which every guest address
 /// goes. It keeps the region of the last hit by value, which answers most calls in a nanosecond.
 ///
-/// The pointers stay valid as long as the translator, which keeps the mapping alive. The guest may change what they point
-/// to at any time: read a byte once, and never make a slice of it.
+/// The pointers stay valid as long as the translator, which keeps the mapping alive. The guest may change what they
+/// point to at any time: read a byte once, and never make a slice of it.
 #[derive(Debug)]
 pub struct Translator {
     last: Region,
@@ -231,8 +231,8 @@ impl Translator {
         Some(host)
     }
 
-    /// The part of the range that lies in the region of its first byte: host address and length in bytes. For ranges that
-    /// reach over several regions.
+    /// The part of the range that lies in the region of its first byte: host address and length in bytes. For ranges
+    /// that reach over several regions.
     #[cold]
     pub fn translate_part(&mut self, address: u64, length: u64) -> Option<(*mut u8, u64)> {
         let host = self.translate(address, 1)?;

@@ -1,9 +1,10 @@
 //! Statistics: counters and latency histograms in one shared mapping, which another process can map and read without a
 //! word to the worker.
 //!
-//! Layout, little-endian: a header of 128 bytes ([`MAGIC`], [`LAYOUT_VERSION`], size of a record, number of records, ticks
-//! of the time stamp counter per second), then one record a queue. A record begins with its name and is written by one worker alone, each number by a plain
-//! store. A reader sees every number whole, but numbers of one record may be a few requests apart.
+//! Layout, little-endian: a header of 128 bytes ([`MAGIC`], [`LAYOUT_VERSION`], size of a record, number of records,
+//! ticks of the time stamp counter per second), then one record a queue. A record begins with its name and is written
+//! by one worker alone, each number by a plain store. A reader sees every number whole, but numbers of one record may
+//! be a few requests apart.
 use memmap2::{MmapMut, MmapOptions};
 use std::{
     fs::File,
@@ -61,7 +62,7 @@ pub struct Histogram {
 impl Histogram {
     fn index(value: u64) -> usize {
         let value = value.min((1 << (MAX_EXPONENT + 1)) - 1);
-        let exponent = 63 - (value | (1 << SUB_BITS) - 1).leading_zeros();
+        let exponent = 63 - (value | ((1 << SUB_BITS) - 1)).leading_zeros();
         if exponent < SUB_BITS {
             return value as usize;
         }
@@ -90,12 +91,14 @@ impl Histogram {
         self.buckets.iter().map(Counter::get).sum()
     }
 
-    /// The greatest value of each bucket in nanoseconds, ascending, and how many values it has. For adding up histograms.
+    /// The greatest value of each bucket in nanoseconds, ascending, and how many values it has. For adding up
+    /// histograms.
     pub fn buckets(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         self.buckets.iter().enumerate().map(|(index, bucket)| (Self::upper_bound(index), bucket.get()))
     }
 
-    /// The value in nanoseconds below which `share` (0 to 1) of all lie, to the precision of a bucket; `None` without values.
+    /// The value in nanoseconds below which `share` (0 to 1) of all lie, to the precision of a bucket; `None` without
+    /// values.
     pub fn quantile(&self, share: f64) -> Option<u64> {
         let count = self.count();
         let rank = ((count as f64 * share).ceil() as u64).max(1);

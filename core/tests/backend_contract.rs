@@ -1,4 +1,5 @@
-//! A plugin that panics or breaks its contract fails its own device: every request ends with an error, once, and others go on.
+//! A plugin that panics or breaks its contract fails its own device: every request ends with an error, once, and
+//! others go on.
 use pollux_core::{
     testing::{
         blk::{Cut, IN, IOERR, OK, OUT, wait_for},

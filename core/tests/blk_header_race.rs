@@ -1,5 +1,5 @@
-//! A guest that changes headers and descriptors while the device looks at them gets one of the two versions, never a mixture that was not
-//! checked, and harms nobody.
+//! A guest that changes headers and descriptors while the device looks at them gets one of the two versions, never a
+//! mixture that was not checked, and harms nobody.
 use pollux_core::{
     testing::{
         blk::{Cut, IN, IOERR, OK, OUT, UNSUPP, pattern},
@@ -34,7 +34,8 @@ fn race(spoil: impl Fn(*mut u8) + Sync, at: u64, rig: &mut Rig, mut each: impl F
 #[test]
 fn a_header_that_changes_is_read_once() {
     let mut rig = Rig::new(disk::open("race", 1 << 20, Behaviour::Inline).expect("disk"), 256, true);
-    // Sector 0 holds ones, all others zeroes; the header flips between a read of sector 0 and of one far beyond the end.
+    // Sector 0 holds ones, all others zeroes; the header flips between a read of sector 0 and of one far beyond the
+    // end.
     rig.request(OUT, 0, &[1; 512], &Cut::plain(512, 0));
     let (head, _) = rig.driver.submit(IN, 0, &[], &Cut::plain(0, 512)).expect("room");
     let at = rig.driver.header_address(head);

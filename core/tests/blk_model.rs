@@ -1,4 +1,5 @@
-//! Random legal request streams, in random cuts and batches, leave the disk as a model in memory says, and read what it says.
+//! Random legal request streams, in random cuts and batches, leave the disk as a model in memory says, and read what
+//! it says.
 use pollux_core::testing::{
     blk::{Cut, DISCARD, FLUSH, IN, OK, OUT, WRITE_ZEROES, pattern, range, wait_for},
     disk::{self, Behaviour},

@@ -96,7 +96,8 @@ fn with_event_idx_an_interrupt_comes_when_its_index_is_passed_and_not_before() {
     }
 }
 
-/// Runs `worker_count` sleeping workers under a driver that pauses at random, so that it often meets them between looking and sleeping.
+/// Runs `worker_count` sleeping workers under a driver that pauses at random, so that it often meets them between
+/// looking and sleeping.
 fn no_wake_up_is_lost(behaviour: Behaviour, without: u64) {
     let worker = Worker::spawn("sleepy", None, IdlePolicy::Adaptive).expect("worker");
     let disk = disk::open("sleepy", 1 << 20, behaviour).expect("disk");

@@ -1,5 +1,5 @@
-//! Our ring and the one of the `virtio-queue` crate, given the same driver, see the same chains, write the same used ring and want the same
-//! notifications.
+//! Our ring and the one of the `virtio-queue` crate, given the same driver, see the same chains, write the same used
+//! ring and want the same notifications.
 use pollux_abi::block_v1::Segment;
 use pollux_core::{
     memory::{GuestMemory, Translator},

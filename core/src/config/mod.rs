@@ -92,9 +92,9 @@ pub struct Vm {
     /// Size of the huge pages that back it, in bytes.
     pub hugepages: Option<u64>,
     /// The kernel's file.
-    pub kernel: PathBuf,
+    pub kernel: Spanned<PathBuf>,
     /// The initial RAM disk's file.
-    pub initrd: Option<PathBuf>,
+    pub initrd: Option<Spanned<PathBuf>>,
     /// The kernel's command line.
     pub cmdline: String,
     /// What the serial port is connected to.
@@ -260,6 +260,13 @@ fn syntax_error(text: &str, error: &toml::de::Error) -> Diagnostic {
     }
     if error.message().contains("recurs") {
         return Diagnostic::error("this is nested too deeply").at(&span, "").help("write it flatter");
+    }
+    if error.message().starts_with("string values must be quoted") {
+        let value = text.get(span.clone()).unwrap_or_default().trim();
+        return match value {
+            "" => Diagnostic::error("there is no value").at(&span, "").help("write one after the equals sign"),
+            _ => Diagnostic::error("this string is not in quotes").at(&span, "").help(format!("write \"{value}\"")),
+        };
     }
     Diagnostic::error(format!("this is not TOML: {}", error.message()))
         .at(&span, "")

@@ -32,13 +32,13 @@ pub(super) fn read(table: &Table<'_>) -> Options {
 }
 
 fn object(entries: &DeTable<'_>, item: &Item<'_>, span: &Span) -> Map<String, Value> {
-    let pair = |(key, value): (&toml::Spanned<_>, &toml::Spanned<DeValue<'_>>)| -> (String, Value) {
-        let key: &toml::Spanned<toml::de::DeString<'_>> = key;
+    let mut object = Map::new();
+    for (key, value) in entries {
         // Values of tables made by dotted keys have no place of their own.
         let span = if value.span().is_empty() { span.clone() } else { value.span() };
-        (key.get_ref().to_string(), json(value.get_ref(), item, &span))
-    };
-    entries.iter().map(pair).collect()
+        object.insert(key.get_ref().to_string(), json(value.get_ref(), item, &span));
+    }
+    object
 }
 
 /// The depth of `value` is bounded by the parser.

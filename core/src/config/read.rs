@@ -17,13 +17,19 @@ pub(super) struct Table<'t> {
     span: Span,
     entries: &'t DeTable<'t>,
     known: RefCell<Vec<&'static str>>,
+    /// Keys that must be there and are not, each with its example.
+    missing: RefCell<Vec<(&'static str, &'static str)>>,
     diagnostics: &'t Diagnostics,
 }
 
 impl<'t> Table<'t> {
+    fn new(name: String, span: Span, entries: &'t DeTable<'t>, diagnostics: &'t Diagnostics) -> Self {
+        Table { name, span, entries, known: RefCell::default(), missing: RefCell::default(), diagnostics }
+    }
+
     /// The file's outermost table.
     pub(super) fn root(entries: &'t DeTable<'t>, diagnostics: &'t Diagnostics) -> Self {
-        Table { name: "the file".into(), span: 0..0, entries, known: RefCell::default(), diagnostics }
+        Table::new("the file".into(), 0..0, entries, diagnostics)
     }
 
     /// As it is written: `[vm]`.
@@ -51,9 +57,12 @@ impl<'t> Table<'t> {
 
     /// The value of `key` before anything is known of its type.
     pub(super) fn item(&self, key: &'static str, example: &'static str) -> Option<Item<'t>> {
-        self.known.borrow_mut().push(key);
+        if !self.known.borrow().contains(&key) {
+            self.known.borrow_mut().push(key);
+        }
         let value = self.entries.get(key)?;
-        Some(Item { key, example, value: value.get_ref(), span: value.span(), diagnostics: self.diagnostics })
+        let (value, span) = (value.get_ref(), value.span());
+        Some(Item { key, example, value, span, is_element: false, diagnostics: self.diagnostics })
     }
 
     /// The value of a key that may be left out. `None` also if it is there but not of the type, which is reported.
@@ -66,29 +75,30 @@ impl<'t> Table<'t> {
         self.required_item(key, example)?.read()
     }
 
-    /// As [`item`](Self::item), of a key that must be there.
+    /// As [`item`](Self::item), of a key that must be there. [`finish`](Self::finish) reports that it is not.
     pub(super) fn required_item(&self, key: &'static str, example: &'static str) -> Option<Item<'t>> {
         let item = self.item(key, example);
         if item.is_none() {
-            let message = format!("{} needs the key `{key}`", self.name);
-            self.report(Diagnostic::error(message).at(&self.span, "").help(format!("add {example}")));
+            self.missing.borrow_mut().push((key, example));
         }
         item
     }
 
     /// The key whose value is one of a few words.
     pub(super) fn choice<T: Copy>(&self, key: &'static str, choices: &[(&str, T)], default: T) -> T {
-        let example = "";
-        let Some(Spanned { value: word, span }) = self.optional::<String>(key, example) else { return default };
+        let Some(item) = self.item(key, "") else { return default };
+        let words: Vec<&str> = choices.iter().map(|(choice, _)| *choice).collect();
+        let all = format!("write {}", suggest::alternatives(&words));
+        let Some(word) = item.value.as_str() else {
+            item.refuse(format!("`{key}` must be a string, not {}", with_article(item.value)), all);
+            return default;
+        };
         if let Some((_, value)) = choices.iter().find(|(choice, _)| *choice == word) {
             return *value;
         }
-        let words: Vec<&str> = choices.iter().map(|(choice, _)| *choice).collect();
-        let help = match suggest::nearest(&word, words.iter().copied()) {
-            Some(near) => format!("did you mean \"{near}\"?"),
-            None => format!("write {}", suggest::alternatives(&words)),
-        };
-        self.report(Diagnostic::error(format!("`{key}` cannot be \"{word}\"")).at(&span, "").help(help));
+        let near = suggest::nearest(word, words.iter().copied());
+        let help = near.map_or(all, |near| format!("did you mean \"{near}\"?"));
+        item.refuse(format!("`{key}` cannot be \"{word}\""), help);
         default
     }
 
@@ -129,38 +139,61 @@ impl<'t> Table<'t> {
             let help = format!("use 1 to {NAME_BYTES_MAX} of the characters A-Z, a-z, 0-9, - and _");
             self.report(Diagnostic::error(message).at(&name.span(), "").help(help));
         }
-        let table = Table {
-            name: format!("[{section}.{text}]"),
-            span: value.span(),
-            entries,
-            known: RefCell::default(),
-            diagnostics: self.diagnostics,
-        };
+        let table = Table::new(format!("[{section}.{text}]"), value.span(), entries, self.diagnostics);
         Some((Spanned::new(text, name.span()), table))
     }
 
-    /// Reports every key that was not asked for. `hint` goes to the help where no known key is near.
+    /// Reports every key that was not asked for, and every one that is missing. `hint` goes to the help where no
+    /// known key is near.
     pub(super) fn finish(self, hint: &str) {
-        let known = self.known.into_inner();
+        let known = self.known.borrow();
         for (key, value) in self.entries {
             let text = key.get_ref().as_ref();
             if known.contains(&text) {
                 continue;
             }
-            let is_root = self.span == (0..0);
+            let near = suggest::nearest(text, known.iter().copied());
+            // One slip is one message.
+            self.missing.borrow_mut().retain(|(missing, _)| Some(*missing) != near);
             let is_table = matches!(value.get_ref(), DeValue::Table(_) | DeValue::Array(_));
-            let message = match (is_root, is_table) {
-                (true, true) => format!("unknown table [{text}]"),
-                (true, false) => format!("`{text}` belongs to no table"),
-                (false, _) => format!("unknown key `{text}` in {}", self.name),
+            let (message, help) = match (self.is_root(), is_table) {
+                (true, false) => {
+                    (format!("`{text}` belongs to no table"), "write it below a table such as [vm]".to_owned())
+                }
+                (true, true) => {
+                    let all = format!("there are {}", suggest::list(&known, '[', ']'));
+                    (format!("unknown table [{text}]"), near.map_or(all, |near| format!("did you mean [{near}]?")))
+                }
+                (false, _) => {
+                    let all = format!("there are {}{hint}", suggest::list(&known, '`', '`'));
+                    let message = format!("unknown key `{text}` in {}", self.name);
+                    (message, near.map_or(all, |near| format!("did you mean `{near}`?")))
+                }
             };
-            let help = match suggest::nearest(text, known.iter().copied()) {
-                Some(near) if is_root && is_table => format!("did you mean [{near}]?"),
-                Some(near) if !is_root => format!("did you mean `{near}`?"),
-                _ => format!("there are {}{hint}", suggest::list(&known)),
-            };
-            self.diagnostics.push(Diagnostic::error(message).at(&key.span(), "").help(help));
+            self.report(Diagnostic::error(message).at(&key.span(), "").help(help));
         }
+        self.report_missing();
+    }
+
+    /// Ends the reading of a table whose keys cannot be known: reports only what is missing.
+    pub(super) fn give_up(self) {
+        self.report_missing();
+    }
+
+    fn report_missing(&self) {
+        for (key, example) in self.missing.take() {
+            let help = format!("add {example}");
+            self.report(match self.is_root() {
+                true => Diagnostic::error(format!("there is no table [{key}]")).help(help),
+                false => {
+                    Diagnostic::error(format!("{} needs the key `{key}`", self.name)).at(&self.span, "").help(help)
+                }
+            });
+        }
+    }
+
+    fn is_root(&self) -> bool {
+        self.span == (0..0)
     }
 }
 
@@ -179,6 +212,8 @@ pub(super) struct Item<'t> {
     example: &'static str,
     pub(super) value: &'t DeValue<'t>,
     pub(super) span: Span,
+    /// Whether it is one of the values in an array.
+    is_element: bool,
     diagnostics: &'t Diagnostics,
 }
 
@@ -191,13 +226,7 @@ impl<'t> Item<'t> {
     /// The value as a table, if it is one.
     pub(super) fn table(&self) -> Option<Table<'t>> {
         let DeValue::Table(entries) = self.value else { return None };
-        Some(Table {
-            name: format!("`{}`", self.key),
-            span: self.span.clone(),
-            entries,
-            known: RefCell::default(),
-            diagnostics: self.diagnostics,
-        })
+        Some(Table::new(format!("`{}`", self.key), self.span.clone(), entries, self.diagnostics))
     }
 
     pub(super) fn diagnostics(&self) -> &'t Diagnostics {
@@ -211,10 +240,11 @@ impl<'t> Item<'t> {
 
     /// Reports that the value is not what was wanted. `repaired` is what was probably meant.
     fn mismatch(&self, wanted: &str, repaired: Option<String>) {
-        let message = format!("`{}` must be {wanted}, not {}", self.key, with_article(self.value));
+        let what = if self.is_element { format!("each of `{}`", self.key) } else { format!("`{}`", self.key) };
+        let message = format!("{what} must be {wanted}, not {}", with_article(self.value));
         let help = match repaired {
+            Some(value) if self.is_element => format!("write {value}"),
             Some(value) => format!("write {} = {value}", self.key),
-            None if self.example.is_empty() => format!("write {wanted}"),
             None => format!("write {}", self.example),
         };
         self.refuse(message, help);
@@ -226,7 +256,7 @@ fn with_article(value: &DeValue<'_>) -> &'static str {
         DeValue::String(_) => "a string",
         DeValue::Integer(_) => "a number",
         DeValue::Float(_) => "a number with a point",
-        DeValue::Boolean(_) => "true or false",
+        DeValue::Boolean(_) => "a boolean",
         DeValue::Datetime(_) => "a date",
         DeValue::Array(_) => "an array",
         DeValue::Table(_) => "a table",
@@ -326,7 +356,7 @@ impl<T: Value> Value for Vec<Spanned<T>> {
                 let items = values.iter().map(|value| Item {
                     value: value.get_ref(),
                     span: value.span(),
-                    example: item.example,
+                    is_element: true,
                     ..*item
                 });
                 // Reads all, so that each bad one is reported.

@@ -14,8 +14,8 @@ pub fn nearest<'c>(text: &str, candidates: impl IntoIterator<Item = &'c str>) ->
 }
 
 /// `a`, `b`, `c`
-pub(super) fn list<'c>(names: impl IntoIterator<Item = &'c &'c str>) -> String {
-    names.into_iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+pub(super) fn list(names: &[&str], open: char, close: char) -> String {
+    names.iter().map(|name| format!("{open}{name}{close}")).collect::<Vec<_>>().join(", ")
 }
 
 /// "a", "b" or "c"
@@ -49,6 +49,6 @@ mod tests {
     fn lists_read_as_english() {
         assert_eq!(alternatives(&["pci"]), "\"pci\"");
         assert_eq!(alternatives(&["pci", "mmio"]), "\"pci\" or \"mmio\"");
-        assert_eq!(list(&["a", "b"]), "`a`, `b`");
+        assert_eq!(list(&["a", "b"], '[', ']'), "[a], [b]");
     }
 }

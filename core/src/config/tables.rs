@@ -40,12 +40,10 @@ impl Draft {
 
 /// Reads the whole file.
 pub(super) fn read(root: Table<'_>, context: &Context<'_>) -> Draft {
-    let item = root.item("vm", "[vm]");
+    let item = root.required_item("vm", "[vm] with `kernel` and `memory` below it");
     let table = item.as_ref().and_then(|item| item.table().map(|table| table.named("[vm]")));
     if let (Some(item), None) = (&item, &table) {
         item.refuse("[vm] must be a table".into(), "write [vm] and its keys below it");
-    } else if item.is_none() {
-        root.report(Diagnostic::error("there is no table [vm]").help("add [vm] with `kernel` and `memory` below it"));
     }
     let draft = Draft {
         vm: table.and_then(|table| vm(table, context)),
@@ -198,7 +196,7 @@ fn check_hugepages(table: &Table<'_>, memory_bytes: u64, pages: &Spanned<u64>, c
 }
 
 /// The path of a file that must be there, with something in it.
-fn file(table: &Table<'_>, key: &str, name: &Spanned<String>, context: &Context<'_>) -> PathBuf {
+fn file(table: &Table<'_>, key: &str, name: &Spanned<String>, context: &Context<'_>) -> Spanned<PathBuf> {
     let path = context.path(&name.value);
     let problem = match fs::metadata(&path) {
         Err(error) => Some(reason(&error)),
@@ -216,7 +214,7 @@ fn file(table: &Table<'_>, key: &str, name: &Spanned<String>, context: &Context<
         };
         table.report(Diagnostic::error(message).at(&name.span, "").help(help));
     }
-    path
+    Spanned::new(path, name.span.clone())
 }
 
 /// The system's words without the error number.
@@ -291,7 +289,10 @@ fn block(name: Spanned<String>, table: Table<'_>) -> Option<Block> {
 
 /// `[device.NAME]`
 fn device(name: Spanned<String>, table: Table<'_>) -> Option<Device> {
-    let kind = table.required::<String>("type", "type = \"blk\"")?;
+    let Some(kind) = table.required::<String>("type", "type = \"blk\"") else {
+        table.give_up();
+        return None;
+    };
     if kind.value != "blk" {
         // Which keys it has depends on the type: no further word about them.
         let message = format!("there is no device type \"{}\"", kind.value);

@@ -97,8 +97,8 @@ fn a_whole_file_becomes_typed_values() {
     let pins: Vec<_> = config.vm.vcpus.iter().map(|pin| pin.as_ref().map(|pin| pin.value)).collect();
     assert_eq!(pins, [Some(0), Some(1)]);
     assert_eq!((config.vm.memory_bytes, config.vm.hugepages), (1 << 30, Some(2 << 20)));
-    assert_eq!(config.vm.kernel, bench.folder.path().join("vmlinuz"));
-    assert_eq!(config.vm.initrd, Some(bench.folder.path().join("initrd.img")));
+    assert_eq!(config.vm.kernel.value, bench.folder.path().join("vmlinuz"));
+    assert_eq!(config.vm.initrd.map(|initrd| initrd.value), Some(bench.folder.path().join("initrd.img")));
     assert_eq!(config.vm.cmdline, "console=ttyS0 root=/dev/vda rw");
     assert_eq!(config.vm.console, Console::File(bench.folder.path().join("console.log")));
     assert_eq!(config.vm.reboot, Reboot::Exit);

@@ -69,7 +69,7 @@ pub trait DeviceModel: Send {
     /// # Errors
     /// The device needs a reset: a queue is not usable, or the backend cannot start.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
-    /// Stops serving: returns when every request in flight has completed and nothing touches the guest's memory any more.
-    /// Idempotent.
+    /// Stops serving: returns when every request in flight has completed and nothing touches the guest's memory any
+    /// more. Idempotent.
     fn deactivate(&mut self);
 }

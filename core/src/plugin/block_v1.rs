@@ -158,8 +158,8 @@ impl BlockBackend {
         self.services.take_changed()
     }
 
-    /// Tells the plugin of the guest's memory: what is new is added, what is gone removed. No request may be in flight that points into
-    /// a region that goes.
+    /// Tells the plugin of the guest's memory: what is new is added, what is gone removed. No request may be in
+    /// flight that points into a region that goes.
     ///
     /// # Errors
     /// The plugin's reason for refusing a region.
@@ -261,8 +261,8 @@ pub struct Completion {
 const NO_TOKEN: u64 = u64::MAX;
 const SLOT_BITS: u32 = 32;
 
-/// One queue of a backend, `[worker]` unless said otherwise. A request is known by its slot, a number below the depth; on its way to the
-/// plugin it gets a token that is used once.
+/// One queue of a backend, `[worker]` unless said otherwise. A request is known by its slot, a number below the
+/// depth; on its way to the plugin it gets a token that is used once.
 #[derive(Debug)]
 pub struct BackendQueue {
     queue: *mut c_void,
@@ -297,11 +297,12 @@ impl BackendQueue {
         Ok(())
     }
 
-    /// Offers requests, in order; returns how many were taken. The `token` of each must be its slot, and that slot must be free.
-    /// Those that completed at once are in [`completion`](Self::completion).
+    /// Offers requests, in order; returns how many were taken. The `token` of each must be its slot, and that slot
+    /// must be free. Those that completed at once are in [`completion`](Self::completion).
     ///
     /// # Errors
-    /// The queue has failed: take its requests back with [`take_in_flight`](Self::take_in_flight), after those that did complete.
+    /// The queue has failed: take its requests back with [`take_in_flight`](Self::take_in_flight), after those that
+    /// did complete.
     #[inline]
     pub fn submit(&mut self, requests: &mut [BlockRequest]) -> Result<usize, QueueFailed> {
         if self.failed {

@@ -70,7 +70,8 @@ fn log_level() -> u32 {
 unsafe extern "C" fn log(context: *mut c_void, level: u32, target: Text, message: Text) {
     // A panic must not cross into the plugin; a log line that cannot be written is lost.
     let _ = catch_unwind(|| {
-        // SAFETY: the context is the one of `HostServices`, which outlives the plugin's use of it; the texts live during the call.
+        // SAFETY: the context is the one of `HostServices`, which outlives the plugin's use of it; the texts live
+        // during the call.
         let (context, target, message) =
             unsafe { (&*context.cast::<HostContext>(), target.as_str(), message.as_str()) };
         let (plugin, instance) = (context.plugin.as_str(), context.instance.as_str());

@@ -19,7 +19,7 @@ pub(super) fn check(ours: &'static TypeLayout, theirs: &'static TypeLayout) -> R
 fn first_difference(errors: &AbiInstabilityErrors) -> String {
     let mut shortest: Option<(usize, String)> = None;
     for error in errors.errors.iter() {
-        let path: Vec<String> = error
+        let mut path: Vec<String> = error
             .stack_trace
             .iter()
             .map(|entry| match &entry.expected {
@@ -27,6 +27,8 @@ fn first_difference(errors: &AbiInstabilityErrors) -> String {
                 TLFieldOrFunction::Function(function) => function.name.to_string(),
             })
             .collect();
+        // A field that holds a function is followed by the function of the same name.
+        path.dedup();
         for instability in error.errs.iter() {
             let Some(what) = describe(instability) else { continue };
             // The deepest place is the cause; those around it only contain it.
@@ -40,7 +42,10 @@ fn first_difference(errors: &AbiInstabilityErrors) -> String {
 
 fn describe(instability: &AbiInstability) -> Option<String> {
     Some(match instability {
-        AbiInstability::Name(pair) => format!("type {} expected, found {}", pair.expected, pair.found),
+        AbiInstability::Name(pair) => {
+            let (expected, found) = (pair.expected.to_string(), pair.found.to_string());
+            format!("type {} expected, found {}", expected.trim(), found.trim())
+        }
         AbiInstability::MismatchedPrimitive(pair) => {
             format!("type {:?} expected, found {:?}", pair.expected, pair.found).to_lowercase()
         }
@@ -55,6 +60,7 @@ fn describe(instability: &AbiInstability) -> Option<String> {
             format!("{} fields expected, found {}", pair.expected, pair.found)
         }
         AbiInstability::Size(pair) => format!("a size of {} bytes expected, found {}", pair.expected, pair.found),
+        AbiInstability::Package(pair) => format!("a type of package {} expected, found {}", pair.expected, pair.found),
         AbiInstability::PackageVersion(pair) => {
             format!("interface package {:?} expected, found {:?}", pair.expected, pair.found)
         }

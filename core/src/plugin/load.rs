@@ -93,8 +93,8 @@ impl Plugin {
     /// See [`LoadError`].
     pub fn load(path: &Path) -> Result<Self, LoadError> {
         check_file(path)?;
-        // SAFETY: opening a library runs its constructors: whoever names a plugin in the configuration trusts it as code of
-        // this process, and the check above made sure that only its owner can change it.
+        // SAFETY: opening a library runs its constructors: whoever names a plugin in the configuration trusts it as
+        // code of this process, and the check above made sure that only its owner can change it.
         let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL | libc::RTLD_NODELETE) }
             .map_err(|error| LoadError::Open(path.into(), dlopen_reason(path, &error)))?;
         let library = ManuallyDrop::new(library);
@@ -147,7 +147,8 @@ impl Plugin {
     fn initialize(&self) -> Result<(), LoadError> {
         // The plugin may keep the services for ever, so they are never freed.
         let services: &'static HostServices = Box::leak(Box::new(HostServices::new(&self.name, "")));
-        // SAFETY: `checked` made sure that there is a function, and the contract says how it may be called: once, first.
+        // SAFETY: `checked` made sure that there is a function, and the contract says how it may be called: once,
+        // first.
         let result = unsafe { (self.descriptor.initialize)(services.table()) };
         if result < 0 {
             return Err(LoadError::Initialize(

@@ -14,8 +14,8 @@ pub struct Chain {
     pub writable_bytes: u64,
 }
 
-/// Room for the segments of one chain: a short inline part, which most chains fit, and a long one that is only touched when a chain
-/// outgrows the first. The segments are always contiguous.
+/// Room for the segments of one chain: a short inline part, which most chains fit, and a long one that is only
+/// touched when a chain outgrows the first. The segments are always contiguous.
 #[derive(Debug)]
 pub struct SegmentList<'a> {
     inline: &'a mut [Segment],

@@ -22,8 +22,8 @@ struct Descriptor {
     next: u16,
 }
 
-/// Where the descriptors of a chain are: the queue's own table, an indirect one, or an indirect one that reaches over memory
-/// regions (guest address instead of a pointer).
+/// Where the descriptors of a chain are: the queue's own table, an indirect one, or an indirect one that reaches over
+/// memory regions (guest address instead of a pointer).
 #[derive(Clone, Copy, Debug)]
 enum Table {
     Host(*const [u64; 2], u16),
@@ -33,8 +33,8 @@ enum Table {
 /// A split virtqueue. Owned by one worker.
 #[derive(Debug)]
 pub struct SplitRing {
-    /// Translates the ring itself and descriptor tables; data has a translator of its own, so that the two do not push each other
-    /// out of the last-hit cache.
+    /// Translates the ring itself and descriptor tables; data has a translator of its own, so that the two do not
+    /// push each other out of the last-hit cache.
     tables: Translator,
     descriptors: *const [u64; 2],
     available: *const u16,
@@ -66,7 +66,10 @@ impl SplitRing {
         }
         let entries = u64::from(size);
         let mut place = |address: u64, length: u64, align: u64, what| {
-            tables.translate(address, length).filter(|_| address % align == 0).ok_or(RingError::Placement(what))
+            tables
+                .translate(address, length)
+                .filter(|_| address.is_multiple_of(align))
+                .ok_or(RingError::Placement(what))
         };
         let descriptors = place(config.descriptors, 16 * entries, 16, "descriptor table")?;
         // Both rings with their event index at the end (virtio 1.3, 2.7.6 and 2.7.8).
@@ -94,8 +97,8 @@ impl SplitRing {
         self.size
     }
 
-    /// Takes the heads of chains that the driver has made available, at most `heads.len()`, and returns how many. Each must be
-    /// [walked](Self::walk) and given back by [`push_used`](Self::push_used).
+    /// Takes the heads of chains that the driver has made available, at most `heads.len()`, and returns how many.
+    /// Each must be [walked](Self::walk) and given back by [`push_used`](Self::push_used).
     #[inline]
     pub fn pop(&mut self, heads: &mut [u16]) -> Result<usize, RingError> {
         // Partner: the driver's write barrier between filling the ring and storing the index (virtio 1.3, 2.7.13.3).
@@ -166,14 +169,14 @@ impl SplitRing {
         }
     }
 
-    /// Gives the chain back, of which the device has written `written` bytes from the start of the writable part. The driver sees it
-    /// after [`publish`](Self::publish).
+    /// Gives the chain back, of which the device has written `written` bytes from the start of the writable part. The
+    /// driver sees it after [`publish`](Self::publish).
     #[inline]
     pub fn push_used(&mut self, head: u16, written: u32) {
         let slot = usize::from(self.next_used & (self.size - 1));
         let element = u64::from(head) | u64::from(written) << 32;
-        // SAFETY: the ring of `size` elements of 8 bytes follows flags and index (4 bytes); `new` checked that it lies in guest
-        // memory. It is 4-byte aligned only (virtio 1.3, 2.7.8), hence the unaligned write.
+        // SAFETY: the ring of `size` elements of 8 bytes follows flags and index (4 bytes); `new` checked that it
+        // lies in guest memory. It is 4-byte aligned only (virtio 1.3, 2.7.8), hence the unaligned write.
         unsafe { self.used.add(2).cast::<u64>().add(slot).write_unaligned(element) };
         self.next_used = self.next_used.wrapping_add(1);
     }
@@ -194,8 +197,9 @@ impl SplitRing {
     /// Whether the driver wants to be told of what was published since the last call. Call it once per batch.
     #[inline]
     pub fn needs_signal(&mut self) -> bool {
-        // Partner: the driver's full barrier between asking for notifications and looking at the used index once more. Without
-        // ours the read below could pass the store in `publish` and a wake-up be lost (virtio 1.3, 2.7.7.2 and 2.7.10).
+        // Partner: the driver's full barrier between asking for notifications and looking at the used index once
+        // more. Without ours the read below could pass the store in `publish` and a wake-up be lost (virtio 1.3,
+        // 2.7.7.2 and 2.7.10).
         fence(Ordering::SeqCst);
         let old = std::mem::replace(&mut self.signalled_used, self.published_used);
         if self.event_idx {
@@ -212,7 +216,8 @@ impl SplitRing {
     /// Asks the driver for no kicks: the owner polls.
     pub fn disable_kicks(&mut self) {
         if self.event_idx {
-            // The driver kicks when its index passes the event. An event half a lap ahead keeps it silent until `pop` moves it on.
+            // The driver kicks when its index passes the event. An event half a lap ahead keeps it silent until `pop`
+            // moves it on.
             self.parked_event = self.next_available.wrapping_add(0x8000);
             self.write_available_event(self.parked_event);
         } else {
@@ -220,15 +225,16 @@ impl SplitRing {
         }
     }
 
-    /// Asks the driver for a kick with its next chain. Returns whether there is one already, in which case the owner must not
-    /// sleep.
+    /// Asks the driver for a kick with its next chain. Returns whether there is one already, in which case the owner
+    /// must not sleep.
     pub fn enable_kicks(&mut self) -> bool {
         if self.event_idx {
             self.write_available_event(self.next_available);
         } else {
             self.write_used_flags(0);
         }
-        // Partner: the driver's full barrier between storing its index and reading our request (virtio 1.3, 2.7.13.4.1).
+        // Partner: the driver's full barrier between storing its index and reading our request (virtio 1.3,
+        // 2.7.13.4.1).
         fence(Ordering::SeqCst);
         self.has_available()
     }
@@ -257,8 +263,8 @@ impl SplitRing {
                 return Err(RingError::DescriptorIndex(index, entries));
             }
         };
-        // SAFETY: the entry lies in a table that was translated as a whole, or was translated by itself. Two reads of 8 bytes; tables
-        // need not be aligned when they are indirect.
+        // SAFETY: the entry lies in a table that was translated as a whole, or was translated by itself. Two reads of
+        // 8 bytes; tables need not be aligned when they are indirect.
         let (address, rest) = unsafe {
             (read_volatile_unaligned(entry.cast::<u64>()), read_volatile_unaligned(entry.cast::<u64>().wrapping_add(1)))
         };

@@ -1,4 +1,5 @@
-//! A backend linked into the process: a disk in memory that behaves well, or in each way in which a plugin can misbehave.
+//! A backend linked into the process: a disk in memory that behaves well, or in each way in which a plugin can
+//! misbehave.
 use crate::plugin::{BackendError, BlockBackend, OpenOptions, Plugin};
 use pollux_abi::{
     block::{Block, BlockInfo, BlockQueue, Completions, Error, OpenContext, Operation, Request, table},
@@ -65,7 +66,8 @@ fn default_block() -> u32 {
     512
 }
 
-/// Levers on all disks of the process whose name begins alike: disks are opened through the ABI, which has no room for them.
+/// Levers on all disks of the process whose name begins alike: disks are opened through the ABI, which has no room
+/// for them.
 #[derive(Debug, Default)]
 pub struct Control {
     release: AtomicBool,

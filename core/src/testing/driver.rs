@@ -1,5 +1,5 @@
-//! The driver's side of a split virtqueue (virtio 1.3, 2.7), for tests and benchmarks. It can follow the rules, and can break each of
-//! them.
+//! The driver's side of a split virtqueue (virtio 1.3, 2.7), for tests and benchmarks. It can follow the rules, and
+//! can break each of them.
 use crate::{
     memory::{GuestMemory, Translator},
     ring::QueueConfig,
@@ -93,8 +93,8 @@ impl SplitDriver {
         self.config
     }
 
-    /// Describes `buffers` as one chain and puts its head into the available ring, without showing it to the device yet. `None`: not
-    /// enough free descriptors.
+    /// Describes `buffers` as one chain and puts its head into the available ring, without showing it to the device
+    /// yet. `None`: not enough free descriptors.
     pub fn add(&mut self, buffers: &[Buffer]) -> Option<u16> {
         if self.free.len() < buffers.len() || buffers.is_empty() {
             return None;
@@ -158,7 +158,8 @@ impl SplitDriver {
         self.available_index
     }
 
-    /// The next chain that the device has given back: its head and the number of bytes written. Its descriptors are free again.
+    /// The next chain that the device has given back: its head and the number of bytes written. Its descriptors are
+    /// free again.
     pub fn pop_used(&mut self) -> Option<(u16, u32)> {
         let (head, length) = self.peek_used()?;
         self.last_used = self.last_used.wrapping_add(1);
@@ -174,7 +175,8 @@ impl SplitDriver {
         unsafe { AtomicU16::from_ptr(self.used.add(1)) }.load(Ordering::Acquire).wrapping_sub(self.last_used)
     }
 
-    /// Takes `count` used chains without looking at them and without freeing their descriptors, for benchmarks that reuse chains.
+    /// Takes `count` used chains without looking at them and without freeing their descriptors, for benchmarks that
+    /// reuse chains.
     #[inline]
     pub fn skip_used(&mut self, count: u16) {
         self.last_used = self.last_used.wrapping_add(count);
@@ -224,7 +226,8 @@ impl SplitDriver {
         unsafe { target.cast::<T>().write_unaligned(value) };
     }
 
-    /// Asks for interrupts or not: the flag without EVENT_IDX, the event index with it. `true`: with the next used chain.
+    /// Asks for interrupts or not: the flag without EVENT_IDX, the event index with it. `true`: with the next used
+    /// chain.
     pub fn want_interrupts(&mut self, wanted: bool) {
         let event = if wanted { self.last_used } else { self.last_used.wrapping_sub(0x8000) };
         // SAFETY: flags and event are the first and the last word of the available ring.

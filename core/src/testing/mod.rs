@@ -5,10 +5,12 @@
 //! | [`driver`] | a driver's side of a split ring, honest or hostile |
 //! | [`blk`] | a block driver on top of it: headers, data in any cut, status |
 //! | [`disk`] | a backend linked into the process: a disk in memory, well-behaved or not |
+//! | [`build`] | plugins built for the occasion |
 //! | [`rig`] | a block device with all of these around it, polled by hand or by workers |
 //!
 //! Mistakes of the caller panic here, as in any test.
 pub mod blk;
+pub mod build;
 pub mod disk;
 pub mod driver;
 pub mod rig;

@@ -1,7 +1,7 @@
 //! virtio over MMIO, version 2 (virtio 1.3, 4.2.2): one block of registers, as a map onto [`VirtioDevice`].
 //!
-//! Nothing here knows a hypervisor. A guest may access any register with any size at any time; what makes no sense reads
-//! as zero and is ignored when written.
+//! Nothing here knows a hypervisor. A guest may access any register with any size at any time; what makes no sense
+//! reads as zero and is ignored when written.
 use crate::transport::{Notifier, VirtioDevice};
 use std::sync::Arc;
 use virtio_queue::QueueT;

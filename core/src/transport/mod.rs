@@ -93,7 +93,8 @@ impl InterruptState {
         }
     }
 
-    /// The device cannot go on: sets DEVICE_NEEDS_RESET and tells the driver (virtio 1.3, 2.1.2). Callable by any worker.
+    /// The device cannot go on: sets DEVICE_NEEDS_RESET and tells the driver (virtio 1.3, 2.1.2). Callable by any
+    /// worker.
     pub fn fail(&self) {
         if !self.needs_reset.swap(true, Ordering::AcqRel) {
             self.config_changed();
@@ -126,8 +127,8 @@ pub struct Notifier {
 }
 
 impl Notifier {
-    /// A notifier that signals `event`, which an irqfd or a front end turns into an interrupt. With `isr`, the queue bit of the
-    /// ISR register is set first, for transports whose driver reads it.
+    /// A notifier that signals `event`, which an irqfd or a front end turns into an interrupt. With `isr`, the queue
+    /// bit of the ISR register is set first, for transports whose driver reads it.
     pub fn new(event: Arc<EventFd>, isr: Option<Arc<InterruptState>>) -> Self {
         Notifier { event: Some(event), isr }
     }
@@ -238,8 +239,8 @@ impl VirtioDevice {
         self.status | if self.interrupts.has_failed() { STATUS_NEEDS_RESET } else { 0 }
     }
 
-    /// The driver writes the device status register. Writing 0 resets the device and returns when that is done: every request in
-    /// flight has completed.
+    /// The driver writes the device status register. Writing 0 resets the device and returns when that is done: every
+    /// request in flight has completed.
     pub fn set_status(&mut self, value: u8) {
         if value == 0 {
             self.reset();
@@ -369,7 +370,8 @@ impl VirtioDevice {
         }
     }
 
-    /// The event behind a queue's available buffer notification: the transport registers it as an ioeventfd, or writes it.
+    /// The event behind a queue's available buffer notification: the transport registers it as an ioeventfd, or
+    /// writes it.
     pub fn kick(&self, index: usize) -> Option<&EventFd> {
         self.kicks.get(index)
     }

@@ -1,8 +1,10 @@
-//! virtio over PCI, modern interface only (virtio 1.3, 4.1): the registers behind one BAR, as a map onto [`VirtioDevice`].
+//! virtio over PCI, modern interface only (virtio 1.3, 4.1): the registers behind one BAR, as a map onto
+//! [`VirtioDevice`].
 //!
 //! Nothing here knows a hypervisor. The machine puts [`PciTransport`] behind a PCI function, places
 //! [`capabilities`] in its configuration space, and has the MSI-X table and its pending bits in the rest of the BAR.
-//! A guest may access any register with any size at any time; what makes no sense reads as zero and is ignored when written.
+//! A guest may access any register with any size at any time; what makes no sense reads as zero and is ignored when
+//! written.
 use crate::transport::{Notifier, VirtioDevice};
 use std::{io, sync::Arc};
 use virtio_queue::QueueT;
@@ -133,8 +135,8 @@ pub struct PciTransport {
 }
 
 impl PciTransport {
-    /// Puts registers in front of `device`. `vectors` has the event of each MSI-X vector; one more than there are queues
-    /// lets a driver have them all apart.
+    /// Puts registers in front of `device`. `vectors` has the event of each MSI-X vector; one more than there are
+    /// queues lets a driver have them all apart.
     ///
     /// # Errors
     /// More than [`QUEUES_MAX`] queues.

@@ -34,8 +34,9 @@ impl FromStr for IdlePolicy {
     }
 }
 
-/// How long an adaptive worker polls without work before it sleeps, in nanoseconds. About what a sleep and its wake-up cost:
-/// spinning for as long as a wake-up takes is at most twice as bad as the best choice (the ski rental argument).
+/// How long an adaptive worker polls without work before it sleeps, in nanoseconds. About what a sleep and its
+/// wake-up cost: spinning for as long as a wake-up takes is at most twice as bad as the best choice (the ski rental
+/// argument).
 const SPIN_NS: u64 = 50_000;
 /// Empty turns between two looks at the clock.
 const CLOCK_INTERVAL: u32 = 32;
@@ -70,7 +71,8 @@ impl Idle {
 
     #[inline(always)]
     pub(super) fn after_empty_turn(&mut self, tasks: &mut [Entry], mailbox: &Mailbox) {
-        // A pause tells the core's other thread to go ahead, and keeps this one from hammering lines that a driver writes.
+        // A pause tells the core's other thread to go ahead, and keeps this one from hammering lines that a driver
+        // writes.
         std::hint::spin_loop();
         if self.policy == IdlePolicy::Adaptive {
             self.consider_sleep(tasks, mailbox);
@@ -97,8 +99,8 @@ impl Idle {
         if self.stale {
             self.collect_fds(tasks, mailbox);
         }
-        // Arm all first, then look once more: whatever comes after its look makes a descriptor readable. The bell is rung
-        // after each push, so a command is seen here or wakes the poll.
+        // Arm all first, then look once more: whatever comes after its look makes a descriptor readable. The bell is
+        // rung after each push, so a command is seen here or wakes the poll.
         let mut armed = 0;
         let mut awake = false;
         for entry in tasks.iter_mut() {

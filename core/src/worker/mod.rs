@@ -95,8 +95,8 @@ impl WorkerHandle {
         }
     }
 
-    /// Takes a task back, once it has finished what it began: this waits for all of its requests. `None`: the worker or the task
-    /// has failed.
+    /// Takes a task back, once it has finished what it began: this waits for all of its requests. `None`: the worker
+    /// or the task has failed.
     pub fn detach(&self, id: TaskId) -> Option<Box<dyn Task>> {
         let (reply, answer) = sync_channel(1);
         self.send(Command::Detach(id, reply));
@@ -277,8 +277,8 @@ impl Core {
         }
     }
 
-    /// A task panicked, which is a mistake of ours. It is given up; the others go on. It is leaked, since its backend may still
-    /// write to what it owns.
+    /// A task panicked, which is a mistake of ours. It is given up; the others go on. It is leaked, since its backend
+    /// may still write to what it owns.
     #[cold]
     fn abandon_current(&mut self) {
         if self.current < self.tasks.len() {

@@ -12,8 +12,8 @@ pub struct SleepFds {
 
 /// Something that a worker polls: a queue, later also block jobs and timers. `[worker]` throughout.
 ///
-/// The life of a task: `start`, then turns of `poll`, with `arm` and `disarm` around each sleep; after `begin_stop` further turns
-/// until `is_stopped`, then `finish`.
+/// The life of a task: `start`, then turns of `poll`, with `arm` and `disarm` around each sleep; after `begin_stop`
+/// further turns until `is_stopped`, then `finish`.
 pub trait Task: Send {
     /// What it is, for messages: `blk0 queue 1`.
     fn name(&self) -> &str;
@@ -34,8 +34,8 @@ pub trait Task: Send {
     fn abandon(&mut self);
     /// Where to sleep for it.
     fn sleep_fds(&self) -> SleepFds;
-    /// Makes those descriptors readable at the next event. Returns `true` if there is work already, or if the task cannot be waited
-    /// for: the worker must not sleep.
+    /// Makes those descriptors readable at the next event. Returns `true` if there is work already, or if the task
+    /// cannot be waited for: the worker must not sleep.
     fn arm(&mut self) -> bool;
     /// The worker polls again.
     fn disarm(&mut self);

@@ -1,1 +1,80 @@
-//! Placeholder while the workspace is laid out.
+//! `mem`: a disk in memory, or in a file that is mapped into memory.
+//!
+//! | option | default | meaning |
+//! |---|---|---|
+//! | `size` | the file's | size of the disk; a file is created or extended to it |
+//! | `path` | | file to map; without it the disk is in memory and begins as zeroes |
+//! | `block_size` | 512 | logical block size |
+//! | `sparse` | `false` | leave unwritten parts of the file unallocated, and make discarded ones so |
+//! | `lock` | `true` | refuse a file that another process has mapped this way |
+//!
+//! Every request completes in `submit`. That includes a flush of a file, which waits for the file system: on anything
+//! but a tmpfs, the worker and all its queues stand still meanwhile.
+//!
+//! Unless it is `sparse`, a writable file gets all its blocks at open. A mapped file whose file system runs out of
+//! space at a write, or that is cut short by someone else, ends the whole process with SIGBUS.
+#![deny(unsafe_code)]
+
+#[allow(unsafe_code)]
+mod medium;
+mod queue;
+// Written for the tests of both plugins; this one needs less of it.
+#[cfg(test)]
+#[allow(unsafe_code, dead_code)]
+#[path = "../../uring/src/testing/mod.rs"]
+mod testing;
+#[cfg(test)]
+mod tests;
+
+use crate::{medium::Medium, queue::MemQueue};
+use pollux_abi::{
+    block::{Block, BlockInfo, Error, OpenContext},
+    host::Level,
+    options::{BlockSize, Size},
+};
+use std::{path::PathBuf, sync::Arc};
+
+/// The options of the configuration.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Options {
+    size: Option<Size>,
+    path: Option<PathBuf>,
+    #[serde(default)]
+    block_size: BlockSize,
+    #[serde(default)]
+    sparse: bool,
+    #[serde(default = "yes")]
+    lock: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// The backend: one piece of memory.
+#[derive(Debug)]
+pub struct Mem {
+    medium: Arc<Medium>,
+}
+
+impl Block for Mem {
+    type Options = Options;
+    type Queue = MemQueue;
+
+    fn open(options: Options, context: &OpenContext) -> Result<Self, Error> {
+        let medium = Medium::open(&options, context)?;
+        context.host.log(Level::Info, &medium);
+        Ok(Mem { medium: Arc::new(medium) })
+    }
+
+    fn info(&self) -> BlockInfo {
+        self.medium.info()
+    }
+
+    fn open_queue(&self, _index: u32, _depth: u32) -> Result<MemQueue, Error> {
+        Ok(MemQueue::new(self.medium.clone()))
+    }
+}
+
+pollux_abi::export_plugin! { name: "mem", block: Mem }

@@ -67,7 +67,8 @@ impl ChainParts {
         writable: 0,
     };
 
-    /// Follows one chain and finds header, data and status in it. Nothing is assumed of how the driver has cut them into buffers (virtio 1.3,
+    /// Follows one chain and finds header, data and status in it. Nothing is assumed of how the driver has cut them
+    /// into buffers (virtio 1.3,
     /// 2.7.4).
     #[inline]
     pub(super) fn take_chain(
@@ -105,7 +106,8 @@ impl ChainParts {
         Ok(())
     }
 
-    /// Cuts the header off the segments, which are long enough together. Returns the index of the first one of the data.
+    /// Cuts the header off the segments, which are long enough together. Returns the index of the first one of the
+    /// data.
     #[inline(always)]
     fn find_header(&mut self, segments: &mut [Segment]) -> usize {
         let first = &mut segments[0];
@@ -141,8 +143,8 @@ impl ChainParts {
     }
 }
 
-/// Copies bytes from the start of the segments and cuts them off. Returns the index of the first segment with a rest. There must be
-/// enough of them.
+/// Copies bytes from the start of the segments and cuts them off. Returns the index of the first segment with a rest.
+/// There must be enough of them.
 #[cold]
 fn take_scattered(segments: &mut [Segment], mut target: &mut [u8]) -> usize {
     let mut index = 0;

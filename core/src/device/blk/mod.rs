@@ -58,7 +58,8 @@ pub struct Blk {
     features: u64,
     limits: Limits,
     config: Config,
-    /// Whether completed writes may stay in a volatile cache. Written by the transport's thread, read by workers once a batch.
+    /// Whether completed writes may stay in a volatile cache. Written by the transport's thread, read by workers once
+    /// a batch.
     writeback: Arc<AtomicBool>,
     stats: Vec<QueueStatsHandle>,
     tasks: Vec<(WorkerHandle, TaskId)>,
@@ -178,7 +179,8 @@ impl DeviceModel for Blk {
     }
 
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
-        // Without either feature the driver never flushes, so writes must be durable when they complete (virtio 1.3, 5.2.5.2).
+        // Without either feature the driver never flushes, so writes must be durable when they complete (virtio 1.3,
+        // 5.2.5.2).
         if activation.features & (1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_CONFIG_WCE) == 0 {
             self.writeback.store(false, Ordering::Relaxed);
         }

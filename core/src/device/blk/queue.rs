@@ -1,7 +1,8 @@
 //! The data path of one block queue: reap, accept, submit, signal.
 //!
-//! One turn of [`BlkQueue::poll`] takes up to [`BATCH`] requests from the ring in stages (heads, descriptors, headers), so that the
-//! cache misses of a batch overlap; offers them to the backend in one call; and tells the driver once.
+//! One turn of [`BlkQueue::poll`] takes up to [`BATCH`] requests from the ring in stages (heads, descriptors,
+//! headers), so that the cache misses of a batch overlap; offers them to the backend in one call; and tells the
+//! driver once.
 use super::{
     chain::{ChainParts, MAX_SEGMENTS, NO_SEGMENT, Slot, range_action},
     request::{Action, Data, FLUSH, Limits, Status},
@@ -98,7 +99,8 @@ pub struct BlkQueue {
     slots: Box<[Slot]>,
     /// Room for chains that outgrow their slot, touched by them alone.
     overflow: Box<[[Segment; MAX_SEGMENTS]]>,
-    /// The batch between its second and third stage. It is kept, since clearing it every turn would cost more than a request.
+    /// The batch between its second and third stage. It is kept, since clearing it every turn would cost more than a
+    /// request.
     parts: Box<[ChainParts]>,
     /// Requests for the backend, those from `pending_start` on not yet taken by it.
     pending: Vec<BlockRequest>,
@@ -119,8 +121,8 @@ pub struct BlkQueue {
     serial: String,
 }
 
-// SAFETY: the pointers in slots and requests lead to guest memory, which the translators keep mapped, or into the queue's own boxes,
-// which move with it.
+// SAFETY: the pointers in slots and requests lead to guest memory, which the translators keep mapped, or into the
+// queue's own boxes, which move with it.
 unsafe impl Send for BlkQueue {}
 
 impl BlkQueue {
@@ -349,7 +351,8 @@ impl BlkQueue {
         }
     }
 
-    /// The driver broke the rules: the device needs a reset, and the ring is not touched any more but for what is in flight.
+    /// The driver broke the rules: the device needs a reset, and the ring is not touched any more but for what is in
+    /// flight.
     #[cold]
     fn break_ring(&mut self, error: RingError) -> usize {
         error!("{}: the guest's driver broke its ring: {error}; the device needs a reset by the guest", self.name);

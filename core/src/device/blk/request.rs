@@ -180,7 +180,7 @@ impl Header {
     /// A read or write of `length` bytes. `wrong` are bytes of the other direction, which must not be there.
     #[inline(always)]
     fn transfer(&self, operation: u32, flags: u32, length: u64, wrong: u64, limits: &Limits) -> Action {
-        let legal = length % SECTOR_SIZE == 0
+        let legal = length.is_multiple_of(SECTOR_SIZE)
             && wrong == 0
             && length <= limits.max_transfer
             && limits.contains(self.sector, length / SECTOR_SIZE)

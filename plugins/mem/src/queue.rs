@@ -1,0 +1,48 @@
+//! One queue of the backend: every request completes in `submit`.
+use crate::medium::Medium;
+use pollux_abi::block::{BlockQueue, Completions, EINVAL, ENOTSUP, EROFS, Operation, Request};
+use std::sync::Arc;
+
+/// One queue of the backend.
+#[derive(Debug)]
+pub struct MemQueue {
+    medium: Arc<Medium>,
+}
+
+impl MemQueue {
+    pub(crate) fn new(medium: Arc<Medium>) -> Self {
+        MemQueue { medium }
+    }
+
+    #[inline]
+    fn execute(&self, request: &Request) -> i32 {
+        let medium = &*self.medium;
+        let Some(operation) = request.operation() else { return -ENOTSUP };
+        if operation == Operation::Flush {
+            return medium.flush();
+        }
+        let Some(range) = medium.range(request.offset(), request.length()) else { return -EINVAL };
+        if medium.is_read_only() && operation != Operation::Read {
+            return -EROFS;
+        }
+        match operation {
+            Operation::Read => medium.read(&range, request.segments()),
+            Operation::Write => medium.write(&range, request.segments()),
+            Operation::Discard => return medium.discard(&range),
+            Operation::WriteZeroes => medium.write_zeroes(&range, request.may_unmap()),
+            Operation::Flush => {}
+        }
+        if request.is_fua() { medium.flush_range(&range) } else { 0 }
+    }
+}
+
+impl BlockQueue for MemQueue {
+    fn submit(&mut self, requests: &[Request], done: &mut Completions) -> usize {
+        for request in requests {
+            done.complete(request.token(), self.execute(request));
+        }
+        requests.len()
+    }
+
+    fn poll(&mut self, _done: &mut Completions) {}
+}

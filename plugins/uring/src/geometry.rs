@@ -1,0 +1,150 @@
+//! Sizes, alignments and identity of an open file or block device, as the kernel tells them.
+use std::{
+    fs::{self, File},
+    io::{self, Seek, SeekFrom},
+    mem::zeroed,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileTypeExt, MetadataExt},
+    },
+};
+
+/// What requests must be aligned to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Alignment {
+    /// Of a segment's address, in bytes.
+    pub(crate) memory: u32,
+    /// Of offsets and lengths, in bytes.
+    pub(crate) offset: u32,
+}
+
+impl Alignment {
+    /// The page cache takes everything.
+    pub(crate) const NONE: Alignment = Alignment { memory: 1, offset: 1 };
+}
+
+/// What a medium is like. Sizes are in bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct Geometry {
+    pub(crate) is_block_device: bool,
+    pub(crate) capacity: u64,
+    pub(crate) alignment: Alignment,
+    pub(crate) logical_block_size: u32,
+    pub(crate) physical_block_size: u32,
+    pub(crate) minimum_io_size: u32,
+    pub(crate) optimal_io_size: u32,
+    pub(crate) discard_alignment: u32,
+    /// `st_dev` and `st_ino` of a file. A block device has its own number and 0: it may have several names.
+    pub(crate) identity: (u64, u64),
+}
+
+/// Why a medium has no geometry.
+#[derive(Debug)]
+pub(crate) enum GeometryError {
+    /// The kernel refuses direct I/O on it.
+    NoDirect,
+    /// Another call failed.
+    Io(io::Error),
+}
+
+impl From<io::Error> for GeometryError {
+    fn from(error: io::Error) -> Self {
+        GeometryError::Io(error)
+    }
+}
+
+impl Geometry {
+    /// Asks about `file`, which was opened with `O_DIRECT` if `direct`.
+    pub(crate) fn of(mut file: &File, direct: bool) -> Result<Self, GeometryError> {
+        let metadata = file.metadata()?;
+        let is_block_device = metadata.file_type().is_block_device();
+        let sector = if is_block_device { block_device_number(file, libc::BLKSSZGET)?.max(512) } else { 512 };
+        let alignment =
+            if direct { direct_alignment(file, is_block_device.then_some(sector))? } else { Alignment::NONE };
+        let logical_block_size = sector.max(alignment.offset);
+        if !is_block_device {
+            // A file system's block is what it reads, changes and writes back when less is written. What the larger
+            // values of network file systems mean is another thing: their best transfer.
+            let block = u32::try_from(metadata.blksize()).unwrap_or(4096).clamp(512, 4096).next_power_of_two();
+            return Ok(Geometry {
+                is_block_device,
+                capacity: metadata.len(),
+                alignment,
+                logical_block_size,
+                physical_block_size: block.max(logical_block_size),
+                minimum_io_size: 0,
+                optimal_io_size: 0,
+                discard_alignment: block.max(logical_block_size),
+                identity: (metadata.dev(), metadata.ino()),
+            });
+        }
+        let physical = block_device_number(file, libc::BLKPBSZGET)?.next_power_of_two();
+        let granularity = queue_limit(metadata.rdev(), "discard_granularity").unwrap_or(0);
+        Ok(Geometry {
+            is_block_device,
+            capacity: file.seek(SeekFrom::End(0))?,
+            alignment,
+            logical_block_size,
+            physical_block_size: physical.max(logical_block_size),
+            minimum_io_size: block_device_number(file, libc::BLKIOMIN)?,
+            optimal_io_size: block_device_number(file, libc::BLKIOOPT)?,
+            discard_alignment: u32::try_from(granularity).unwrap_or(0).max(logical_block_size),
+            identity: (metadata.rdev(), 0),
+        })
+    }
+}
+
+/// A limit of the request queue of the block device `device`, such as `discard_max_bytes`. Partitions share their disk's.
+pub(crate) fn queue_limit(device: u64, name: &str) -> Option<u64> {
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    ["queue", "../queue"]
+        .iter()
+        .find_map(|queue| fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/{queue}/{name}")).ok())
+        .and_then(|text| text.trim().parse().ok())
+}
+
+/// One of the `ioctl(2)` requests of block devices that answer with an `int`.
+fn block_device_number(file: &File, request: libc::Ioctl) -> io::Result<u32> {
+    let mut number: libc::c_uint = 0;
+    // SAFETY: the requests passed here write one int to the pointer.
+    match unsafe { libc::ioctl(file.as_raw_fd(), request, &raw mut number) } {
+        0 => Ok(number),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The alignment of direct I/O: what `statx(2)` says (Linux 6.1), else the sector size of a block device, else the
+/// smallest that a read of the file accepts.
+fn direct_alignment(file: &File, sector: Option<u32>) -> Result<Alignment, GeometryError> {
+    // SAFETY: an all-zero statx is a value of the type.
+    let mut answer: libc::statx = unsafe { zeroed() };
+    // SAFETY: the path is an empty C string, and the answer has room.
+    let result = unsafe {
+        libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, &raw mut answer)
+    };
+    if result == 0 && answer.stx_mask & libc::STATX_DIOALIGN != 0 {
+        if answer.stx_dio_offset_align == 0 || answer.stx_dio_mem_align == 0 {
+            return Err(GeometryError::NoDirect);
+        }
+        return Ok(Alignment { memory: answer.stx_dio_mem_align, offset: answer.stx_dio_offset_align });
+    }
+    if let Some(sector) = sector {
+        return Ok(Alignment { memory: sector, offset: sector });
+    }
+    [512, 1024, 2048, 4096]
+        .into_iter()
+        .find(|&size| accepts_direct_read(file, size))
+        .map(|size| Alignment { memory: size, offset: size })
+        .ok_or(GeometryError::NoDirect)
+}
+
+/// Whether a direct read of `size` bytes into memory that is aligned to `size` and to nothing larger succeeds.
+fn accepts_direct_read(file: &File, size: u32) -> bool {
+    #[repr(align(8192))]
+    struct Aligned([u8; 8192]);
+    let mut room = Aligned([0; 8192]);
+    let target = &mut room.0[size as usize..][..size as usize];
+    // SAFETY: the target has `size` bytes of room. The offset must be no multiple of a larger size either; reading
+    // beyond the end of the file is checked for alignment like any other read.
+    unsafe { libc::pread(file.as_raw_fd(), target.as_mut_ptr().cast(), size as usize, i64::from(size)) >= 0 }
+}

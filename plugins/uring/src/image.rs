@@ -1,0 +1,212 @@
+//! The open medium, and the messages for one that cannot be used.
+use crate::{
+    Options,
+    discard::DiscardMethod,
+    geometry::{Geometry, GeometryError},
+    lock::Lock,
+};
+use pollux_abi::{
+    block::{BlockInfo, Error, OpenContext},
+    block_v1::{
+        POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_INFO_READ_ONLY, POLLUX_BLOCK_INFO_VOLATILE_CACHE,
+        POLLUX_BLOCK_READ, POLLUX_BLOCK_WRITE, POLLUX_BLOCK_WRITE_ZEROES,
+    },
+    options::Size,
+};
+use std::{
+    fmt,
+    fs::{File, FileType, OpenOptions},
+    io,
+    os::unix::fs::{FileTypeExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+/// Direct I/O into memory that must be aligned to more than this is not supported: bounce chunks are pages.
+pub(crate) const MAXIMUM_ALIGNMENT: u32 = 4096;
+
+/// The kernel's IOV_MAX.
+pub(crate) const MAXIMUM_SEGMENTS: u32 = 1024;
+
+/// An image file or block device, open and locked.
+#[derive(Debug)]
+pub(crate) struct Image {
+    pub(crate) file: File,
+    pub(crate) geometry: Geometry,
+    pub(crate) discard: DiscardMethod,
+    pub(crate) direct: bool,
+    pub(crate) read_only: bool,
+    pub(crate) counters: Counters,
+    path: PathBuf,
+    lock: Option<Lock>,
+}
+
+/// What the queues of an instance count: events off the fast path.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) bounced: AtomicU64,
+    pub(crate) resubmitted: AtomicU64,
+    pub(crate) zeroes_written: AtomicU64,
+}
+
+impl Image {
+    pub(crate) fn open(options: &Options, context: &OpenContext) -> Result<Self, Error> {
+        let path = options.path.as_path();
+        let kind = std::fs::metadata(path).map_err(|error| cannot_open(path, !context.read_only, error))?.file_type();
+        check_kind(path, kind)?;
+        let (is_block_device, writable) = (kind.is_block_device(), !context.read_only);
+        // The lock comes first: nothing of a medium that another process is changing is to be trusted.
+        let lock = (options.lock && !context.probe).then(|| Lock::take(path, writable)).transpose()?;
+        let mut flags = if options.direct { libc::O_DIRECT } else { 0 };
+        if is_block_device && writable && lock.is_some() {
+            // Without O_CREAT this claims the device, as a mount does. The descriptor that is used must be the one that
+            // claims: for any other, the kernel fails fallocate on cached blocks with EBUSY.
+            flags |= libc::O_EXCL;
+        }
+        let file = OpenOptions::new().read(true).write(writable).custom_flags(flags).open(path);
+        let file = file.map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL) if options.direct => no_direct(path),
+            Some(libc::EBUSY) => Error::new(format!(
+                "{} is mounted or otherwise in use on this host; unmount it, or write lock = false if nothing there \
+                 writes to it",
+                path.display()
+            )),
+            _ => cannot_open(path, writable, error),
+        })?;
+        let geometry = Geometry::of(&file, options.direct).map_err(|error| match error {
+            GeometryError::NoDirect => no_direct(path),
+            GeometryError::Io(error) => Error::from_io(format_args!("cannot examine {}", path.display()), error),
+        })?;
+        check_geometry(path, &geometry, options.direct)?;
+        let discard = if writable { DiscardMethod::of(&file, &geometry, context.probe) } else { DiscardMethod::None };
+        let (direct, read_only) = (options.direct, context.read_only);
+        let counters = Counters::default();
+        Ok(Image { file, geometry, discard, direct, read_only, counters, path: path.to_owned(), lock })
+    }
+
+    pub(crate) fn info(&self) -> BlockInfo {
+        let mut operations = 1 << POLLUX_BLOCK_READ | 1 << POLLUX_BLOCK_FLUSH;
+        if !self.read_only {
+            operations |= 1 << POLLUX_BLOCK_WRITE | 1 << POLLUX_BLOCK_WRITE_ZEROES;
+        }
+        if self.discard != DiscardMethod::None {
+            operations |= 1 << POLLUX_BLOCK_DISCARD;
+        }
+        let geometry = &self.geometry;
+        BlockInfo {
+            identity_device: geometry.identity.0,
+            identity_object: geometry.identity.1,
+            logical_block_size: geometry.logical_block_size,
+            physical_block_size: geometry.physical_block_size,
+            minimum_io_size: geometry.minimum_io_size,
+            optimal_io_size: geometry.optimal_io_size,
+            operations,
+            // Direct writes pass the page cache, not the cache of the disk.
+            flags: if self.read_only { POLLUX_BLOCK_INFO_READ_ONLY } else { POLLUX_BLOCK_INFO_VOLATILE_CACHE },
+            maximum_segments: MAXIMUM_SEGMENTS,
+            discard_alignment: geometry.discard_alignment,
+            ..BlockInfo::new(geometry.capacity)
+        }
+    }
+}
+
+/// The line that is logged at open.
+impl fmt::Display for Image {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let geometry = &self.geometry;
+        write!(
+            formatter,
+            "{}: {}, {} bytes in {}-byte blocks, {}, {}, {}, {}",
+            self.path.display(),
+            if geometry.is_block_device { "block device" } else { "file" },
+            Size::from_bytes(geometry.capacity),
+            geometry.logical_block_size,
+            if self.read_only { "read-only" } else { "writable" },
+            if self.direct { "direct" } else { "through the page cache" },
+            if self.lock.is_some() { "locked" } else { "not locked" },
+            match self.discard {
+                DiscardMethod::None => "no discard",
+                DiscardMethod::PunchHole => "discard by fallocate",
+                DiscardMethod::Command => "discard by BLKDISCARD",
+            },
+        )
+    }
+}
+
+/// As the JSON object of `statistics`.
+impl fmt::Display for Counters {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            r#"{{"bounced":{},"resubmitted":{},"zeroes_written":{}}}"#,
+            self.bounced.load(Ordering::Relaxed),
+            self.resubmitted.load(Ordering::Relaxed),
+            self.zeroes_written.load(Ordering::Relaxed),
+        )
+    }
+}
+
+/// Anything but a file or block device is refused before it is opened: opening a pipe, for one, might wait for ever.
+fn check_kind(path: &Path, kind: FileType) -> Result<(), Error> {
+    let what = match kind {
+        _ if kind.is_file() || kind.is_block_device() => return Ok(()),
+        _ if kind.is_dir() => "a folder",
+        _ if kind.is_char_device() => "a character device",
+        _ if kind.is_fifo() => "a pipe",
+        _ => "a socket",
+    };
+    Err(Error::new(format!("{} is {what}: path must name an image file or a block device", path.display())))
+}
+
+/// Says why `path` could not be opened, for writing if `writable`.
+pub(crate) fn cannot_open(path: &Path, writable: bool, error: io::Error) -> Error {
+    let shown = path.display();
+    match error.raw_os_error() {
+        Some(libc::ENOENT) => {
+            Error::from_io(format_args!("cannot open {shown}: create it first, such as with `truncate -s 10G`"), error)
+        }
+        Some(libc::EACCES | libc::EPERM | libc::EROFS) if writable => Error::from_io(
+            format_args!("cannot open {shown} for writing: allow this user to write to it, or open it read-only"),
+            error,
+        ),
+        Some(libc::EACCES | libc::EPERM) => {
+            Error::from_io(format_args!("cannot open {shown}: allow this user to read it"), error)
+        }
+        _ => Error::from_io(format_args!("cannot open {shown}"), error),
+    }
+}
+
+fn no_direct(path: &Path) -> Error {
+    Error::new(format!("{} does not take direct I/O (O_DIRECT): write direct = false", path.display()))
+}
+
+fn check_geometry(path: &Path, geometry: &Geometry, direct: bool) -> Result<(), Error> {
+    let (shown, block) = (path.display(), u64::from(geometry.logical_block_size));
+    let alignment = geometry.alignment.memory.max(geometry.alignment.offset);
+    if direct && (alignment > MAXIMUM_ALIGNMENT || !alignment.is_power_of_two()) {
+        return Err(Error::new(format!(
+            "{shown} takes direct I/O only in units of {alignment} bytes: write direct = false"
+        )));
+    }
+    if geometry.capacity == 0 {
+        return Err(Error::new(if geometry.is_block_device {
+            format!("{shown} has no medium: its size is 0")
+        } else {
+            format!("{shown} is empty: give it its size, such as with `truncate -s 10G`")
+        }));
+    }
+    if !geometry.capacity.is_multiple_of(block) {
+        let whole = geometry.capacity.next_multiple_of(block);
+        let or_cached = if direct && block > 512 && geometry.capacity.is_multiple_of(512) {
+            ", or write direct = false, which has 512-byte blocks"
+        } else {
+            ""
+        };
+        return Err(Error::new(format!(
+            "the size of {shown}, {} bytes, is not a whole number of its {block}-byte blocks: extend it with `truncate \
+             -s {whole}`{or_cached}",
+            geometry.capacity
+        )));
+    }
+    Ok(())
+}
