@@ -151,7 +151,8 @@ typedef struct PolluxBlockInfo {
   uint64_t reserved[8];
 } PolluxBlockInfo;
 
-// A region of guest memory in the host's address space. Segments lie in such regions, mostly: the host may also pass memory of its own.
+// A region of guest memory in the host's address space. Segments lie in such regions, mostly: the host may also pass
+// memory of its own.
 typedef struct PolluxMemoryRegion {
   // Guest-physical address of the first byte.
   uint64_t guest_address;
@@ -184,7 +185,8 @@ typedef struct PolluxBlockQueueHandle {
   uint64_t reserved[2];
 } PolluxBlockQueueHandle;
 
-// A range of host memory, laid out as `struct iovec`. It usually lies in guest memory, which the guest may change at any time.
+// A range of host memory, laid out as `struct iovec`. It usually lies in guest memory, which the guest may change at
+// any time.
 typedef struct PolluxSegment {
   // First byte.
   uint8_t *base;
@@ -268,11 +270,13 @@ typedef struct PolluxBlockV1 {
                     const struct PolluxBlockRequest *requests,
                     uint32_t count,
                     struct PolluxBlockCompletions *completions);
-  // Adds what has completed to `completions`. Returns 0, or a negative errno: the queue has failed. `[worker, started]`
+  // Adds what has completed to `completions`. Returns 0, or a negative errno: the queue has failed. `[worker,
+  // started]`
   int32_t (*poll)(void *queue, struct PolluxBlockCompletions *completions);
-  // With `armed` 1: the worker is about to sleep on `wake_fd`, so make it readable at the next completion; returns 1 if
-  // there is one already and the worker must not sleep, or 0. Both a 1 and a wake-up may come in vain, but neither may be
-  // missing. With 0: the worker polls again. Called only if there is a `wake_fd`. `[worker, started]`
+  // With `armed` 1: the worker is about to sleep on `wake_fd`, so make it readable at the next completion; returns
+  // 1 if there is one already and the worker must not sleep, or 0. Both a 1 and a wake-up may come in vain, but
+  // neither may be missing. With 0: the worker polls again. Called only if there is a `wake_fd`. `[worker,
+  // started]`
   int32_t (*arm)(void *queue, uint32_t armed);
   // The worker gives the queue back. `[worker, started]`
   void (*queue_stop)(void *queue);

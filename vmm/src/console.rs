@@ -1,0 +1,173 @@
+//! What the serial port is connected to, and the keyboard's way to it.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+
+use crate::serial::{Output, SerialPort, Stdout};
+use crate::terminal::RawMode;
+
+/// What the serial port is connected to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ConsoleSpec {
+    /// Standard output and standard input. A terminal is put into raw mode, so that every key goes to the guest;
+    /// Ctrl-A x stops the machine, Ctrl-A Ctrl-A sends a Ctrl-A.
+    #[default]
+    Terminal,
+    /// Standard output; no input.
+    Stdout,
+    /// Nothing.
+    Null,
+    /// A file, made or overwritten; no input.
+    File(PathBuf),
+}
+
+/// An opened console. Dropping it gives the terminal its settings back.
+pub(crate) struct Console {
+    target: Target,
+    input: Option<Input>,
+    _raw_mode: Option<RawMode>,
+}
+
+enum Target {
+    Stdout,
+    Null,
+    File(File),
+}
+
+impl Console {
+    pub(crate) fn open(spec: &ConsoleSpec) -> io::Result<Console> {
+        let (target, interactive) = match spec {
+            ConsoleSpec::Terminal => (Target::Stdout, true),
+            ConsoleSpec::Stdout => (Target::Stdout, false),
+            ConsoleSpec::Null => (Target::Null, false),
+            ConsoleSpec::File(path) => (Target::File(File::create(path)?), false),
+        };
+        let raw_mode = if interactive { RawMode::enter()? } else { None };
+        let input = interactive.then(|| Input::new(raw_mode.is_some()));
+        Ok(Console { target, input, _raw_mode: raw_mode })
+    }
+
+    /// Where the serial port of one run writes.
+    pub(crate) fn output(&self) -> io::Result<Output> {
+        Ok(match &self.target {
+            Target::Stdout => Box::new(Stdout),
+            Target::Null => Box::new(io::sink()),
+            Target::File(file) => Box::new(file.try_clone()?),
+        })
+    }
+
+    /// What the user types, if anything can be typed.
+    pub(crate) fn input(&mut self) -> Option<&mut Input> {
+        self.input.as_mut()
+    }
+}
+
+/// What to do after input was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Typed {
+    /// Hand it to the guest.
+    Bytes,
+    /// The user wants the machine to stop.
+    Stop,
+}
+
+const CTRL_A: u8 = 0x01;
+/// How much may wait for a guest that does not read; beyond it standard input is left alone.
+const PENDING_MAX: usize = 4096;
+
+/// Standard input on its way to the guest.
+#[derive(Debug)]
+pub(crate) struct Input {
+    pending: VecDeque<u8>,
+    ended: bool,
+    /// Whether Ctrl-A has its meaning: only for people at a terminal.
+    escapes: bool,
+    escaped: bool,
+}
+
+impl Input {
+    fn new(escapes: bool) -> Input {
+        Input { pending: VecDeque::new(), ended: false, escapes, escaped: false }
+    }
+
+    /// Whether standard input should be waited for.
+    pub(crate) fn wants_more(&self) -> bool {
+        !self.ended && self.pending.len() < PENDING_MAX
+    }
+
+    /// Whether the guest has yet to take something.
+    pub(crate) fn is_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Reads what is there; call it when standard input is readable.
+    pub(crate) fn read(&mut self) -> Typed {
+        let mut bytes = [0; 256];
+        // SAFETY: the pointer and length are those of a live array.
+        let count = unsafe { libc::read(libc::STDIN_FILENO, bytes.as_mut_ptr().cast(), bytes.len()) };
+        match count {
+            1.. => self.accept(&bytes[..count as usize]),
+            0 => {
+                self.ended = true;
+                Typed::Bytes
+            }
+            _ => {
+                let error = io::Error::last_os_error();
+                // Anything but "later" will not get better.
+                self.ended |= !matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock);
+                Typed::Bytes
+            }
+        }
+    }
+
+    fn accept(&mut self, bytes: &[u8]) -> Typed {
+        for &byte in bytes {
+            if self.escapes && !self.escaped && byte == CTRL_A {
+                self.escaped = true;
+                continue;
+            }
+            if std::mem::take(&mut self.escaped) && (byte == b'x' || byte == b'X') {
+                return Typed::Stop;
+            }
+            self.pending.push_back(byte);
+        }
+        Typed::Bytes
+    }
+
+    /// Hands over what the port takes. False if the port was busy and it has to be tried again.
+    pub(crate) fn feed(&mut self, port: &SerialPort) -> bool {
+        port.feed(&mut self.pending)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn typed(keys: &[u8]) -> (Typed, Vec<u8>) {
+        let mut input = Input::new(true);
+        let typed = input.accept(keys);
+        (typed, input.pending.into())
+    }
+
+    #[test]
+    fn keys_go_to_the_guest_ctrl_c_included() {
+        assert_eq!(typed(b"ls\r\x03"), (Typed::Bytes, b"ls\r\x03".to_vec()));
+    }
+
+    #[test]
+    fn ctrl_a_x_stops_and_ctrl_a_twice_sends_one() {
+        assert_eq!(typed(b"a\x01x").0, Typed::Stop);
+        assert_eq!(typed(b"a\x01\x01x"), (Typed::Bytes, b"a\x01x".to_vec()));
+        assert_eq!(typed(b"\x01b"), (Typed::Bytes, b"b".to_vec()));
+    }
+
+    #[test]
+    fn input_that_is_no_terminal_has_no_escapes() {
+        let mut input = Input::new(false);
+        assert_eq!(input.accept(b"\x01x"), Typed::Bytes);
+        assert_eq!(input.pending, b"\x01x");
+    }
+}

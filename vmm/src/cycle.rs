@@ -1,0 +1,236 @@
+//! One run of the machine: a fresh KVM virtual machine over the memory and devices that stay.
+
+use std::os::fd::AsRawFd;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kvm_ioctls::VcpuFd;
+use libc::{POLLIN, pollfd};
+use vm_memory::GuestAddress;
+
+use crate::acpi;
+use crate::boot::{self, Entry, registers};
+use crate::bus::Bus;
+use crate::console::{Console, Typed};
+use crate::control::{Control, Ending};
+use crate::irq::InterruptRouter;
+use crate::layout::{
+    ECAM_BYTES, ECAM_START, MMIO_STRIDE, PCI_WINDOW_BYTES, PCI_WINDOW_START, SERIAL_LINE, SERIAL_PORT,
+};
+use crate::machine::{Attached, Error, Machine};
+use crate::mmio::{self, VirtioMmio};
+use crate::pci::{self, Ecam, PciBus, VirtioFunction, Window};
+use crate::platform;
+use crate::serial::SerialPort;
+use crate::shutdown::Shutdown;
+use crate::spec::{Boot, RawGuest};
+use crate::vcpu::{Vcpu, VcpuThread};
+use crate::vm::Vm;
+
+/// How long to wait before input is offered again to a serial port that a vCPU held.
+const FEED_AGAIN: Duration = Duration::from_millis(10);
+
+/// How a run of the machine ended.
+pub(crate) enum CycleEnd {
+    PowerOff,
+    Reset,
+    /// By a signal, if there is a number.
+    Stopped(Option<i32>),
+}
+
+/// A running machine. Dropping it stops the vCPUs.
+pub(crate) struct Cycle {
+    machine_name: String,
+    control: Arc<Control>,
+    serial: Arc<SerialPort>,
+    vcpus: Vec<VcpuThread>,
+    /// Dropped after the vCPU threads are joined: it keeps the guest's memory mapped.
+    _vm: Vm,
+}
+
+impl Cycle {
+    /// Powers the machine on: builds buses and devices' connections, loads what is to run, starts the vCPUs.
+    pub(crate) fn start(machine: &Machine, console: &Console) -> Result<Cycle, Error> {
+        let control = Arc::new(Control::new().map_err(|source| machine.system("make an event", source))?);
+        let output = console.output().map_err(|source| machine.system("open the console", source))?;
+        let serial =
+            Arc::new(SerialPort::new(output).map_err(|source| machine.system("make the serial port", source))?);
+        let vm = Vm::new(&machine.kvm, &machine.memory).map_err(machine.kvm_failed("make a virtual machine"))?;
+        let router = InterruptRouter::new(vm.fd().clone()).map_err(machine.kvm_failed("route interrupts"))?;
+        let router = Arc::new(router);
+        router
+            .connect_line(SERIAL_LINE, serial.line())
+            .map_err(machine.kvm_failed("connect the serial port's interrupt"))?;
+        let mut ports = Bus::new("port");
+        platform::insert(&mut ports, &control)?;
+        ports.insert(SERIAL_PORT.into()..u64::from(SERIAL_PORT) + 8, serial.clone())?;
+        let memory = memory_bus(machine, &vm, &router)?;
+        let fds = processors(machine, &vm)?;
+        let mut cycle = Cycle { machine_name: machine.spec.name.clone(), control, serial, vcpus: Vec::new(), _vm: vm };
+        cycle.spawn(machine, fds, Arc::new(ports), Arc::new(memory))?;
+        Ok(cycle)
+    }
+
+    /// Serves the console until the run ends, then stops the vCPUs.
+    pub(crate) fn run(mut self, console: &mut Console, shutdown: &Shutdown) -> Result<CycleEnd, Error> {
+        let end = self.serve(console, shutdown);
+        self.stop();
+        end
+    }
+
+    fn serve(&self, console: &mut Console, shutdown: &Shutdown) -> Result<CycleEnd, Error> {
+        loop {
+            if shutdown.is_requested() {
+                return Ok(CycleEnd::Stopped(shutdown.signal()));
+            }
+            if let Some(ending) = self.control.take() {
+                return match ending {
+                    Ending::PowerOff => Ok(CycleEnd::PowerOff),
+                    Ending::Reset => Ok(CycleEnd::Reset),
+                    Ending::Failed(source) => Err(Error::Vcpu { machine: self.machine_name.clone(), source }),
+                };
+            }
+            let mut feed_again = None;
+            if let Some(input) = console.input()
+                && input.is_pending()
+            {
+                self.serial.clear_drained();
+                feed_again = (!input.feed(&self.serial)).then_some(FEED_AGAIN);
+            }
+            let wants = console.input().map_or((false, false), |input| (input.wants_more(), input.is_pending()));
+            let stdin = if wants.0 { libc::STDIN_FILENO } else { -1 };
+            let drained = if wants.1 { self.serial.drained_fd() } else { -1 };
+            let fds = [shutdown.as_raw_fd(), self.control.as_raw_fd(), stdin, drained];
+            let [_, _, typed, _] = wait(fds, feed_again);
+            if typed
+                && let Some(input) = console.input()
+                && input.read() == Typed::Stop
+            {
+                return Ok(CycleEnd::Stopped(None));
+            }
+        }
+    }
+
+    fn spawn(&mut self, machine: &Machine, fds: Vec<VcpuFd>, ports: Arc<Bus>, memory: Arc<Bus>) -> Result<(), Error> {
+        for (index, fd) in fds.into_iter().enumerate() {
+            let vcpu = Vcpu {
+                index,
+                pin: machine.spec.vcpus[index].pin,
+                fd,
+                ports: ports.clone(),
+                memory: memory.clone(),
+                control: self.control.clone(),
+                exits: machine.exits[index].clone(),
+            };
+            let thread = VcpuThread::spawn(vcpu).map_err(|source| machine.system("start a vCPU thread", source))?;
+            self.vcpus.push(thread);
+        }
+        Ok(())
+    }
+
+    /// Stops the vCPUs and waits until none runs.
+    fn stop(&mut self) {
+        self.control.stop();
+        for thread in self.vcpus.drain(..) {
+            thread.join();
+        }
+    }
+}
+
+impl Drop for Cycle {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Which of the descriptors are readable (or broken, which a read will tell); negative ones never are. Returns after
+/// `timeout` at the latest, if there is one, or when a signal arrives.
+fn wait<const N: usize>(fds: [RawFd; N], timeout: Option<Duration>) -> [bool; N] {
+    let mut polls = fds.map(|fd| pollfd { fd, events: POLLIN, revents: 0 });
+    let milliseconds = timeout.map_or(-1, |timeout| timeout.as_millis() as libc::c_int);
+    // SAFETY: the pointer and count are those of a live array.
+    let ready = unsafe { libc::poll(polls.as_mut_ptr(), N as libc::nfds_t, milliseconds) };
+    // After an error, EINTR being the only one to expect, the contents mean nothing.
+    polls.map(|poll| ready > 0 && poll.revents != 0)
+}
+
+/// The memory bus with every virtio device in its place.
+fn memory_bus(machine: &Machine, vm: &Vm, router: &Arc<InterruptRouter>) -> Result<Bus, Error> {
+    let mut bus = Bus::new("memory");
+    let mut pci_bus = PciBus::new();
+    for attached in &machine.devices {
+        match attached {
+            Attached::Pci { place, transport, vectors } => {
+                let bar = pci::bar_address(*place);
+                let function = VirtioFunction::new(vm.fd(), router, transport.clone(), vectors, bar)
+                    .map_err(|source| Error::Function { device: attached.name(), source })?;
+                pci_bus.insert(*place, Arc::new(function));
+            }
+            Attached::Mmio { index, transport, line } => {
+                let place = mmio::place(*index);
+                router.connect_line(place.line, line).map_err(machine.kvm_failed("connect a virtio-mmio interrupt"))?;
+                let device = VirtioMmio::new(vm.fd(), transport.clone(), place.address)
+                    .map_err(machine.kvm_failed("register virtio-mmio notifications"))?;
+                bus.insert(place.address..place.address + MMIO_STRIDE, Arc::new(device))?;
+            }
+        }
+    }
+    let pci_bus = Arc::new(pci_bus);
+    bus.insert(ECAM_START..ECAM_START + ECAM_BYTES, Arc::new(Ecam(pci_bus.clone())))?;
+    bus.insert(PCI_WINDOW_START..PCI_WINDOW_START + PCI_WINDOW_BYTES, Arc::new(Window(pci_bus)))?;
+    Ok(bus)
+}
+
+/// Loads what is to run and makes the vCPUs, ready to be run.
+fn processors(machine: &Machine, vm: &Vm) -> Result<Vec<VcpuFd>, Error> {
+    let failed = machine.kvm_failed("set up a vCPU");
+    let mut fds = Vec::new();
+    for index in 0..machine.spec.vcpus.len() {
+        let fd = vm.fd().create_vcpu(index as u64).map_err(machine.kvm_failed("make a vCPU"))?;
+        fd.set_cpuid2(&machine.cpuid.for_vcpu(index)).map_err(&failed)?;
+        registers::set_common(&fd).map_err(&failed)?;
+        fds.push(fd);
+    }
+    match &machine.spec.boot {
+        Boot::Kernel(_) => {
+            let entry = load_kernel(machine)?;
+            registers::set_entry(&fds[0], entry).map_err(&failed)?;
+        }
+        Boot::Raw(guest) => {
+            guest.load(&machine.memory).map_err(|source| machine.system("load the raw guest", source))?;
+            for (index, fd) in fds.iter().enumerate() {
+                set_raw(&**guest, index, fd).map_err(&failed)?;
+            }
+        }
+    }
+    Ok(fds)
+}
+
+fn load_kernel(machine: &Machine) -> Result<Entry, Error> {
+    let Boot::Kernel(kernel) = &machine.spec.boot else { unreachable!("called for kernels only") };
+    let failed = |source| Error::Boot { machine: machine.spec.name.clone(), source };
+    let memory = &**machine.memory.map();
+    let mmio: Vec<_> = machine
+        .devices
+        .iter()
+        .filter_map(|attached| match attached {
+            Attached::Mmio { index, .. } => Some(mmio::place(*index)),
+            Attached::Pci { .. } => None,
+        })
+        .collect();
+    let rsdp: GuestAddress =
+        acpi::write(memory, machine.spec.vcpus.len(), &mmio).map_err(|error| failed(error.into()))?;
+    let entry = boot::load(memory, kernel, rsdp).map_err(failed)?;
+    registers::write_gdt(memory, entry).map_err(failed)?;
+    Ok(entry)
+}
+
+fn set_raw(guest: &dyn RawGuest, index: usize, fd: &VcpuFd) -> Result<(), vmm_sys_util::errno::Error> {
+    let mut registers = fd.get_regs()?;
+    let mut system = fd.get_sregs()?;
+    guest.registers(index, &mut registers, &mut system);
+    fd.set_sregs(&system)?;
+    fd.set_regs(&registers)?;
+    registers::set_runnable(fd)
+}

@@ -1,0 +1,58 @@
+//! The KVM virtual machine of Pollux: just enough of a PC for a stock kernel, and virtio devices on it.
+//!
+//! | module | noun |
+//! |---|---|
+//! | [`spec`] | what a machine is to be |
+//! | [`machine`] | the machine: memory and devices that stay |
+//! | `cycle` | one run of it, from power-on to power-off or reset |
+//! | `vm`, `vcpu`, `irq` | KVM's virtual machine, its processors, its interrupt routing |
+//! | [`boot`] | kernel, initrd, registers, processor identification |
+//! | `acpi` | the tables by which a kernel finds everything |
+//! | [`layout`] | every address and port |
+//! | `bus`, `platform`, `serial` | the port and memory buses and the machine's own devices |
+//! | `pci`, `mmio` | how virtio devices are connected; their registers are in `pollux_core::transport` |
+//! | [`console`], `terminal`, [`shutdown`] | the outside world |
+//! | [`exits`] | how often vCPUs left guest mode |
+//! | [`testing`] | a guest for tests and benchmarks, which runs on every KVM |
+//!
+//! No device model and no plugin is named here: devices come as `Box<dyn DeviceModel>`.
+//!
+//! Unsafe code is denied but for the modules marked below: KVM's shared structures, signal handlers, and system calls
+//! that the standard library does not have.
+#![deny(unsafe_code)]
+
+mod acpi;
+pub mod boot;
+mod bus;
+#[allow(unsafe_code)] // read(2) on standard input
+pub mod console;
+mod control;
+#[allow(unsafe_code)] // poll(2)
+mod cycle;
+pub mod exits;
+mod irq;
+pub mod layout;
+pub mod machine;
+mod mmio;
+mod pci;
+mod platform;
+#[allow(unsafe_code)] // write(2) on standard output
+mod serial;
+#[allow(unsafe_code)] // signal handlers
+pub mod shutdown;
+pub mod spec;
+#[allow(unsafe_code)] // terminal settings, signal handlers
+mod terminal;
+pub mod testing;
+#[allow(unsafe_code)] // kvm_run, signals
+mod vcpu;
+#[allow(unsafe_code)] // guest memory given to KVM
+mod vm;
+
+pub use boot::KernelSpec;
+pub use console::ConsoleSpec;
+pub use exits::{ExitCounts, ExitKind};
+pub use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
+pub use machine::{Error, Exit, Location, Machine, Transport};
+pub use shutdown::Shutdown;
+pub use spec::{Boot, MachineSpec, RawGuest, Reboot, VcpuSpec};

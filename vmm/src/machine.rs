@@ -1,0 +1,361 @@
+//! The machine: memory and devices that stay, and one run after another from power-on to power-off or reset.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kvm_ioctls::Kvm;
+use pollux_core::device::DeviceModel;
+use pollux_core::memory::{GuestMemory, MemoryError};
+use pollux_core::transport::VirtioDevice;
+use pollux_core::transport::mmio::MmioTransport;
+use pollux_core::transport::pci::PciTransport;
+use thiserror::Error;
+use vmm_sys_util::errno::Error as Errno;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::boot::cpuid::CpuidTemplate;
+use crate::boot::{self};
+use crate::console::{Console, ConsoleSpec};
+use crate::cycle::{Cycle, CycleEnd};
+use crate::exits::{ExitCounters, ExitCounts};
+use crate::layout::{MMIO_DEVICES_MAX, memory_regions};
+use crate::pci::{self, FunctionError};
+use crate::shutdown::Shutdown;
+use crate::spec::{MachineSpec, Reboot};
+use crate::{bus, mmio, vcpu, vm};
+
+/// As many as the 8-bit APIC ids of the tables can name, one id being the I/O APIC's and one meaning "all".
+const VCPUS_MAX: usize = 254;
+/// The smallest memory that holds the boot tables and anything worth running.
+const MEMORY_BYTES_MIN: u64 = 4 << 20;
+
+/// Why a machine could not be made or could not go on.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// /dev/kvm cannot be opened.
+    #[error(
+        "{machine}: cannot open /dev/kvm: {source}; is the kvm module loaded, and may this user open it (group kvm)?"
+    )]
+    OpenKvm {
+        /// The machine's name.
+        machine: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// This host's KVM is too old.
+    #[error("{machine}: this host's KVM does not offer {what}; use a newer kernel")]
+    OldKvm {
+        /// The machine's name.
+        machine: String,
+        /// What is missing.
+        what: &'static str,
+    },
+    /// The description makes no sense.
+    #[error("{machine}: {reason}")]
+    Spec {
+        /// The machine's name.
+        machine: String,
+        /// What is wrong and what to do about it.
+        reason: String,
+    },
+    /// There is no memory for the guest.
+    #[error("{machine}: {source}")]
+    Memory {
+        /// The machine's name.
+        machine: String,
+        /// Why.
+        source: MemoryError,
+    },
+    /// A KVM call failed.
+    #[error("{machine}: cannot {action}: {source}")]
+    Kvm {
+        /// The machine's name.
+        machine: String,
+        /// What was attempted.
+        action: &'static str,
+        /// What the kernel said.
+        source: Errno,
+    },
+    /// A system call failed.
+    #[error("{machine}: cannot {action}: {source}")]
+    System {
+        /// The machine's name.
+        machine: String,
+        /// What was attempted.
+        action: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The kernel cannot be started.
+    #[error("{machine}: {source}")]
+    Boot {
+        /// The machine's name.
+        machine: String,
+        /// Why.
+        source: boot::Error,
+    },
+    /// A device cannot be attached.
+    #[error("{device}: {reason}")]
+    Attach {
+        /// The device's name.
+        device: String,
+        /// Why, and what to do about it.
+        reason: String,
+    },
+    /// A device cannot be put on the bus.
+    #[error("{device}: {source}")]
+    Function {
+        /// The device's name.
+        device: String,
+        /// Why.
+        source: FunctionError,
+    },
+    /// Two devices of the machine itself collide.
+    #[error(transparent)]
+    Bus(#[from] bus::RangeTaken),
+    /// A vCPU broke down.
+    #[error("{machine}: {source}")]
+    Vcpu {
+        /// The machine's name.
+        machine: String,
+        /// Why.
+        source: vcpu::Error,
+    },
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The guest powered off.
+    PowerOff,
+    /// The guest reset the machine, which was told to end then ([`Reboot::Exit`]).
+    Reboot,
+    /// Somebody asked for a stop: a signal (its number), the user at the console or the program.
+    Stopped(Option<i32>),
+}
+
+/// How a guest's driver reaches a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// A function of the PCI Express bus, with MSI-X.
+    Pci,
+    /// A virtio-mmio register block with a line of the I/O APIC.
+    Mmio,
+}
+
+/// Where a device was put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Location {
+    /// On PCI bus 0.
+    Pci {
+        /// Device number; the function number is 0.
+        device: u8,
+    },
+    /// On the memory bus.
+    Mmio {
+        /// Guest-physical address of its registers.
+        address: u64,
+        /// Line of the I/O APIC.
+        line: u32,
+    },
+}
+
+/// A virtio device and what connects it, which both outlive the runs of the machine.
+pub(crate) enum Attached {
+    /// With the event of each MSI-X vector.
+    Pci { place: usize, transport: Arc<Mutex<PciTransport>>, vectors: Vec<Arc<EventFd>> },
+    /// With the event of its line.
+    Mmio { index: usize, transport: Arc<Mutex<MmioTransport>>, line: Arc<EventFd> },
+}
+
+impl Attached {
+    /// The device's name in the configuration.
+    pub(crate) fn name(&self) -> String {
+        match self {
+            Attached::Pci { transport, .. } => {
+                transport.lock().unwrap_or_else(PoisonError::into_inner).device().name().to_owned()
+            }
+            Attached::Mmio { transport, .. } => {
+                transport.lock().unwrap_or_else(PoisonError::into_inner).device().name().to_owned()
+            }
+        }
+    }
+
+    /// Resets the device; returns when its data path is drained. No vCPU runs.
+    fn reset(&self) {
+        match self {
+            Attached::Pci { transport, .. } => transport.lock().unwrap_or_else(PoisonError::into_inner).reset(),
+            Attached::Mmio { transport, .. } => transport.lock().unwrap_or_else(PoisonError::into_inner).reset(),
+        }
+    }
+}
+
+/// A virtual machine.
+///
+/// Made and driven by one thread: attach everything, then [`Machine::run`].
+pub struct Machine {
+    pub(crate) spec: MachineSpec,
+    pub(crate) kvm: Kvm,
+    pub(crate) memory: GuestMemory,
+    pub(crate) cpuid: CpuidTemplate,
+    pub(crate) devices: Vec<Attached>,
+    pub(crate) exits: Vec<Arc<ExitCounters>>,
+}
+
+impl Machine {
+    /// Makes a machine: checks the description, opens KVM and reserves guest memory. Nothing runs yet.
+    ///
+    /// # Errors
+    /// Each names what is missing or wrong.
+    pub fn new(spec: MachineSpec) -> Result<Machine, Error> {
+        let machine = || spec.name.clone();
+        let kvm =
+            Kvm::new().map_err(|source| Error::OpenKvm { machine: machine(), source: io::Error::from(source) })?;
+        if let Some(what) = vm::missing_capability(&kvm) {
+            return Err(Error::OldKvm { machine: machine(), what });
+        }
+        check(&spec, kvm.get_max_vcpus()).map_err(|reason| Error::Spec { machine: machine(), reason })?;
+        let ranges: Vec<_> =
+            memory_regions(spec.memory_bytes).into_iter().map(|(start, bytes)| (start.0, bytes)).collect();
+        let memory = GuestMemory::create(&ranges, spec.hugepages)
+            .map_err(|source| Error::Memory { machine: machine(), source })?;
+        let cpuid = CpuidTemplate::new(&kvm, spec.vcpus.len()).map_err(|source| Error::Kvm {
+            machine: machine(),
+            action: "read the processor features that KVM supports",
+            source,
+        })?;
+        let exits = spec.vcpus.iter().map(|_| Arc::default()).collect();
+        Ok(Machine { spec, kvm, memory, cpuid, devices: Vec::new(), exits })
+    }
+
+    /// The guest's memory, which lives as long as the machine: backends are told of it before the start.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Attaches a device. Guests find PCI functions in the order of attachment, and virtio-mmio devices too.
+    ///
+    /// # Errors
+    /// The bus is full or the device has too many queues for it.
+    pub fn attach(&mut self, model: Box<dyn DeviceModel>, transport: Transport) -> Result<Location, Error> {
+        let name = model.name().to_owned();
+        let failed = |reason: String| Error::Attach { device: name.clone(), reason };
+        let device = VirtioDevice::new(model, self.memory.clone())
+            .map_err(|error| failed(format!("cannot make its queues: {error}")))?;
+        let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Arc::new);
+        let no_event = |error| failed(format!("cannot make an interrupt event: {error}"));
+        match transport {
+            Transport::Pci => {
+                // Place 0 is the host bridge's.
+                let place = 1 + self.count(|attached| matches!(attached, Attached::Pci { .. }));
+                if place >= pci::PLACES {
+                    return Err(failed(format!("the PCI bus is full; it has room for {} devices", pci::PLACES - 1)));
+                }
+                // One for each queue and one for configuration changes.
+                let vectors: Vec<_> =
+                    (0..=device.queue_count()).map(|_| event()).collect::<Result<_, _>>().map_err(no_event)?;
+                let transport =
+                    PciTransport::new(device, vectors.clone()).map_err(|error| failed(error.to_string()))?;
+                self.devices.push(Attached::Pci { place, transport: Arc::new(Mutex::new(transport)), vectors });
+                Ok(Location::Pci { device: place as u8 })
+            }
+            Transport::Mmio => {
+                let index = self.count(|attached| matches!(attached, Attached::Mmio { .. }));
+                if index >= MMIO_DEVICES_MAX {
+                    return Err(failed(format!(
+                        "there are interrupt lines for {MMIO_DEVICES_MAX} devices on mmio; use pci"
+                    )));
+                }
+                let line = event().map_err(no_event)?;
+                let transport = Arc::new(Mutex::new(MmioTransport::new(device, line.clone())));
+                self.devices.push(Attached::Mmio { index, transport, line });
+                let place = mmio::place(index);
+                Ok(Location::Mmio { address: place.address, line: place.line })
+            }
+        }
+    }
+
+    /// Runs the machine until its guest powers off or somebody asks for a stop. Blocks. When it returns, no vCPU runs,
+    /// every device is reset with its requests drained, and the terminal has its settings back.
+    ///
+    /// # Errors
+    /// The kernel cannot be loaded, KVM refuses something, or a vCPU broke down.
+    pub fn run(&mut self, shutdown: &Shutdown) -> Result<Exit, Error> {
+        vcpu::prepare_kicks().map_err(|source| self.system("install the vCPU signal", source))?;
+        let mut console =
+            Console::open(&self.spec.console).map_err(|source| self.system("open the console", source))?;
+        loop {
+            let result = Cycle::start(self, &console).and_then(|cycle| cycle.run(&mut console, shutdown));
+            self.devices.iter().for_each(Attached::reset);
+            match result? {
+                CycleEnd::PowerOff => return Ok(Exit::PowerOff),
+                CycleEnd::Reset if self.spec.reboot == Reboot::Exit => return Ok(Exit::Reboot),
+                CycleEnd::Reset => tracing::info!(machine = self.spec.name, "the guest resets the machine"),
+                CycleEnd::Stopped(signal) => return Ok(Exit::Stopped(signal)),
+            }
+        }
+    }
+
+    /// The machine with another answer to its guest's resets.
+    pub fn with_reboot(mut self, reboot: Reboot) -> Machine {
+        self.spec.reboot = reboot;
+        self
+    }
+
+    /// The machine with another console.
+    pub fn with_console(mut self, console: ConsoleSpec) -> Machine {
+        self.spec.console = console;
+        self
+    }
+
+    /// How often each vCPU has left guest mode, since the machine was made. Also callable through
+    /// [`Machine::exit_counter`] while the machine runs.
+    pub fn exit_counts(&self) -> Vec<ExitCounts> {
+        self.exits.iter().map(|counters| counters.snapshot()).collect()
+    }
+
+    /// A reader of [`Machine::exit_counts`] for another thread while this one runs the machine.
+    pub fn exit_counter(&self) -> impl Fn() -> Vec<ExitCounts> + Send + use<> {
+        let exits = self.exits.clone();
+        move || exits.iter().map(|counters| counters.snapshot()).collect()
+    }
+
+    fn count(&self, is_counted: impl Fn(&Attached) -> bool) -> usize {
+        self.devices.iter().filter(|attached| is_counted(attached)).count()
+    }
+
+    pub(crate) fn system(&self, action: &'static str, source: io::Error) -> Error {
+        Error::System { machine: self.spec.name.clone(), action, source }
+    }
+
+    pub(crate) fn kvm_failed(&self, action: &'static str) -> impl Fn(Errno) -> Error + use<> {
+        let machine = self.spec.name.clone();
+        move |source| Error::Kvm { machine: machine.clone(), action, source }
+    }
+}
+
+/// What is wrong with a description, if anything.
+fn check(spec: &MachineSpec, vcpus_max: usize) -> Result<(), String> {
+    let vcpus_max = vcpus_max.min(VCPUS_MAX);
+    if spec.vcpus.is_empty() || spec.vcpus.len() > vcpus_max {
+        return Err(format!("{} vCPUs; this host can give a machine 1 to {vcpus_max}", spec.vcpus.len()));
+    }
+    if spec.memory_bytes < MEMORY_BYTES_MIN {
+        return Err(format!("{} bytes of memory; give it at least {MEMORY_BYTES_MIN}", spec.memory_bytes));
+    }
+    let page = spec.hugepages.unwrap_or(4096);
+    if !page.is_power_of_two() || page < 4096 {
+        return Err(format!("{page} bytes is not the size of a page; use 2M or 1G"));
+    }
+    if !spec.memory_bytes.is_multiple_of(page) {
+        return Err(format!("{} bytes of memory are not whole pages of {page} bytes", spec.memory_bytes));
+    }
+    if let Some(cpu) = spec.vcpus.iter().filter_map(|vcpu| vcpu.pin).find(|cpu| !is_cpu(*cpu)) {
+        return Err(format!("a vCPU is pinned to CPU {cpu}, which this process cannot run on"));
+    }
+    Ok(())
+}
+
+fn is_cpu(id: usize) -> bool {
+    core_affinity::get_core_ids().is_none_or(|cpus| cpus.iter().any(|cpu| cpu.id == id))
+}

@@ -1,0 +1,243 @@
+//! A virtio device as a PCI function: configuration space, MSI-X, and the events of its queues.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use pollux_core::transport::pci::{
+    BAR_BYTES, BAR_INDEX, MSIX_PENDING_OFFSET, MSIX_TABLE_OFFSET, PciTransport, REGISTERS_END, REVISION, SUBSYSTEM_ID,
+    VENDOR_ID, capabilities, notify_offset, pci_access,
+};
+use thiserror::Error;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::Function;
+use super::config::{ConfigSpace, Identity};
+use super::msix::{self, Msix};
+use crate::irq::InterruptRouter;
+use crate::layout::{PCI_WINDOW_BYTES, PCI_WINDOW_START};
+
+/// Why a device could not be made a PCI function.
+#[derive(Debug, Error)]
+pub enum FunctionError {
+    /// KVM's table is full.
+    #[error("no interrupt numbers are left for its {vectors} MSI-X vectors; use fewer queues")]
+    NoInterrupts {
+        /// How many it wants.
+        vectors: usize,
+    },
+    /// KVM refuses a queue's event.
+    #[error("cannot register the notification event of queue {queue}: {source}")]
+    Notification {
+        /// Which queue.
+        queue: usize,
+        /// What KVM said.
+        source: vmm_sys_util::errno::Error,
+    },
+}
+
+/// "The BAR answers nowhere."
+const NOWHERE: u64 = u64::MAX;
+
+/// What configuration accesses change.
+struct State {
+    config: ConfigSpace,
+    msix: Msix,
+    /// Whether the log knows that the guest puts BARs where they cannot be: it is not to fill the disk.
+    reported: bool,
+}
+
+/// A virtio device in one place of the bus, for one run of the machine.
+pub(crate) struct VirtioFunction {
+    vm: Arc<VmFd>,
+    transport: Arc<Mutex<PciTransport>>,
+    state: Mutex<State>,
+    /// Where the BAR answers, or NOWHERE. Changed only with `state` locked.
+    bar: AtomicU64,
+    /// Offsets of the capabilities whose writes have effects.
+    msix_capability: usize,
+    access_capability: usize,
+}
+
+impl VirtioFunction {
+    /// Makes a function whose BAR is at `bar`. `vectors` are the events that the transport signals.
+    pub(crate) fn new(
+        vm: &Arc<VmFd>,
+        router: &Arc<InterruptRouter>,
+        transport: Arc<Mutex<PciTransport>>,
+        vectors: &[Arc<EventFd>],
+        bar: u32,
+    ) -> Result<VirtioFunction, FunctionError> {
+        let msix = Msix::new(router.clone(), vectors).ok_or(FunctionError::NoInterrupts { vectors: vectors.len() })?;
+        let mut config = {
+            let transport = lock(&transport);
+            ConfigSpace::new(Identity {
+                vendor: VENDOR_ID,
+                device: transport.device_id(),
+                subsystem_vendor: VENDOR_ID,
+                subsystem: SUBSYSTEM_ID,
+                revision: REVISION,
+                class: transport.class(),
+            })
+        };
+        config.set_bar(bar, BAR_BYTES as u32);
+        let mut access_capability = 0;
+        for capability in capabilities() {
+            // The last one is the access capability.
+            access_capability = config.add_capability(&capability);
+        }
+        config.allow(access_capability + pci_access::BAR, &[0xff]);
+        config.allow(access_capability + pci_access::OFFSET, &[0xff; 4]);
+        config.allow(access_capability + pci_access::LENGTH, &[0xff; 4]);
+        let table = (MSIX_TABLE_OFFSET as u32, MSIX_PENDING_OFFSET as u32);
+        let msix_capability = config.add_capability(&msix::capability(vectors.len(), BAR_INDEX, table.0, table.1));
+        config.allow(msix_capability + msix::MESSAGE_CONTROL, &msix::MESSAGE_CONTROL_WRITABLE.to_le_bytes());
+        let function = VirtioFunction {
+            vm: vm.clone(),
+            transport,
+            state: Mutex::new(State { config, msix, reported: false }),
+            bar: AtomicU64::new(NOWHERE),
+            msix_capability,
+            access_capability,
+        };
+        function.move_bar(bar.into())?;
+        Ok(function)
+    }
+
+    /// Has the BAR answer at `to`, queue events included. Called with `state` locked, or before anyone else has the
+    /// function.
+    fn move_bar(&self, to: u64) -> Result<(), FunctionError> {
+        let from = self.bar.swap(to, Ordering::AcqRel);
+        if from == to {
+            return Ok(());
+        }
+        let transport = lock(&self.transport);
+        let device = transport.device();
+        let events = (0..device.queue_count()).filter_map(|queue| device.kick(queue).map(|kick| (queue, kick)));
+        for (queue, kick) in events {
+            let address = |bar: u64| IoEventAddress::Mmio(bar + notify_offset(queue));
+            if from != NOWHERE {
+                // Failure says that it could not be registered before, which was reported then.
+                let _ = self.vm.unregister_ioevent(kick, &address(from), NoDatamatch);
+            }
+            if to != NOWHERE {
+                let result = self.vm.register_ioevent(kick, &address(to), NoDatamatch);
+                result.map_err(|source| FunctionError::Notification { queue, source })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What a write to configuration space entails.
+    fn follow(&self, state: &mut State) {
+        let control = state.config.u32_at(self.msix_capability) >> 16;
+        state.msix.set_control(control as u16);
+        let window = PCI_WINDOW_START..=PCI_WINDOW_START + PCI_WINDOW_BYTES - BAR_BYTES;
+        let bar = state.config.bar_address().filter(|bar| window.contains(bar)).unwrap_or(NOWHERE);
+        if let Err(error) = self.move_bar(bar)
+            && !std::mem::replace(&mut state.reported, true)
+        {
+            // The guest has put two BARs at one address. Notifications of this device arrive as exits instead.
+            tracing::warn!(device = lock(&self.transport).device().name(), %error, "a guest moved a BAR");
+        }
+    }
+
+    fn read_bar(&self, offset: u64, data: &mut [u8]) {
+        match offset {
+            0..REGISTERS_END => lock(&self.transport).read_bar(offset, data),
+            MSIX_TABLE_OFFSET..MSIX_PENDING_OFFSET => {
+                lock(&self.state).msix.read_table(offset - MSIX_TABLE_OFFSET, data)
+            }
+            _ => lock(&self.state).msix.read_pending(offset - MSIX_PENDING_OFFSET, data),
+        }
+    }
+
+    fn write_bar(&self, offset: u64, data: &[u8]) {
+        match offset {
+            0..REGISTERS_END => lock(&self.transport).write_bar(offset, data),
+            MSIX_TABLE_OFFSET..MSIX_PENDING_OFFSET => {
+                lock(&self.state).msix.write_table(offset - MSIX_TABLE_OFFSET, data)
+            }
+            // Pending bits are read-only.
+            _ => {}
+        }
+    }
+
+    /// Offset in the BAR of an address, if the whole access lies in there.
+    fn offset_of(&self, address: u64, length: usize) -> Option<u64> {
+        let offset = address.checked_sub(self.bar.load(Ordering::Acquire))?;
+        (offset + length as u64 <= BAR_BYTES).then_some(offset)
+    }
+
+    /// Whether a configuration access touches the data of the access capability.
+    fn touches_window(&self, offset: usize, length: usize) -> bool {
+        let data = self.access_capability + pci_access::DATA;
+        offset < data + 4 && data < offset + length
+    }
+
+    /// The access that the access capability describes: offset in the BAR and length (virtio 1.3, 4.1.4.9).
+    fn described_access(&self) -> Option<(u64, usize)> {
+        let state = lock(&self.state);
+        let bar = state.config.u32_at(self.access_capability + pci_access::BAR) as u8;
+        let offset = state.config.u32_at(self.access_capability + pci_access::OFFSET);
+        let length = state.config.u32_at(self.access_capability + pci_access::LENGTH);
+        let valid = bar == BAR_INDEX
+            && matches!(length, 1 | 2 | 4)
+            && offset.is_multiple_of(length)
+            && u64::from(offset) + u64::from(length) <= BAR_BYTES;
+        valid.then_some((offset.into(), length as usize))
+    }
+}
+
+impl Function for VirtioFunction {
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        if self.touches_window(offset, data.len())
+            && let Some((bar_offset, length)) = self.described_access()
+        {
+            let mut value = [0; 4];
+            self.read_bar(bar_offset, &mut value[..length]);
+            lock(&self.state).config.put(self.access_capability + pci_access::DATA, &value);
+        }
+        lock(&self.state).config.read(offset, data);
+    }
+
+    fn write_config(&self, offset: usize, data: &[u8]) {
+        {
+            let mut state = lock(&self.state);
+            state.config.write(offset, data);
+            self.follow(&mut state);
+        }
+        // The driver writes the data with one access of the described length (virtio 1.3, 4.1.4.9.1).
+        if offset == self.access_capability + pci_access::DATA
+            && let Some((bar_offset, length)) = self.described_access()
+            && length == data.len()
+        {
+            self.write_bar(bar_offset, data);
+        }
+    }
+
+    fn read_window(&self, address: u64, data: &mut [u8]) -> bool {
+        match self.offset_of(address, data.len()) {
+            Some(offset) => {
+                self.read_bar(offset, data);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn write_window(&self, address: u64, data: &[u8]) -> bool {
+        match self.offset_of(address, data.len()) {
+            Some(offset) => {
+                self.write_bar(offset, data);
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// Locks, whatever happened to another vCPU's thread: registers are consistent between accesses.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,143 @@
+//! The wish to stop, from a signal or from the program, as something a machine can wait for.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
+
+use libc::c_int;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::terminal;
+
+/// The signals that ask for a clean stop.
+const SIGNALS: [c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+
+const NOT_REQUESTED: i32 = 0;
+const BY_PROGRAM: i32 = -1;
+
+/// The one `Shutdown` that signals go to. Never freed: a handler may be running on any thread.
+static FOR_SIGNALS: AtomicPtr<Inner> = AtomicPtr::new(ptr::null_mut());
+
+#[derive(Debug)]
+struct Inner {
+    event: EventFd,
+    /// NOT_REQUESTED, BY_PROGRAM, or the number of the signal.
+    reason: AtomicI32,
+}
+
+/// A request to stop that many may hold and any may make. It is made once and stays made.
+#[derive(Clone, Debug)]
+pub struct Shutdown(Arc<Inner>);
+
+impl Shutdown {
+    /// A request that only [`Shutdown::request`] makes.
+    pub fn new() -> io::Result<Shutdown> {
+        Ok(Shutdown(Arc::new(Inner {
+            event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            reason: AtomicI32::new(NOT_REQUESTED),
+        })))
+    }
+
+    /// A request that SIGTERM, SIGINT and SIGHUP make as well. A second signal ends the process at once, with
+    /// status 128 + its number and the terminal restored. A later call takes the signals over.
+    pub fn on_signals() -> io::Result<Shutdown> {
+        let shutdown = Shutdown::new()?;
+        let inner = Arc::into_raw(shutdown.0.clone()).cast_mut();
+        // Pairs with the load in the handler.
+        FOR_SIGNALS.store(inner, Ordering::Release);
+        for signal in SIGNALS {
+            // SAFETY: the structure is whole, and the handler only calls async-signal-safe functions.
+            let result = unsafe {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                action.sa_sigaction = on_signal as *const () as usize;
+                action.sa_flags = libc::SA_RESTART;
+                libc::sigaction(signal, &action, ptr::null_mut())
+            };
+            if result < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(shutdown)
+    }
+
+    /// Asks for a stop. Any thread, any time.
+    pub fn request(&self) {
+        self.0.request(BY_PROGRAM);
+    }
+
+    /// Whether a stop was asked for.
+    pub fn is_requested(&self) -> bool {
+        self.0.reason.load(Ordering::Acquire) != NOT_REQUESTED
+    }
+
+    /// The signal that asked for a stop, if it was one.
+    pub fn signal(&self) -> Option<i32> {
+        match self.0.reason.load(Ordering::Acquire) {
+            NOT_REQUESTED | BY_PROGRAM => None,
+            signal => Some(signal),
+        }
+    }
+}
+
+impl AsRawFd for Shutdown {
+    /// Readable once a stop was asked for, and from then on: nobody may read it empty.
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.event.as_raw_fd()
+    }
+}
+
+impl Inner {
+    /// The first request counts. Async-signal-safe. Returns whether this was the first.
+    fn request(&self, reason: i32) -> bool {
+        let first = self.reason.compare_exchange(NOT_REQUESTED, reason, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        // A write to an eventfd fails only when its counter is full, and then it is readable anyway.
+        let _ = self.event.write(1);
+        first
+    }
+}
+
+extern "C" fn on_signal(signal: c_int) {
+    // SAFETY: the location of errno is always valid; the interrupted code must find its value unchanged.
+    let errno = unsafe { &mut *libc::__errno_location() };
+    let found = *errno;
+    // SAFETY: a pointer in FOR_SIGNALS comes from Arc::into_raw and its reference is never given back.
+    let first = unsafe { FOR_SIGNALS.load(Ordering::Acquire).as_ref() }.is_none_or(|inner| inner.request(signal));
+    if !first {
+        terminal::restore();
+        // SAFETY: _exit is async-signal-safe and does not return.
+        unsafe { libc::_exit(128 + signal) };
+    }
+    *errno = found;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn readable(shutdown: &Shutdown) -> bool {
+        let mut poll = libc::pollfd { fd: shutdown.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one whole pollfd.
+        unsafe { libc::poll(&mut poll, 1, 0) == 1 }
+    }
+
+    #[test]
+    fn a_request_is_seen_by_every_holder_and_stays() {
+        let shutdown = Shutdown::new().unwrap();
+        let other = shutdown.clone();
+        assert!(!readable(&shutdown) && !shutdown.is_requested());
+        other.request();
+        assert!(shutdown.is_requested() && readable(&shutdown) && readable(&shutdown));
+        assert_eq!(shutdown.signal(), None);
+    }
+
+    #[test]
+    fn a_signal_is_a_request_that_knows_its_number() {
+        let shutdown = Shutdown::on_signals().unwrap();
+        // SAFETY: the handler is installed; raise returns after it ran.
+        unsafe { libc::raise(libc::SIGHUP) };
+        assert!(readable(&shutdown));
+        assert_eq!(shutdown.signal(), Some(libc::SIGHUP));
+    }
+}

@@ -1,0 +1,61 @@
+//! One KVM virtual machine, from power-on to power-off or reset; after a reset there is a new one.
+
+use std::sync::Arc;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use pollux_core::memory::GuestMemory;
+use vmm_sys_util::errno::Error as Errno;
+
+use crate::layout::{IDENTITY_MAP_START, TSS_START};
+
+/// What KVM has to be able to do for us, and what it is good for.
+const NEEDED: [(Cap, &str); 7] = [
+    (Cap::UserMemory, "guest memory"),
+    (Cap::Irqchip, "interrupt controllers in the kernel"),
+    (Cap::Irqfd, "interrupts by eventfd"),
+    (Cap::IrqRouting, "message-signalled interrupts"),
+    (Cap::Ioeventfd, "notifications by eventfd"),
+    (Cap::ImmediateExit, "stopping a vCPU without a race"),
+    (Cap::ExtCpuid, "processor identification"),
+];
+
+/// The first thing that this host's KVM cannot do.
+pub(crate) fn missing_capability(kvm: &Kvm) -> Option<&'static str> {
+    NEEDED.iter().find(|(capability, _)| !kvm.check_extension(*capability)).map(|(_, use_)| *use_)
+}
+
+/// A KVM virtual machine with memory and interrupt controllers, without vCPUs.
+pub(crate) struct Vm {
+    fd: Arc<VmFd>,
+    /// Kept for as long as KVM maps it into the guest.
+    _memory: GuestMemory,
+}
+
+impl Vm {
+    pub(crate) fn new(kvm: &Kvm, memory: &GuestMemory) -> Result<Vm, Errno> {
+        let fd = kvm.create_vm()?;
+        // Both are wanted before the first vCPU on Intel processors and do no harm elsewhere.
+        fd.set_identity_map_address(IDENTITY_MAP_START)?;
+        fd.set_tss_address(TSS_START)?;
+        fd.create_irq_chip()?;
+        for (slot, region) in memory.regions().into_iter().enumerate() {
+            let region = kvm_userspace_memory_region {
+                slot: slot as u32,
+                flags: 0,
+                guest_phys_addr: region.guest_address,
+                memory_size: region.length as u64,
+                userspace_addr: region.base as u64,
+            };
+            // SAFETY: the range is mapped for as long as `memory` lives, which this structure keeps, and regions
+            // do not overlap. vCPUs are gone before the structure is (see `Cycle`).
+            unsafe { fd.set_user_memory_region(region)? };
+        }
+        Ok(Vm { fd: Arc::new(fd), _memory: memory.clone() })
+    }
+
+    /// The file descriptor, for those who register events and interrupts with it.
+    pub(crate) fn fd(&self) -> &Arc<VmFd> {
+        &self.fd
+    }
+}

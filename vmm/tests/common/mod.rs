@@ -1,0 +1,61 @@
+//! A machine with block devices for the test guest.
+#![allow(dead_code)] // each test uses a part
+
+use std::sync::Arc;
+
+use pollux_core::device::blk::{Blk, BlkOptions};
+use pollux_core::stats::StatsSegment;
+use pollux_core::testing::disk::{self, Behaviour};
+use pollux_core::worker::{IdlePolicy, Worker};
+use pollux_vmm::testing::{TestGuest, machine_spec};
+use pollux_vmm::{Machine, Transport};
+
+/// Whether a test can run here; if not, says so.
+pub(crate) fn kvm_is_there() -> bool {
+    match std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => true,
+        Err(error) => {
+            eprintln!("SKIPPED: cannot open /dev/kvm: {error}");
+            false
+        }
+    }
+}
+
+/// A machine and what serves its devices.
+pub(crate) struct Rig {
+    pub(crate) machine: Machine,
+    pub(crate) guest: Arc<TestGuest>,
+    pub(crate) stats: StatsSegment,
+    // Dropped after the machine, whose devices have queues on it.
+    pub(crate) worker: Worker,
+}
+
+/// A machine with a block device on PCI (device 1) and one on MMIO (the first block), for a guest with this plan.
+pub(crate) fn rig(idle: IdlePolicy, plan: &[(usize, u64)]) -> Rig {
+    let guest = TestGuest::new(plan).expect("the test guest compiles");
+    let worker = Worker::spawn("io0", None, idle).expect("a worker");
+    let stats = StatsSegment::anonymous(2).expect("statistics");
+    let mut machine = Machine::new(machine_spec(&guest)).expect("a machine");
+    for (name, transport) in [("blk0", Transport::Pci), ("blk1", Transport::Mmio)] {
+        let backend = disk::open(name, 8 << 20, Behaviour::Inline).expect("a disk");
+        let options = BlkOptions {
+            name: name.into(),
+            serial: String::new(),
+            queues: 1,
+            queue_size: 256,
+            workers: vec![worker.handle()],
+            latency_sample: 0,
+        };
+        machine.attach(Box::new(Blk::new(options, backend, &stats)), transport).expect("room on the bus");
+    }
+    Rig { machine, guest, stats, worker }
+}
+
+/// The plan's words for a device of [`rig`].
+pub(crate) fn device(transport: Transport) -> [(usize, u64); 3] {
+    use pollux_vmm::testing::mailbox::plan;
+    match transport {
+        Transport::Pci => [(plan::TRANSPORT, 0), (plan::DEVICE, 1), (plan::LINE, 0)],
+        Transport::Mmio => [(plan::TRANSPORT, 1), (plan::DEVICE, 0xd000_0000), (plan::LINE, 5)],
+    }
+}

@@ -1,0 +1,193 @@
+//! Whatever ends a machine whose console is a terminal, the terminal has its own settings back afterwards.
+//!
+//! Each case runs this test binary once more as a child with a pseudo-terminal as its standard input.
+#![allow(unsafe_code)] // openpty(3), tcgetattr(3), kill(2)
+
+mod common;
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, ExitStatus};
+use std::time::Instant;
+
+use common::{device, kvm_is_there, rig};
+use pollux_core::worker::IdlePolicy;
+use pollux_vmm::testing::PATIENCE;
+use pollux_vmm::testing::mailbox::plan;
+use pollux_vmm::{ConsoleSpec, Exit, Shutdown, Transport};
+
+/// Names the way in which the child is to end; set only in the child.
+const WAY: &str = "POLLUX_TEST_TERMINAL";
+
+/// The child: a machine whose guest spins for ever, on the terminal.
+#[test]
+fn child() {
+    let Ok(way) = std::env::var(WAY) else { return };
+    let shutdown = Shutdown::on_signals().unwrap();
+    let mut words =
+        vec![(plan::DEPTH, 1), (plan::REQUESTS, 1), (plan::BYTES, 512), (plan::SESSIONS, 1), (plan::END, 2)];
+    words.extend(device(Transport::Pci));
+    let mut rig = rig(IdlePolicy::Adaptive, &words);
+    rig.machine = rig.machine.with_console(ConsoleSpec::Terminal);
+    std::thread::spawn(move || {
+        while is_cooked(libc::STDIN_FILENO) {
+            std::thread::yield_now();
+        }
+        match way.as_str() {
+            "exit" => std::process::exit(7),
+            "abort" => std::process::abort(),
+            "panic" => {
+                let _ = std::panic::catch_unwind(|| panic!("on purpose"));
+                assert!(is_cooked(libc::STDIN_FILENO));
+                std::process::exit(8);
+            }
+            // SAFETY: the handlers of `Shutdown` are installed. The first asks for a stop, which takes a while.
+            "twice" => unsafe {
+                libc::raise(libc::SIGTERM);
+                libc::raise(libc::SIGTERM);
+            },
+            // SAFETY: none: it ends the process, as it is to.
+            "fault" => unsafe { std::ptr::null_mut::<u8>().add(8).write_volatile(1) },
+            _ => {}
+        }
+    });
+    assert!(matches!(rig.machine.run(&shutdown), Ok(Exit::Stopped(_))));
+}
+
+struct Terminal {
+    user: File,
+    program: File,
+}
+
+impl Terminal {
+    fn open() -> Terminal {
+        let (mut user, mut program) = (-1, -1);
+        let none = std::ptr::null_mut();
+        // SAFETY: the two integers are written; the other pointers may be null.
+        let result = unsafe { libc::openpty(&mut user, &mut program, none, none.cast(), none.cast()) };
+        assert_eq!(result, 0, "a pseudo-terminal");
+        // SAFETY: the descriptors are new and nobody else's.
+        unsafe { Terminal { user: File::from_raw_fd(user), program: File::from_raw_fd(program) } }
+    }
+
+    fn spawn(&self, way: &str) -> Child {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child", "--nocapture"])
+            .env(WAY, way)
+            .stdin(self.program.try_clone().unwrap())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+}
+
+fn is_cooked(terminal: i32) -> bool {
+    // SAFETY: zeroes are a valid termios, which the call fills.
+    let attributes = unsafe {
+        let mut attributes: libc::termios = std::mem::zeroed();
+        assert_eq!(libc::tcgetattr(terminal, &mut attributes), 0);
+        attributes
+    };
+    attributes.c_lflag & libc::ICANON != 0
+}
+
+fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < PATIENCE, "waited too long for {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// Runs a child that ends in its own way, or after `act` once the terminal is raw.
+fn end_of(way: &str, act: impl FnOnce(&Child, &mut Terminal)) -> ExitStatus {
+    let mut terminal = Terminal::open();
+    let mut child = terminal.spawn(way);
+    let descriptor = terminal.program.as_raw_fd();
+    assert!(is_cooked(descriptor));
+    if way == "act" {
+        wait_for("raw mode", || !is_cooked(descriptor));
+        act(&child, &mut terminal);
+    }
+    let mut status = None;
+    wait_for("the child's end", || {
+        status = child.try_wait().unwrap();
+        status.is_some()
+    });
+    assert!(is_cooked(descriptor), "{way}: the terminal is still raw");
+    status.unwrap()
+}
+
+fn signal(child: &Child, signal: i32) {
+    // SAFETY: the child has not been waited for, so its number is still its own.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+}
+
+#[test]
+fn after_a_signal() {
+    if !kvm_is_there() {
+        return;
+    }
+    for number in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        let status = end_of("act", |child, _| signal(child, number));
+        assert!(status.success(), "signal {number}: {status}");
+    }
+}
+
+#[test]
+fn after_a_second_signal_which_ends_it_at_once() {
+    if kvm_is_there() {
+        assert_eq!(end_of("twice", |_, _| ()).code(), Some(128 + libc::SIGTERM));
+    }
+}
+
+#[test]
+fn after_ctrl_a_x() {
+    if !kvm_is_there() {
+        return;
+    }
+    let status = end_of("act", |_, terminal| {
+        terminal.user.write_all(b"\x03\x01x").unwrap();
+    });
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+fn after_the_user_has_gone() {
+    if !kvm_is_there() {
+        return;
+    }
+    let status = end_of("act", |child, _| signal(child, libc::SIGQUIT));
+    assert_eq!(status.signal(), Some(libc::SIGQUIT));
+}
+
+#[test]
+fn after_exit_abort_panic_and_fault() {
+    if !kvm_is_there() {
+        return;
+    }
+    assert_eq!(end_of("exit", |_, _| ()).code(), Some(7));
+    assert_eq!(end_of("panic", |_, _| ()).code(), Some(8));
+    assert_eq!(end_of("abort", |_, _| ()).signal(), Some(libc::SIGABRT));
+    assert_eq!(end_of("fault", |_, _| ()).signal(), Some(libc::SIGSEGV));
+}
+
+#[test]
+fn keys_are_not_echoed_by_the_host() {
+    if !kvm_is_there() {
+        return;
+    }
+    let status = end_of("act", |child, terminal| {
+        terminal.user.write_all(b"secret").unwrap();
+        signal(child, libc::SIGTERM);
+        // What a cooked terminal would have echoed comes before the end of this line.
+        terminal.program.write_all(b"end").unwrap();
+        let mut shown = [0; 3];
+        terminal.user.read_exact(&mut shown).unwrap();
+        assert_eq!(&shown, b"end");
+    });
+    assert!(status.success(), "{status}");
+}
