@@ -20,6 +20,8 @@ use std::{
     os::unix::fs::{FileTypeExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 
 /// Direct I/O into memory that must be aligned to more than this is not supported: bounce chunks are pages.
@@ -49,6 +51,22 @@ pub(crate) struct Counters {
     pub(crate) zeroes_written: AtomicU64,
 }
 
+/// How long a claim is tried for. The kernel lets go of the files of a ring that was closed a moment later.
+const CLAIM_PATIENCE: Duration = Duration::from_millis(300);
+
+/// Opens the medium. A block device that is in use now may be free in a moment.
+fn open_claiming(options: &OpenOptions, path: &Path) -> io::Result<File> {
+    let start = Instant::now();
+    loop {
+        match options.open(path) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && start.elapsed() < CLAIM_PATIENCE => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
+}
+
 impl Image {
     pub(crate) fn open(options: &Options, context: &OpenContext) -> Result<Self, Error> {
         let path = options.path.as_path();
@@ -63,7 +81,7 @@ impl Image {
             // claims: for any other, the kernel fails fallocate on cached blocks with EBUSY.
             flags |= libc::O_EXCL;
         }
-        let file = OpenOptions::new().read(true).write(writable).custom_flags(flags).open(path);
+        let file = open_claiming(OpenOptions::new().read(true).write(writable).custom_flags(flags), path);
         let file = file.map_err(|error| match error.raw_os_error() {
             Some(libc::EINVAL) if options.direct => no_direct(path),
             Some(libc::EBUSY) => Error::new(format!(

@@ -1,2 +1,125 @@
-//! Placeholder.
-fn main() {}
+//! `pollux`: runs virtual machines whose devices are plugins on polling cores, and checks their configuration.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`check`] | `pollux check` |
+//! | [`run`] | `pollux run` |
+//! | [`examine`] | what both do first: a file becomes a configuration without mistakes, its plugins loaded and probed |
+//! | [`assemble`] | such a configuration becomes a machine with backends, workers and devices |
+//! | [`report`] | how mistakes in the configuration are shown |
+//! | [`stats_table`] | how statistics are shown |
+//! | [`units`] | numbers for people |
+//!
+//! Exit status: 0 success, 1 failure, 2 a bad command line or configuration.
+#![deny(unsafe_code)]
+
+mod assemble;
+mod check;
+mod examine;
+mod report;
+mod run;
+mod stats_table;
+mod units;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+use pollux_core::plugin::PluginPath;
+use std::{io, io::IsTerminal, path::PathBuf, process::ExitCode};
+use tracing::level_filters::LevelFilter;
+
+/// Run virtual machines whose disks are plugins on polling cores.
+#[derive(Parser)]
+#[command(
+    name = "pollux",
+    version,
+    max_term_width = 100,
+    after_help = "Exit status: 0 success, 1 failure, 2 a bad command line or configuration."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    #[command(flatten)]
+    shared: Shared,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start the machine that FILE describes, and wait until it ends.
+    ///
+    /// Ctrl-A x at its console, SIGTERM or SIGINT stop it cleanly.
+    Run(run::Arguments),
+    /// Say what is wrong with FILE; start nothing.
+    ///
+    /// Does all that `run` does before it starts: reads and cross-checks FILE, loads the plugins and looks at the media.
+    Check(check::Arguments),
+}
+
+/// What every command takes.
+#[derive(Args)]
+struct Shared {
+    /// Look for plugins in DIR first; may be repeated.
+    ///
+    /// Then follow those of POLLUX_PLUGIN_PATH (separated by colons), the folder of this program, and
+    /// /usr/lib/pollux/plugins.
+    #[arg(long, value_name = "DIR", global = true)]
+    plugin_path: Vec<PathBuf>,
+    /// Log more: informative lines; twice: for debugging; three times: everything.
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    verbose: u8,
+    /// Log and warn less: errors only; twice: nothing.
+    #[arg(short, long, action = ArgAction::Count, global = true, conflicts_with = "verbose")]
+    quiet: u8,
+    /// Log lines of this level and above: off, error, warn, info, debug or trace.
+    #[arg(long, value_name = "LEVEL", global = true, conflicts_with_all = ["verbose", "quiet"])]
+    log: Option<LevelFilter>,
+}
+
+impl Shared {
+    fn plugin_path(&self) -> PluginPath {
+        PluginPath::new(&self.plugin_path)
+    }
+
+    fn level(&self) -> LevelFilter {
+        match (self.log, self.verbose, self.quiet) {
+            (Some(level), ..) => level,
+            (None, 0, 0) => LevelFilter::WARN,
+            (None, 0, 1) => LevelFilter::ERROR,
+            (None, 0, _) => LevelFilter::OFF,
+            (None, 1, _) => LevelFilter::INFO,
+            (None, 2, _) => LevelFilter::DEBUG,
+            (None, ..) => LevelFilter::TRACE,
+        }
+    }
+
+    /// Whether warnings are shown.
+    fn warns(&self) -> bool {
+        self.level() >= LevelFilter::WARN
+    }
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Status {
+    Success,
+    Failure,
+    BadConfiguration,
+}
+
+fn main() -> ExitCode {
+    let Arguments { command, shared } = Arguments::parse();
+    // Standard output is the guest's console.
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal() && report::wants_colours())
+        .with_max_level(shared.level())
+        .with_target(false)
+        .init();
+    let status = match command {
+        Command::Run(arguments) => run::run(&arguments, &shared),
+        Command::Check(arguments) => check::check(&arguments, &shared),
+    };
+    match status {
+        Status::Success => ExitCode::SUCCESS,
+        Status::Failure => ExitCode::from(1),
+        Status::BadConfiguration => ExitCode::from(2),
+    }
+}

@@ -1,2 +1,78 @@
-//! Placeholder.
-fn main() {}
+//! `cargo xtask demo` and `cargo xtask test`: the two commands that a fresh Debian machine needs.
+//!
+//! Each does its own set-up. [`demo`] boots a Debian guest whose disks are plugins, [`test`] checks everything: its
+//! steps are in that module, the guests in the lab in [`lab_tests`], the rules about the tree in [`tidy`].
+#![forbid(unsafe_code)]
+
+mod cargo_test;
+mod demo;
+mod host;
+mod lab;
+mod lab_tests;
+mod process;
+mod project;
+mod setup;
+mod summary;
+mod test;
+mod tidy;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use project::Project;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Set-up, demo and tests of Pollux")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Boot a Debian guest whose disks are served by plugins on polling cores, and show what was counted
+    Demo,
+    /// Run every check: format, clippy, tidy, unit, integration and documentation tests, the lab
+    Test {
+        /// Run only the steps whose names begin with one of these
+        #[arg(value_name = "STEP")]
+        steps: Vec<String>,
+        /// Also run the lab's own self-test (two minutes more)
+        #[arg(long)]
+        lab_selftest: bool,
+    },
+    /// Run the lab tests named, or all of them
+    LabTest {
+        /// Names, as `cargo xtask test` prints them without "lab: "
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
+        /// Print what each guest prints
+        #[arg(long, short)]
+        verbose: bool,
+        /// Test this program, such as target/release/pollux, instead of building one
+        #[arg(long, value_name = "FILE")]
+        pollux: Option<PathBuf>,
+    },
+    /// Check the rules about the source tree
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = Project::find().and_then(|project| match arguments.task {
+        Task::Demo => demo::demo(&project),
+        Task::Test { steps, lab_selftest } => Ok(test::test(&project, &steps, lab_selftest)),
+        Task::LabTest { names, verbose, pollux } => test::lab_test(&project, &names, verbose, pollux),
+        Task::Tidy => Ok(test::tidy(&project)),
+    });
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
