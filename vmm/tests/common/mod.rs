@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use pollux_core::device::blk::{Blk, BlkOptions};
 use pollux_core::stats::StatsSegment;
-use pollux_core::testing::disk::{self, Behaviour};
+use pollux_core::plugin::{BlockBackend, OpenOptions, Plugin};
+use pollux_core::testing::build;
 use pollux_core::worker::{IdlePolicy, Worker};
 use pollux_vmm::testing::{TestGuest, machine_spec};
 use pollux_vmm::{Machine, Transport};
@@ -36,8 +37,11 @@ pub(crate) fn rig(idle: IdlePolicy, plan: &[(usize, u64)]) -> Rig {
     let worker = Worker::spawn("io0", None, idle).expect("a worker");
     let stats = StatsSegment::anonymous(2).expect("statistics");
     let mut machine = Machine::new(machine_spec(&guest)).expect("a machine");
+    // The whole of Pollux: the disk is a real plugin in its own shared library.
+    let plugin = Plugin::load(&build::plugin("pollux-mem")).expect("the plugin mem");
+    let options = OpenOptions { json: r#"{"size": 8388608}"#.into(), ..OpenOptions::default() };
     for (name, transport) in [("blk0", Transport::Pci), ("blk1", Transport::Mmio)] {
-        let backend = disk::open(name, 8 << 20, Behaviour::Inline).expect("a disk");
+        let backend = BlockBackend::open(&plugin, name, &options).expect("a disk");
         let options = BlkOptions {
             name: name.into(),
             serial: String::new(),
