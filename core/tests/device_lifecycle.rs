@@ -201,3 +201,14 @@ fn a_worker_cannot_be_pinned_to_a_cpu_that_does_not_exist() {
         assert!(error.to_string().contains(&format!("worker far: cannot be pinned to CPU {cpu}")), "{error}");
     }
 }
+
+#[test]
+fn a_guest_cannot_fill_the_log() {
+    let worker = worker();
+    let mut guest = guest("log", Behaviour::Inline, &worker);
+    let lines = (0..10_000).filter(|_| guest.device.interrupts().may_log("log")).count();
+    assert_eq!(lines, 100);
+    guest.start();
+    guest.device.set_status(0);
+    assert!(!guest.device.interrupts().may_log("log"), "a reset gives no new ones");
+}

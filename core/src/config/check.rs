@@ -15,7 +15,8 @@ pub(super) fn check(draft: &Draft, context: &Context<'_>, diagnostics: &Diagnost
     check_sharing(draft, diagnostics);
     check_room(draft, context, diagnostics);
     if !diagnostics.has_errors() {
-        // With errors, what seems to be left over may be named in what could not be read.
+        // With errors, what seems to be left out or left over may be in what could not be read.
+        check_spinning(draft, context, diagnostics);
         check_unused(draft, diagnostics);
     }
 }
@@ -56,14 +57,6 @@ fn check_cpus(draft: &Draft, context: &Context<'_>, diagnostics: &Diagnostics) {
             diagnostics.push(clash(first, claim));
         }
     }
-    for worker in &draft.workers.items {
-        if worker.cpu.is_none() && worker.idle == IdlePolicy::Spin {
-            let message = format!("worker {} spins on whichever CPU the scheduler picks", worker.name.value);
-            let help = "give it a CPU of its own with cpu = N, or write idle = \"adaptive\"";
-            diagnostics.push(Diagnostic::warning(message).at(&worker.name.span, "").help(help));
-        }
-    }
-    check_cpu_left(draft, context, diagnostics);
 }
 
 /// Why a CPU cannot be had, and what to write instead.
@@ -96,8 +89,15 @@ fn clash(first: &Claim<'_>, second: &Claim<'_>) -> Diagnostic {
     diagnostic.at(&second.cpu.span, "").at(&first.cpu.span, format!("{} is here", first.who)).help(help)
 }
 
-/// Warns if pinned, spinning workers leave nothing for the vCPUs.
-fn check_cpu_left(draft: &Draft, context: &Context<'_>, diagnostics: &Diagnostics) {
+/// Warns if workers spin where others want to run.
+fn check_spinning(draft: &Draft, context: &Context<'_>, diagnostics: &Diagnostics) {
+    for worker in &draft.workers.items {
+        if worker.cpu.is_none() && worker.idle == IdlePolicy::Spin {
+            let message = format!("worker {} spins on whichever CPU the scheduler picks", worker.name.value);
+            let help = "give it a CPU of its own with cpu = N, or write idle = \"adaptive\"";
+            diagnostics.push(Diagnostic::warning(message).at(&worker.name.span, "").help(help));
+        }
+    }
     let spinning: Vec<&Spanned<usize>> = draft
         .workers
         .items

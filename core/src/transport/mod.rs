@@ -49,6 +49,10 @@ pub const ISR_QUEUE: u8 = 1;
 /// ISR bit of a configuration change notification.
 pub const ISR_CONFIG: u8 = 2;
 
+/// Log lines that a guest may cause in a device's life. A guest that breaks and resets its device for ever must not fill
+/// the host's disk.
+const GUEST_LINES: u32 = 100;
+
 /// What workers and the transport share about one device: pending interrupt causes and the device's own failure.
 #[derive(Debug, Default)]
 pub struct InterruptState {
@@ -56,6 +60,7 @@ pub struct InterruptState {
     needs_reset: AtomicBool,
     config_generation: AtomicU32,
     config_event: Mutex<Option<Arc<EventFd>>>,
+    lines: AtomicU32,
 }
 
 impl InterruptState {
@@ -98,6 +103,19 @@ impl InterruptState {
     pub fn fail(&self) {
         if !self.needs_reset.swap(true, Ordering::AcqRel) {
             self.config_changed();
+        }
+    }
+
+    /// Whether a line about something that the guest has done may be logged, under the device's `name`.
+    pub fn may_log(&self, name: &str) -> bool {
+        let take = |lines| (lines <= GUEST_LINES).then_some(lines + 1);
+        match self.lines.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+            Ok(GUEST_LINES) => {
+                warn!("{name}: the guest has caused {GUEST_LINES} log lines; further ones are left out");
+                false
+            }
+            Ok(_) => true,
+            Err(_) => false,
         }
     }
 
@@ -254,7 +272,7 @@ impl VirtioDevice {
             new &= !STATUS_FEATURES_OK;
         }
         self.status = new;
-        if set & STATUS_FAILED != 0 {
+        if set & STATUS_FAILED != 0 && self.may_log() {
             warn!("{}: the guest's driver has given up on the device", self.name());
         }
         if set & STATUS_DRIVER_OK != 0 {
@@ -262,15 +280,23 @@ impl VirtioDevice {
         }
     }
 
+    fn may_log(&self) -> bool {
+        self.interrupts.may_log(self.name())
+    }
+
     fn features_are_acceptable(&self) -> bool {
         let unknown = self.accepted & !self.offered;
         if unknown != 0 {
-            warn!("{}: the guest's driver accepted features that were not offered: {unknown:#x}", self.name());
+            if self.may_log() {
+                warn!("{}: the guest's driver accepted features that were not offered: {unknown:#x}", self.name());
+            }
             return false;
         }
         // A driver that does not accept VERSION_1 speaks the legacy interface, which we do not offer (virtio 1.3, 6.1).
         if self.accepted & 1 << VIRTIO_F_VERSION_1 == 0 {
-            warn!("{}: the guest's driver speaks only the legacy interface, which is not offered", self.name());
+            if self.may_log() {
+                warn!("{}: the guest's driver speaks only the legacy interface, which is not offered", self.name());
+            }
             return false;
         }
         true
@@ -281,17 +307,23 @@ impl VirtioDevice {
             return;
         }
         if self.status & STATUS_FEATURES_OK == 0 {
-            error!("{}: the guest's driver set DRIVER_OK before its features were agreed upon", self.name());
+            if self.may_log() {
+                error!("{}: the guest's driver set DRIVER_OK before its features were agreed upon", self.name());
+            }
             self.interrupts.fail();
             return;
         }
         match self.activation().and_then(|activation| self.model.activate(activation).map_err(|error| error.reason)) {
             Ok(()) => {
                 self.active = true;
-                info!("{}: started by the guest's driver, features {:#x}", self.name(), self.accepted);
+                if self.may_log() {
+                    info!("{}: started by the guest's driver, features {:#x}", self.name(), self.accepted);
+                }
             }
             Err(reason) => {
-                error!("{}: cannot start: {reason}; the device needs a reset by the guest", self.name());
+                if self.may_log() {
+                    error!("{}: cannot start: {reason}; the device needs a reset by the guest", self.name());
+                }
                 self.interrupts.fail();
             }
         }
@@ -318,7 +350,7 @@ impl VirtioDevice {
 
     /// Resets the device (virtio 1.3, 2.4): drains the data path, then forgets what the driver set.
     pub fn reset(&mut self) {
-        if self.active {
+        if self.active && self.may_log() {
             info!("{}: reset", self.name());
         }
         self.model.deactivate();
@@ -357,7 +389,9 @@ impl VirtioDevice {
     /// offered.
     pub fn set_queue_ready(&mut self, index: usize, ready: bool) {
         if self.active {
-            warn!("{}: the guest's driver changes queue {index} of a running device; ignored", self.name());
+            if self.may_log() {
+                warn!("{}: the guest's driver changes queue {index} of a running device; ignored", self.name());
+            }
         } else if let Some(queue) = self.queues.get_mut(index) {
             queue.set_ready(ready);
         }

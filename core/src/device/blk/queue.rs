@@ -355,7 +355,9 @@ impl BlkQueue {
     /// flight.
     #[cold]
     fn break_ring(&mut self, error: RingError) -> usize {
-        error!("{}: the guest's driver broke its ring: {error}; the device needs a reset by the guest", self.name);
+        if self.interrupts.may_log(&self.name) {
+            error!("{}: the guest's driver broke its ring: {error}; the device needs a reset by the guest", self.name);
+        }
         self.broken = true;
         self.interrupts.fail();
         1
