@@ -203,7 +203,7 @@ fn an_impossible_description_is_refused() {
 fn options_are_refused_in_the_words_of_their_plugin() {
     let null = plugin("pollux-null");
     let message = open(&null, r#"{"sise": 1}"#).expect_err("a refusal");
-    assert!(message.starts_with("disk0: options: unknown field `sise`, expected `size`"), "{message}");
+    assert!(message.starts_with("disk0: options.sise: unknown field `sise`, expected `size`"), "{message}");
     let message = open(&null, r#"{"block_size": 700}"#).expect_err("a refusal");
     assert_eq!(message, "disk0: options.block_size: a block size of 700: write a power of two from 512 to 65536");
 }

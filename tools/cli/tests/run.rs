@@ -1,0 +1,184 @@
+//! `pollux run` with guests of a few instructions, which print a word and then switch off, reset or wait.
+//!
+//! They need /dev/kvm, but no kernel and no disk: what they show is the program around the machine.
+mod common;
+
+use common::{Folder, Ran, WORKER};
+use std::{
+    fs::File,
+    io::{BufRead, BufReader},
+    process::{Child, Stdio},
+    time::{Duration, Instant},
+};
+
+/// Port, value: switches the power off.
+const POWER_OFF: (u16, u8) = (0x600, 0x34);
+/// Resets.
+const RESET: (u16, u8) = (0xcf9, 0x06);
+/// Does nothing.
+const NOTHING: (u16, u8) = (0x80, 0);
+
+/// An ELF file with a PVH entry, in 32-bit protected mode: prints `text` on COM1, writes to a port, halts for ever.
+fn guest(text: &str, (port, value): (u16, u8)) -> Vec<u8> {
+    let entry: u32 = 0x10_0000;
+    let mut code = Vec::new();
+    let mut out = |port: u16, value: u8| {
+        code.extend([0x66, 0xba]); // mov dx, port
+        code.extend(port.to_le_bytes());
+        code.extend([0xb0, value, 0xee]); // mov al, value; out dx, al
+    };
+    text.bytes().for_each(|byte| out(0x3f8, byte));
+    out(port, value);
+    code.extend([0xf4, 0xeb, 0xfd]); // hlt; jmp back to it
+    // Note XEN_ELFNOTE_PHYS32_ENTRY: sizes of name and content, type, name, content.
+    let mut note: Vec<u8> = [4u32, 4, 18].iter().flat_map(|word| word.to_le_bytes()).collect();
+    note.extend(*b"Xen\0");
+    note.extend(entry.to_le_bytes());
+    const HEADERS: u64 = 64 + 2 * 56;
+    const CODE: u64 = 0x1000;
+    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
+    file.resize(16, 0);
+    let mut put = |bytes: &[u8]| file.extend_from_slice(bytes);
+    put(&[2, 0, 62, 0, 1, 0, 0, 0]); // executable, x86-64, version 1
+    put(&u64::from(entry).to_le_bytes());
+    put(&64u64.to_le_bytes()); // program headers
+    put(&[0; 12]); // no section headers, no flags
+    put(&[64, 0, 56, 0, 2, 0, 64, 0, 0, 0, 0, 0]); // sizes and numbers of headers
+    let mut segment = |kind: u32, offset: u64, address: u64, length: u64, align: u64| {
+        put(&kind.to_le_bytes());
+        put(&5u32.to_le_bytes());
+        [offset, address, address, length, length, align].iter().for_each(|word| put(&word.to_le_bytes()));
+    };
+    segment(1, CODE, entry.into(), code.len() as u64, 0x1000);
+    segment(4, HEADERS, 0, note.len() as u64, 4);
+    file.extend(note);
+    file.resize(CODE as usize, 0);
+    file.extend(code);
+    file
+}
+
+/// The folder with a guest in it and a configuration to run it; nothing where there is no KVM.
+fn folder_with(text: &str, end: (u16, u8), vm_keys: &str) -> Option<Folder> {
+    if let Err(error) = File::options().read(true).write(true).open("/dev/kvm") {
+        println!("SKIPPED: no KVM: /dev/kvm: {error}");
+        return None;
+    }
+    let folder = Folder::new();
+    folder.write("guest.elf", guest(text, end));
+    let config = format!(
+        "[vm]\nmemory = \"64M\"\nkernel = \"guest.elf\"\n{vm_keys}{WORKER}\
+         [block.disk0]\nplugin = \"mem\"\noptions = {{ path = \"disk.img\" }}\n\
+         [device.blk0]\ntype = \"blk\"\nblock = \"disk0\"\nworkers = [\"io0\"]\nqueues = 2\n\
+         [device.blk1]\ntype = \"blk\"\nblock = \"zero\"\nworkers = [\"io0\"]\ntransport = \"mmio\"\n\
+         [block.zero]\nplugin = \"null\"\n"
+    );
+    folder.write("vm.toml", config);
+    Some(folder)
+}
+
+#[test]
+fn a_power_off_ends_with_success_and_the_numbers() {
+    let Some(folder) = folder_with("hello\n", POWER_OFF, "") else { return };
+    let ran = folder.run(&["run", "vm.toml", "--stats", "--stats-json", "stats.json"]);
+    assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""));
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    assert_eq!(lines.len(), 4, "{}", ran.stdout);
+    assert_eq!(lines[0], "hello", "the console comes first");
+    assert!(lines[1].starts_with("device  worker  requests"), "{}", ran.stdout);
+    assert!(lines[2].starts_with("blk0    io0") && lines[3].starts_with("blk1    io0"), "{}", ran.stdout);
+    let text = std::fs::read(folder.path().join("stats.json")).expect("statistics");
+    let json: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    let queues: Vec<String> = json["queues"]
+        .as_array()
+        .expect("queues")
+        .iter()
+        .map(|queue| format!("{} {} {}", queue["device"], queue["queue"], queue["worker"]))
+        .collect();
+    assert_eq!(queues, ["\"blk0\" 0 \"io0\"", "\"blk0\" 1 \"io0\"", "\"blk1\" 0 \"io0\""]);
+    assert!(json["vcpus"][0]["exits"].as_u64() > Some(0), "{json}");
+}
+
+#[test]
+fn logs_and_the_console_do_not_mix() {
+    let Some(folder) = folder_with("hello\n", POWER_OFF, "") else { return };
+    let ran = folder.run(&["run", "vm.toml", "-v"]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (Some(0), "hello\n"));
+    for line in ["plugin mem", "worker io0: polling on CPU 0", "blk0: attached at", "the guest has powered off"] {
+        assert!(ran.stderr.contains(line), "{line}: {}", ran.stderr);
+    }
+}
+
+#[test]
+fn a_console_can_be_a_file_or_nothing() {
+    let Some(folder) = folder_with("hello\n", POWER_OFF, "console = { file = \"console.log\" }\n") else { return };
+    let ran = folder.run(&["run", "vm.toml"]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (Some(0), ""), "{}", ran.stderr);
+    assert_eq!(std::fs::read_to_string(folder.path().join("console.log")).expect("console"), "hello\n");
+    let Some(folder) = folder_with("hello\n", POWER_OFF, "console = \"off\"\n") else { return };
+    let ran = folder.run(&["run", "vm.toml"]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (Some(0), ""), "{}", ran.stderr);
+}
+
+#[test]
+fn a_reset_ends_the_run_if_that_is_wanted() {
+    let Some(folder) = folder_with("again\n", RESET, "reboot = \"exit\"\n") else { return };
+    let ran = folder.run(&["run", "vm.toml"]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (Some(0), "again\n"), "{}", ran.stderr);
+}
+
+/// Waits until the guest has printed `lines` lines, sends the signal, waits for the end.
+fn signal_after(mut child: Child, lines: usize, signal: i32) -> Ran {
+    let mut console = BufReader::new(child.stdout.take().expect("piped"));
+    let mut stdout = String::new();
+    for _ in 0..lines {
+        console.read_line(&mut stdout).expect("the guest prints a line");
+    }
+    // SAFETY: the child has not been waited for, so its number is still its own.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while child.try_wait().expect("wait").is_none() {
+        if Instant::now() > deadline {
+            child.kill().expect("kill");
+            panic!("it does not end");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let output = child.wait_with_output().expect("output");
+    Ran { stdout, ..Ran::from(output) }
+}
+
+#[test]
+fn a_reset_starts_the_guest_again_and_sigint_ends_it() {
+    let Some(folder) = folder_with("again\n", RESET, "") else { return };
+    let mut command = folder.command(&["run", "vm.toml"]);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    let ran = signal_after(child, 3, libc::SIGINT);
+    assert_eq!((ran.status, ran.stdout.as_str()), (Some(0), "again\nagain\nagain\n"), "{}", ran.stderr);
+}
+
+#[test]
+fn sigterm_stops_a_guest_that_does_nothing() {
+    let Some(folder) = folder_with("ready\n", NOTHING, "") else { return };
+    let mut command = folder.command(&["run", "vm.toml", "--stats-json", "stats.json"]);
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("starts");
+    let ran = signal_after(child, 1, libc::SIGTERM);
+    assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""));
+    assert!(folder.path().join("stats.json").metadata().expect("statistics").len() > 0);
+}
+
+#[test]
+fn a_file_that_is_no_kernel_fails_with_status_1() {
+    let Some(folder) = folder_with("", POWER_OFF, "") else { return };
+    folder.write("guest.elf", "not a kernel");
+    let ran = folder.run(&["run", "vm.toml"]);
+    assert_eq!(ran.status, Some(1));
+    assert!(ran.stderr.contains("guest.elf: neither a bzImage"), "{}", ran.stderr);
+}
+
+#[test]
+fn statistics_that_cannot_be_written_fail_before_the_guest_runs() {
+    let Some(folder) = folder_with("hello\n", POWER_OFF, "") else { return };
+    let ran = folder.run(&["run", "vm.toml", "--stats-json", "none/stats.json"]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (Some(1), ""));
+    assert!(ran.stderr.contains("cannot write the statistics to"), "{}", ran.stderr);
+}
