@@ -22,6 +22,13 @@ pub const MMIO_STRIDE: u64 = 0x1000;
 
 /// The PCI Express configuration window (ECAM) of the one bus: 32 devices x 8 functions x 4 KiB.
 pub const ECAM_START: u64 = 0xe000_0000;
+/// As many vCPUs as the 8-bit APIC ids of the tables can name, one id being the I/O APIC's and one meaning "all".
+pub const VCPUS_MAX: usize = 254;
+/// The smallest memory that holds the boot tables and anything worth running.
+pub const MEMORY_BYTES_MIN: u64 = 4 << 20;
+/// How many virtio-pci devices fit: one bus of 32 places, less the host bridge's.
+pub const PCI_DEVICES_MAX: usize = 31;
+
 /// Length of the ECAM window of one bus in bytes.
 pub const ECAM_BYTES: u64 = 0x10_0000;
 

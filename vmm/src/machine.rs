@@ -18,16 +18,11 @@ use crate::boot::{self};
 use crate::console::{Console, ConsoleSpec};
 use crate::cycle::{Cycle, CycleEnd};
 use crate::exits::{ExitCounters, ExitCounts};
-use crate::layout::{MMIO_DEVICES_MAX, memory_regions};
+use crate::layout::{MEMORY_BYTES_MIN, MMIO_DEVICES_MAX, VCPUS_MAX, memory_regions};
 use crate::pci::{self, FunctionError};
 use crate::shutdown::Shutdown;
 use crate::spec::{MachineSpec, Reboot};
 use crate::{bus, mmio, vcpu, vm};
-
-/// As many as the 8-bit APIC ids of the tables can name, one id being the I/O APIC's and one meaning "all".
-const VCPUS_MAX: usize = 254;
-/// The smallest memory that holds the boot tables and anything worth running.
-const MEMORY_BYTES_MIN: u64 = 4 << 20;
 
 /// Why a machine could not be made or could not go on.
 #[derive(Debug, Error)]

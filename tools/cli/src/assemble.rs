@@ -12,7 +12,7 @@ use pollux_core::{
 };
 use pollux_vmm::{
     Boot, ConsoleSpec, KernelSpec, Machine, MachineSpec, Reboot, Transport, VcpuSpec,
-    layout::{COMMAND_LINE_BYTES_MAX, MMIO_DEVICES_MAX},
+    layout::{COMMAND_LINE_BYTES_MAX, MEMORY_BYTES_MIN, MMIO_DEVICES_MAX, PCI_DEVICES_MAX, VCPUS_MAX},
 };
 use std::{io, sync::Arc};
 use tracing::info;
@@ -23,11 +23,10 @@ const MACHINE_NAME: &str = "vm";
 /// What a machine of `pollux_vmm` can take.
 pub(crate) fn limits() -> Limits {
     Limits {
-        vcpus_max: 254,
-        memory_bytes_min: 4 << 20,
+        vcpus_max: VCPUS_MAX,
+        memory_bytes_min: MEMORY_BYTES_MIN,
         cmdline_bytes_max: COMMAND_LINE_BYTES_MAX,
-        // One bus of 32, less the host bridge.
-        pci_devices_max: 31,
+        pci_devices_max: PCI_DEVICES_MAX,
         mmio_devices_max: MMIO_DEVICES_MAX,
     }
 }
@@ -82,6 +81,16 @@ impl Assembly {
     }
 }
 
+/// The kernel and what it is started with.
+pub(crate) fn kernel_spec(config: &Config) -> KernelSpec {
+    let vm = &config.vm;
+    KernelSpec {
+        image: vm.kernel.value.clone(),
+        initrd: vm.initrd.as_ref().map(|initrd| initrd.value.clone()),
+        command_line: vm.cmdline.clone(),
+    }
+}
+
 fn machine_spec(config: &Config) -> MachineSpec {
     let vm = &config.vm;
     MachineSpec {
@@ -89,11 +98,7 @@ fn machine_spec(config: &Config) -> MachineSpec {
         vcpus: vm.vcpus.iter().map(|pin| VcpuSpec { pin: pin.as_ref().map(|pin| pin.value) }).collect(),
         memory_bytes: vm.memory_bytes,
         hugepages: vm.hugepages,
-        boot: Boot::Kernel(KernelSpec {
-            image: vm.kernel.value.clone(),
-            initrd: vm.initrd.as_ref().map(|initrd| initrd.value.clone()),
-            command_line: vm.cmdline.clone(),
-        }),
+        boot: Boot::Kernel(kernel_spec(config)),
         console: match &vm.console {
             Console::Terminal => ConsoleSpec::Terminal,
             Console::Stdout => ConsoleSpec::Stdout,

@@ -6,6 +6,7 @@ use pollux_core::{
     config::{self, Block, Config, Context, Device, DeviceKind, Diagnostic, Host, Span, Spanned, suggest},
     plugin::{BackendError, BlockBackend, OpenOptions, Plugin, PluginPath, Registry},
 };
+use pollux_vmm::boot;
 use std::{
     collections::{BTreeMap, HashMap},
     env,
@@ -36,6 +37,7 @@ pub(crate) fn examine(file: &Path, plugin_path: &PluginPath) -> (Source, Result<
         let (config, found) = config::parse(&source.text, &context);
         let Some(config) = config else { return Err(found) };
         let mut probe = Probe { plugin_path, folder: &folder, registry: Registry::default(), found };
+        probe.kernel(&config);
         let plugins = probe.plugins(&config.blocks);
         let infos = probe.media(&config.blocks, &plugins);
         probe.devices(&config, &infos);
@@ -69,6 +71,16 @@ struct Probe<'p> {
 }
 
 impl Probe<'_> {
+    /// Whether the machine can start the kernel.
+    fn kernel(&mut self, config: &Config) {
+        let vm = &config.vm;
+        if let Err(error) = boot::check(&assemble::kernel_spec(config), vm.memory_bytes) {
+            let about_initrd = matches!(&error, boot::Error::TooLittleMemory { what: "initrd", .. });
+            let span = vm.initrd.as_ref().filter(|_| about_initrd).map_or(&vm.kernel.span, |initrd| &initrd.span);
+            self.found.push(Diagnostic::error(error.to_string()).at(span, ""));
+        }
+    }
+
     /// The plugin of each block. One that cannot be used is reported once, however many blocks want it.
     fn plugins(&mut self, blocks: &[Block]) -> HashMap<String, Plugin> {
         let mut wanted: BTreeMap<&str, Vec<&Block>> = BTreeMap::new();

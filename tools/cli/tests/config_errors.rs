@@ -3,7 +3,7 @@
 //! What depends on the host's CPUs and memory is in `core/src/config/tests.rs`, where the host can be chosen.
 mod common;
 
-use common::{Folder, VM, WORKER};
+use common::{Folder, POWER_OFF, VM, WORKER, guest};
 
 /// A line of a file, what is said of it, the part that is marked, and what is to be written instead.
 struct Case<'c> {
@@ -481,4 +481,31 @@ fn what_is_left_over_is_a_warning() {
          vm.toml:4:9: warning: worker io0 serves no device\n  4 | [worker.io0]\n    |         ^^^\n  \
          help: write workers = [\"io0\"] in a device, or remove it\n",
     );
+}
+
+#[test]
+fn a_kernel_that_cannot_be_started_is_found_before_the_machine_is() {
+    let folder = Folder::new();
+    folder.write("vmlinuz", "no kernel");
+    folder.refuses(
+        VM,
+        "vm.toml:3:10: error: kernel FOLDER/vmlinuz: neither a bzImage (such as /boot/vmlinuz-…) nor an ELF file \
+         (vmlinux); is it compressed?\n  3 | kernel = \"vmlinuz\"\n    |          ^^^^^^^^^\n",
+    );
+    let mut elf = guest("", POWER_OFF);
+    // The type of the note segment: without it the file has no PVH entry.
+    elf[64 + 56] = 0;
+    folder.write("vmlinuz", elf);
+    folder.refuses(
+        VM,
+        "vm.toml:3:10: error: kernel FOLDER/vmlinuz: this ELF file has no PVH entry; use a kernel built with \
+         CONFIG_PVH=y, or its bzImage\n  3 | kernel = \"vmlinuz\"\n    |          ^^^^^^^^^\n",
+    );
+    let folder = Folder::new();
+    folder.write("initrd.img", vec![0; 80 << 20]);
+    let text = format!("{VM}initrd = \"initrd.img\"\n");
+    let ran = folder.check(&text);
+    assert_eq!(ran.status, Some(2));
+    assert!(ran.stderr.starts_with("vm.toml:4:10: error: initrd "), "{}", ran.stderr);
+    assert!(ran.stderr.contains("give it more memory"), "{}", ran.stderr);
 }

@@ -3,7 +3,7 @@
 //! They need /dev/kvm, but no kernel and no disk: what they show is the program around the machine.
 mod common;
 
-use common::{Folder, Ran, WORKER};
+use common::{Folder, POWER_OFF, Ran, WORKER, guest};
 use std::{
     fs::File,
     io::{BufRead, BufReader},
@@ -11,51 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Port, value: switches the power off.
-const POWER_OFF: (u16, u8) = (0x600, 0x34);
 /// Resets.
 const RESET: (u16, u8) = (0xcf9, 0x06);
 /// Does nothing.
 const NOTHING: (u16, u8) = (0x80, 0);
-
-/// An ELF file with a PVH entry, in 32-bit protected mode: prints `text` on COM1, writes to a port, halts for ever.
-fn guest(text: &str, (port, value): (u16, u8)) -> Vec<u8> {
-    let entry: u32 = 0x10_0000;
-    let mut code = Vec::new();
-    let mut out = |port: u16, value: u8| {
-        code.extend([0x66, 0xba]); // mov dx, port
-        code.extend(port.to_le_bytes());
-        code.extend([0xb0, value, 0xee]); // mov al, value; out dx, al
-    };
-    text.bytes().for_each(|byte| out(0x3f8, byte));
-    out(port, value);
-    code.extend([0xf4, 0xeb, 0xfd]); // hlt; jmp back to it
-    // Note XEN_ELFNOTE_PHYS32_ENTRY: sizes of name and content, type, name, content.
-    let mut note: Vec<u8> = [4u32, 4, 18].iter().flat_map(|word| word.to_le_bytes()).collect();
-    note.extend(*b"Xen\0");
-    note.extend(entry.to_le_bytes());
-    const HEADERS: u64 = 64 + 2 * 56;
-    const CODE: u64 = 0x1000;
-    let mut file = b"\x7fELF\x02\x01\x01".to_vec();
-    file.resize(16, 0);
-    let mut put = |bytes: &[u8]| file.extend_from_slice(bytes);
-    put(&[2, 0, 62, 0, 1, 0, 0, 0]); // executable, x86-64, version 1
-    put(&u64::from(entry).to_le_bytes());
-    put(&64u64.to_le_bytes()); // program headers
-    put(&[0; 12]); // no section headers, no flags
-    put(&[64, 0, 56, 0, 2, 0, 64, 0, 0, 0, 0, 0]); // sizes and numbers of headers
-    let mut segment = |kind: u32, offset: u64, address: u64, length: u64, align: u64| {
-        put(&kind.to_le_bytes());
-        put(&5u32.to_le_bytes());
-        [offset, address, address, length, length, align].iter().for_each(|word| put(&word.to_le_bytes()));
-    };
-    segment(1, CODE, entry.into(), code.len() as u64, 0x1000);
-    segment(4, HEADERS, 0, note.len() as u64, 4);
-    file.extend(note);
-    file.resize(CODE as usize, 0);
-    file.extend(code);
-    file
-}
 
 /// The folder with a guest in it and a configuration to run it; nothing where there is no KVM.
 fn folder_with(text: &str, end: (u16, u8), vm_keys: &str) -> Option<Folder> {
@@ -164,15 +123,6 @@ fn sigterm_stops_a_guest_that_does_nothing() {
     let ran = signal_after(child, 1, libc::SIGTERM);
     assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""));
     assert!(folder.path().join("stats.json").metadata().expect("statistics").len() > 0);
-}
-
-#[test]
-fn a_file_that_is_no_kernel_fails_with_status_1() {
-    let Some(folder) = folder_with("", POWER_OFF, "") else { return };
-    folder.write("guest.elf", "not a kernel");
-    let ran = folder.run(&["run", "vm.toml"]);
-    assert_eq!(ran.status, Some(1));
-    assert!(ran.stderr.contains("guest.elf: neither a bzImage"), "{}", ran.stderr);
 }
 
 #[test]

@@ -13,10 +13,13 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use pollux_core::memory::{GuestMemory, MemoryError};
 use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{
+    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
+};
 
-use crate::layout::{COMMAND_LINE, COMMAND_LINE_BYTES_MAX, RESET_PORT, RESET_VALUE, RESET_VECTOR};
+use crate::layout::{COMMAND_LINE, COMMAND_LINE_BYTES_MAX, RESET_PORT, RESET_VALUE, RESET_VECTOR, memory_regions};
 
 /// A kernel and what it is started with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,6 +103,9 @@ pub enum Error {
         /// How long it may be.
         max: usize,
     },
+    /// There is no memory to check the kernel in.
+    #[error(transparent)]
+    Reserve(#[from] MemoryError),
     /// A table could not be written; the memory is too small for any kernel.
     #[error("cannot write boot tables to guest memory: {0}")]
     Memory(#[from] GuestMemoryError),
@@ -119,6 +125,19 @@ pub(crate) enum Entry {
 struct Initrd {
     address: u64,
     bytes: u64,
+}
+
+/// Checks that a machine with so much memory can start this kernel: it is loaded into memory of its own, which is given back
+/// at once. For checking a configuration without a machine; takes some ten milliseconds.
+///
+/// # Errors
+/// What would keep the machine from starting.
+pub fn check(kernel: &KernelSpec, memory_bytes: u64) -> Result<(), Error> {
+    let ranges: Vec<(u64, u64)> =
+        memory_regions(memory_bytes).into_iter().map(|(address, bytes)| (address.raw_value(), bytes)).collect();
+    let memory = GuestMemory::create(&ranges, None)?;
+    // Nothing runs here that would look for ACPI tables.
+    load(memory.map(), kernel, GuestAddress(0)).map(drop)
 }
 
 /// Loads the kernel and what belongs to it. `rsdp` is where the ACPI tables were put. Called before every start;
