@@ -35,7 +35,8 @@
 // Write `length` bytes from the segments to `offset`.
 #define POLLUX_BLOCK_WRITE 1
 
-// Make all writes durable that completed before this request was submitted.
+// Make all writes durable that completed before this request was submitted, whichever queue of the instance they went
+// through.
 #define POLLUX_BLOCK_FLUSH 2
 
 // The range's content is no longer needed. Reads of it may return anything until it is written again.
@@ -44,7 +45,8 @@
 // Make the range read as zeroes.
 #define POLLUX_BLOCK_WRITE_ZEROES 4
 
-// On writes and write-zeroes: the data is durable when the request completes (force unit access).
+// On writes and write-zeroes: the data is durable when the request completes (force unit access). Every backend that
+// takes writes must heed it, also one that offers no flush.
 #define POLLUX_BLOCK_FUA 1
 
 // On write-zeroes: the backend may deallocate the range.
@@ -53,7 +55,8 @@
 // In [`BlockInfo::flags`]: writes fail with EROFS.
 #define POLLUX_BLOCK_INFO_READ_ONLY 1
 
-// In [`BlockInfo::flags`]: completed writes may be lost with the power until a flush.
+// In [`BlockInfo::flags`]: completed writes may be lost with the power until a flush. For the operator's information:
+// the host flushes in any case.
 #define POLLUX_BLOCK_INFO_VOLATILE_CACHE 2
 
 // In [`BlockOpen::flags`]: never write, even if the file would allow it.
@@ -81,8 +84,8 @@ typedef struct PolluxHostV1 {
   // Passes one log line. `target` names its origin inside the plugin. `[any thread]`, never in `submit` or `poll`
   // of a healthy request: it may block.
   void (*log)(void *context, uint32_t level, struct PolluxText target, struct PolluxText message);
-  // Says that what `describe` answers has changed, such as the capacity. `[any thread]`; the host asks again later,
-  // on its control thread.
+  // Says that what `describe` answers has changed, such as the capacity. `[any thread]`. A host that can change a
+  // running device asks again, on its control thread; any other does so when the medium is next opened.
   void (*changed)(void *context);
   // Zero.
   size_t reserved[4];
@@ -110,7 +113,7 @@ typedef struct PolluxTextBuffer {
   uint8_t *data;
   // Room in bytes.
   size_t capacity;
-  // Bytes written. The caller sets it to 0.
+  // Length of the text in bytes. More than `capacity`: only so much of it was written. The caller sets it to 0.
   size_t length;
 } PolluxTextBuffer;
 
@@ -123,6 +126,10 @@ typedef struct PolluxBlockInfo {
   uint64_t identity_device;
   // See `identity_device`.
   uint64_t identity_object;
+  // Longest discard; 0, or at least a logical block.
+  uint64_t maximum_discard;
+  // Longest write-zeroes; 0, or at least a logical block.
+  uint64_t maximum_write_zeroes;
   // Unit of addressing: a power of two, at least 512.
   uint32_t logical_block_size;
   // Unit that is written without reading first: a power of two multiple of the logical block.
@@ -135,16 +142,12 @@ typedef struct PolluxBlockInfo {
   uint32_t operations;
   // `POLLUX_BLOCK_INFO_READ_ONLY`, `POLLUX_BLOCK_INFO_VOLATILE_CACHE`.
   uint32_t flags;
-  // Longest read or write.
+  // Longest read or write; 0, or at least 4096 and a logical block.
   uint32_t maximum_transfer;
   // Most segments of one request.
   uint32_t maximum_segments;
-  // Longest discard.
-  uint32_t maximum_discard;
-  // Preferred alignment of discards.
+  // Preferred alignment of discards; a multiple of the logical block.
   uint32_t discard_alignment;
-  // Longest write-zeroes.
-  uint32_t maximum_write_zeroes;
   // Most queues; 0 for any number.
   uint32_t maximum_queues;
   // Zero.
@@ -162,8 +165,8 @@ typedef struct PolluxMemoryRegion {
   size_t length;
   // File that backs the region, or -1. The host keeps it open until the region is removed.
   int32_t file;
-  // Zero.
-  uint32_t reserved0;
+  // Zero: the region may be read and written.
+  uint32_t flags;
   // Where in the file the region begins, in bytes.
   uint64_t file_offset;
   // Page size of the mapping in bytes: 4096, or that of the huge pages.
@@ -177,7 +180,8 @@ typedef struct PolluxBlockQueueHandle {
   // The first argument of the queue's functions.
   void *queue;
   // A file descriptor that becomes readable when an armed queue has completions, or -1. The plugin's; valid until
-  // `queue_close`.
+  // `queue_close`. The host only waits on it and never reads it: the plugin makes it unreadable again, in `arm`
+  // with 0 or in `poll`.
   int32_t wake_fd;
   // Zero.
   uint32_t reserved0;
@@ -195,7 +199,12 @@ typedef struct PolluxSegment {
 } PolluxSegment;
 
 // One request: 64 bytes. The host has checked it: the operation is one that the backend offers, the range lies within
-// the capacity and on logical blocks, the segments' lengths add up to `length`.
+// the capacity and on logical blocks and within the limits of [`BlockInfo`], and the segments' lengths add up to
+// `length`. Segments may have any address and any length: a backend that needs them aligned copies where they are
+// not.
+//
+// The record itself is valid only during the call: copy what is needed later. A request that was not taken comes
+// again, with another token.
 typedef struct PolluxBlockRequest {
   // `POLLUX_BLOCK_READ` and so on.
   uint32_t operation;
@@ -227,7 +236,8 @@ typedef struct PolluxBlockCompletion {
   uint32_t reserved;
 } PolluxBlockCompletion;
 
-// Where a queue puts completions. The host provides room for every request in flight, so it never runs full.
+// Where a queue puts completions: valid during the call. The host provides room for every request in flight, so it
+// never runs full.
 typedef struct PolluxBlockCompletions {
   // The first entry.
   struct PolluxBlockCompletion *entries;
@@ -247,9 +257,10 @@ typedef struct PolluxBlockV1 {
   int32_t (*open)(const struct PolluxBlockOpen *arguments, void **instance, struct PolluxTextBuffer *error);
   // Closes it. All queues are closed before. `[control]`
   void (*close)(void *instance);
-  // Fills `info`. `[control]`
+  // Fills `info`. May be called at any time. `[control]`
   int32_t (*describe)(void *instance, struct PolluxBlockInfo *info);
-  // Fills `text` with a JSON object of the plugin's own counters. `[control]`
+  // Fills `text` with a JSON object of the plugin's own counters. A `length` beyond the capacity says that it was
+  // cut. `[control]`
   int32_t (*statistics)(void *instance, struct PolluxTextBuffer *text);
   // Announces a region of guest memory, so that the plugin may register or map it for DMA. `[control]`
   int32_t (*memory_add)(void *instance, const struct PolluxMemoryRegion *region, struct PolluxTextBuffer *error);
@@ -278,8 +289,10 @@ typedef struct PolluxBlockV1 {
   // neither may be missing. With 0: the worker polls again. Called only if there is a `wake_fd`. `[worker,
   // started]`
   int32_t (*arm)(void *queue, uint32_t armed);
-  // The worker gives the queue back. `[worker, started]`
-  void (*queue_stop)(void *queue);
+  // The worker gives the queue back. If the queue has failed, this first brings to an end what is in flight:
+  // returning 0 says that nothing touches the memory of any request any more, since the guest will use it again.
+  // Negative: that cannot be said; the host then keeps the queue and the memory for ever. `[worker, started]`
+  int32_t (*queue_stop)(void *queue);
   // Frees the queue. `[control]`
   void (*queue_close)(void *queue);
 } PolluxBlockV1;

@@ -111,9 +111,14 @@ pub trait BlockQueue: Send + 'static {
     fn arm(&mut self, _armed: bool) -> bool {
         false
     }
-    /// The worker gives the queue back. Nothing is in flight, unless the queue has failed: then end what is, since
-    /// the guest will use its memory again. Called even after a panic.
-    fn stop(&mut self) {}
+    /// The worker gives the queue back. Nothing is in flight, unless the queue has failed: then end what is, since the
+    /// guest will use its memory again. Called even after a panic.
+    ///
+    /// # Errors
+    /// Something may still touch the memory of a request. The host keeps queue and memory for ever then.
+    fn stop(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
 }
 
 impl BlockInfo {
@@ -470,13 +475,19 @@ unsafe extern "C" fn arm<Q: BlockQueue>(queue: *mut c_void, armed: u32) -> i32 {
     unsafe { guard_queue::<Q>(queue, |queue| queue.arm(armed != 0) as i32) }
 }
 
-unsafe extern "C" fn queue_stop<Q: BlockQueue>(queue: *mut c_void) {
-    // Even after a panic: what is in flight must be brought to an end, or it would write to memory that the guest
-    // uses again. SAFETY: as in `submit`.
+unsafe extern "C" fn queue_stop<Q: BlockQueue>(queue: *mut c_void) -> i32 {
+    // Even after a panic: what is in flight must be brought to an end, or it would write to memory that the guest uses
+    // again.
+    // SAFETY: as in `submit`.
     guard(|| unsafe {
-        (*queue.cast::<GuardedQueue<Q>>()).queue.stop();
-        0
-    });
+        match (*queue.cast::<GuardedQueue<Q>>()).queue.stop() {
+            Ok(()) => 0,
+            Err(error) => {
+                log::error!("cannot stop a queue: {error}");
+                -error.errno.max(1)
+            }
+        }
+    })
 }
 
 unsafe extern "C" fn queue_close<Q: BlockQueue>(queue: *mut c_void) {

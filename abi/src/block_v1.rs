@@ -13,9 +13,14 @@
 //!   block.
 //! * `memory_add` and `memory_remove` may come while queues run; a region is removed only after the last request that
 //!   points into it has completed.
-//! * `queue_stop` comes with no request in flight, except after a failed queue. Nothing is called on a queue that
-//!   failed but `queue_stop` and `queue_close`.
-//! * Functions return 0, or a negative errno with the reason in `error`.
+//! * `poll` is called only while requests are in flight or were refused. A queue with nothing in flight must take at
+//!   least one request.
+//! * Requests in flight have no order among each other, on one queue or on several; they may complete in any, and those
+//!   of earlier calls may complete within `submit`.
+//! * `queue_stop` comes with no request in flight, unless the queue has failed. Nothing is called on a queue that
+//!   failed but `queue_stop` and `queue_close`. After a `queue_start` that failed comes `queue_close` alone.
+//! * A request cannot be cancelled: a guest's reset waits until all have completed.
+//! * Functions return 0, or a negative errno with the reason in `error`, which is never null.
 use crate::{
     host_v1::HostV1,
     text::{Text, TextBuffer},
@@ -27,21 +32,24 @@ use std::ffi::c_void;
 pub const POLLUX_BLOCK_READ: u32 = 0;
 /// Write `length` bytes from the segments to `offset`.
 pub const POLLUX_BLOCK_WRITE: u32 = 1;
-/// Make all writes durable that completed before this request was submitted.
+/// Make all writes durable that completed before this request was submitted, whichever queue of the instance they went
+/// through.
 pub const POLLUX_BLOCK_FLUSH: u32 = 2;
 /// The range's content is no longer needed. Reads of it may return anything until it is written again.
 pub const POLLUX_BLOCK_DISCARD: u32 = 3;
 /// Make the range read as zeroes.
 pub const POLLUX_BLOCK_WRITE_ZEROES: u32 = 4;
 
-/// On writes and write-zeroes: the data is durable when the request completes (force unit access).
+/// On writes and write-zeroes: the data is durable when the request completes (force unit access). Every backend that
+/// takes writes must heed it, also one that offers no flush.
 pub const POLLUX_BLOCK_FUA: u32 = 1;
 /// On write-zeroes: the backend may deallocate the range.
 pub const POLLUX_BLOCK_UNMAP: u32 = 2;
 
 /// In [`BlockInfo::flags`]: writes fail with EROFS.
 pub const POLLUX_BLOCK_INFO_READ_ONLY: u32 = 1;
-/// In [`BlockInfo::flags`]: completed writes may be lost with the power until a flush.
+/// In [`BlockInfo::flags`]: completed writes may be lost with the power until a flush. For the operator's information:
+/// the host flushes in any case.
 pub const POLLUX_BLOCK_INFO_VOLATILE_CACHE: u32 = 2;
 
 /// In [`BlockOpen::flags`]: never write, even if the file would allow it.
@@ -61,7 +69,12 @@ pub struct Segment {
 }
 
 /// One request: 64 bytes. The host has checked it: the operation is one that the backend offers, the range lies within
-/// the capacity and on logical blocks, the segments' lengths add up to `length`.
+/// the capacity and on logical blocks and within the limits of [`BlockInfo`], and the segments' lengths add up to
+/// `length`. Segments may have any address and any length: a backend that needs them aligned copies where they are
+/// not.
+///
+/// The record itself is valid only during the call: copy what is needed later. A request that was not taken comes
+/// again, with another token.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
 pub struct BlockRequest {
@@ -97,7 +110,8 @@ pub struct BlockCompletion {
     pub reserved: u32,
 }
 
-/// Where a queue puts completions. The host provides room for every request in flight, so it never runs full.
+/// Where a queue puts completions: valid during the call. The host provides room for every request in flight, so it
+/// never runs full.
 #[repr(C)]
 #[derive(Debug, StableAbi)]
 pub struct BlockCompletions {
@@ -120,6 +134,10 @@ pub struct BlockInfo {
     pub identity_device: u64,
     /// See `identity_device`.
     pub identity_object: u64,
+    /// Longest discard; 0, or at least a logical block.
+    pub maximum_discard: u64,
+    /// Longest write-zeroes; 0, or at least a logical block.
+    pub maximum_write_zeroes: u64,
     /// Unit of addressing: a power of two, at least 512.
     pub logical_block_size: u32,
     /// Unit that is written without reading first: a power of two multiple of the logical block.
@@ -132,16 +150,12 @@ pub struct BlockInfo {
     pub operations: u32,
     /// `POLLUX_BLOCK_INFO_READ_ONLY`, `POLLUX_BLOCK_INFO_VOLATILE_CACHE`.
     pub flags: u32,
-    /// Longest read or write.
+    /// Longest read or write; 0, or at least 4096 and a logical block.
     pub maximum_transfer: u32,
     /// Most segments of one request.
     pub maximum_segments: u32,
-    /// Longest discard.
-    pub maximum_discard: u32,
-    /// Preferred alignment of discards.
+    /// Preferred alignment of discards; a multiple of the logical block.
     pub discard_alignment: u32,
-    /// Longest write-zeroes.
-    pub maximum_write_zeroes: u32,
     /// Most queues; 0 for any number.
     pub maximum_queues: u32,
     /// Zero.
@@ -179,8 +193,8 @@ pub struct MemoryRegion {
     pub length: usize,
     /// File that backs the region, or -1. The host keeps it open until the region is removed.
     pub file: i32,
-    /// Zero.
-    pub reserved0: u32,
+    /// Zero: the region may be read and written.
+    pub flags: u32,
     /// Where in the file the region begins, in bytes.
     pub file_offset: u64,
     /// Page size of the mapping in bytes: 4096, or that of the huge pages.
@@ -196,7 +210,8 @@ pub struct BlockQueueHandle {
     /// The first argument of the queue's functions.
     pub queue: *mut c_void,
     /// A file descriptor that becomes readable when an armed queue has completions, or -1. The plugin's; valid until
-    /// `queue_close`.
+    /// `queue_close`. The host only waits on it and never reads it: the plugin makes it unreadable again, in `arm`
+    /// with 0 or in `poll`.
     pub wake_fd: i32,
     /// Zero.
     pub reserved0: u32,
@@ -217,9 +232,10 @@ pub struct BlockV1 {
         unsafe extern "C" fn(arguments: *const BlockOpen, instance: *mut *mut c_void, error: *mut TextBuffer) -> i32,
     /// Closes it. All queues are closed before. `[control]`
     pub close: unsafe extern "C" fn(instance: *mut c_void),
-    /// Fills `info`. `[control]`
+    /// Fills `info`. May be called at any time. `[control]`
     pub describe: unsafe extern "C" fn(instance: *mut c_void, info: *mut BlockInfo) -> i32,
-    /// Fills `text` with a JSON object of the plugin's own counters. `[control]`
+    /// Fills `text` with a JSON object of the plugin's own counters. A `length` beyond the capacity says that it was
+    /// cut. `[control]`
     pub statistics: unsafe extern "C" fn(instance: *mut c_void, text: *mut TextBuffer) -> i32,
     /// Announces a region of guest memory, so that the plugin may register or map it for DMA. `[control]`
     pub memory_add:
@@ -253,8 +269,10 @@ pub struct BlockV1 {
     /// neither may be missing. With 0: the worker polls again. Called only if there is a `wake_fd`. `[worker,
     /// started]`
     pub arm: unsafe extern "C" fn(queue: *mut c_void, armed: u32) -> i32,
-    /// The worker gives the queue back. `[worker, started]`
-    pub queue_stop: unsafe extern "C" fn(queue: *mut c_void),
+    /// The worker gives the queue back. If the queue has failed, this first brings to an end what is in flight:
+    /// returning 0 says that nothing touches the memory of any request any more, since the guest will use it again.
+    /// Negative: that cannot be said; the host then keeps the queue and the memory for ever. `[worker, started]`
+    pub queue_stop: unsafe extern "C" fn(queue: *mut c_void) -> i32,
     /// Frees the queue. `[control]`
     pub queue_close: unsafe extern "C" fn(queue: *mut c_void),
 }
@@ -268,7 +286,7 @@ const _: () = {
     assert!(size_of::<BlockRequest>() == 64);
     assert!(size_of::<BlockCompletion>() == 16);
     assert!(size_of::<Segment>() == 16);
-    assert!(size_of::<BlockInfo>() == 136);
+    assert!(size_of::<BlockInfo>() == 144);
     assert!(size_of::<MemoryRegion>() == 64);
     assert!(size_of::<BlockQueueHandle>() == 32);
     assert!(size_of::<BlockV1>() == 112);

@@ -27,8 +27,8 @@ pub struct HostV1 {
     /// Passes one log line. `target` names its origin inside the plugin. `[any thread]`, never in `submit` or `poll`
     /// of a healthy request: it may block.
     pub log: unsafe extern "C" fn(context: *mut c_void, level: u32, target: Text, message: Text),
-    /// Says that what `describe` answers has changed, such as the capacity. `[any thread]`; the host asks again later,
-    /// on its control thread.
+    /// Says that what `describe` answers has changed, such as the capacity. `[any thread]`. A host that can change a
+    /// running device asks again, on its control thread; any other does so when the medium is next opened.
     pub changed: unsafe extern "C" fn(context: *mut c_void),
     /// Zero.
     pub reserved: [usize; 4],

@@ -51,7 +51,7 @@ pub struct TextBuffer {
     pub data: *mut u8,
     /// Room in bytes.
     pub capacity: usize,
-    /// Bytes written. The caller sets it to 0.
+    /// Length of the text in bytes. More than `capacity`: only so much of it was written. The caller sets it to 0.
     pub length: usize,
 }
 
@@ -74,6 +74,6 @@ impl TextBuffer {
             // SAFETY: the caller vouches for the room, and `length` is within it.
             unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), self.data, length) };
         }
-        self.length = length;
+        self.length = text.len();
     }
 }

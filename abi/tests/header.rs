@@ -36,7 +36,7 @@ fn header_compiles_as_c_and_as_cpp_and_agrees_on_sizes() {
          #ifdef __cplusplus\n#define _Static_assert static_assert\n#endif\n\
          _Static_assert(sizeof(PolluxBlockRequest) == 64, \"request\");\n\
          _Static_assert(sizeof(PolluxBlockCompletion) == 16, \"completion\");\n\
-         _Static_assert(sizeof(PolluxBlockInfo) == 136, \"info\");\n\
+         _Static_assert(sizeof(PolluxBlockInfo) == 144, \"info\");\n\
          _Static_assert(sizeof(PolluxMemoryRegion) == 64, \"region\");\n\
          _Static_assert(sizeof(PolluxBlockV1) == 112, \"block/1\");\n\
          _Static_assert(POLLUX_BLOCK_WRITE_ZEROES == 4, \"constants\");\n",

@@ -1,8 +1,9 @@
-//! The whole path with a real vCPU: a guest whose driver runs at privilege level 3 reads through virtio-pci and virtio-mmio, a worker polls,
-//! the `null` plugin answers. Prints requests per second and exits per request at depths 1 and 32.
+//! The whole path with a real vCPU: a guest whose driver runs at privilege level 3 reads through virtio-pci and
+//! virtio-mmio, a worker polls, the `null` plugin answers. Prints requests per second and exits per request at depths
+//! 1 and 32.
 //!
-//! The variants take turns, so that a machine that changes its speed changes it for all; each figure is the median of the rounds, with the
-//! least and the greatest beside it.
+//! The variants take turns, so that a machine that changes its speed changes it for all; each figure is the median of
+//! the rounds, with the least and the greatest beside it.
 #![allow(missing_docs)]
 use pollux_benches::{backend, median, round_trip_ns};
 use pollux_core::{

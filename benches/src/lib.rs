@@ -102,8 +102,9 @@ pub fn backend(name: &str, options: &str) -> Arc<BlockBackend> {
         .expect("a backend")
 }
 
-/// The time in nanoseconds that a cache line takes from one CPU to another and back, as the median of many short measurements. What goes
-/// between driver and device is bound by it, and on a virtual machine it changes while one watches: print it beside every result.
+/// The time in nanoseconds that a cache line takes from one CPU to another and back, as the median of many short
+/// measurements. What goes between driver and device is bound by it, and on a virtual machine it changes while one
+/// watches: print it beside every result.
 pub fn round_trip_ns(first: usize, second: usize) -> f64 {
     const TRIPS: u64 = 2000;
     let ball = Arc::new(AtomicU64::new(0));

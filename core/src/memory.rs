@@ -101,6 +101,11 @@ impl GuestMemory {
         &self.map
     }
 
+    /// Whether both are the same mapping.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.map, &other.map)
+    }
+
     /// A translator for one queue.
     pub fn translator(&self) -> Translator {
         Translator::new(self.clone())
@@ -117,7 +122,7 @@ impl GuestMemory {
                     base: region.as_ptr(),
                     length: region.len() as usize,
                     file: file.map_or(-1, |file| file.file().as_raw_fd()),
-                    reserved0: 0,
+                    flags: 0,
                     file_offset: file.map_or(0, |file| file.start()),
                     page_size: self.page_size,
                     reserved: [0; 2],

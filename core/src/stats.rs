@@ -5,7 +5,7 @@
 //! ticks of the time stamp counter per second), then one record a queue. A record begins with its name and is written
 //! by one worker alone, each number by a plain store. A reader sees every number whole, but numbers of one record may
 //! be a few requests apart.
-use memmap2::{MmapMut, MmapOptions};
+use memmap2::{MmapOptions, MmapRaw};
 use std::{
     fs::File,
     io,
@@ -184,7 +184,7 @@ pub struct StatsSegment {
 
 #[derive(Debug)]
 struct Mapping {
-    map: MmapMut,
+    map: MmapRaw,
     used: AtomicU64,
     capacity: usize,
     _file: File,
@@ -219,8 +219,7 @@ impl StatsSegment {
     pub fn create(file: File, capacity: usize) -> io::Result<Self> {
         let length = HEADER_BYTES + capacity * size_of::<QueueStats>();
         file.set_len(length as u64)?;
-        // SAFETY: the file is ours alone to write; readers of it cannot shrink it, having it read-only.
-        let map = unsafe { MmapOptions::new().len(length).map_mut(&file)? };
+        let map = MmapOptions::new().len(length).map_raw(&file)?;
         let mapping = Mapping { map, used: AtomicU64::new(0), capacity, _file: file };
         for (index, word) in [MAGIC, LAYOUT_VERSION, size_of::<QueueStats>() as u64, 0, clock::ticks_per_second()]
             .into_iter()
@@ -261,7 +260,7 @@ impl StatsSegment {
 
     fn record(&self, index: usize) -> QueueStatsHandle {
         let offset = HEADER_BYTES + index * size_of::<QueueStats>();
-        let stats = self.mapping.map[offset..].as_ptr().cast();
+        let stats = self.mapping.map.as_ptr().wrapping_add(offset).cast();
         QueueStatsHandle { stats, _mapping: self.mapping.clone() }
     }
 }

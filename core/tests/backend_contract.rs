@@ -2,13 +2,14 @@
 //! others go on.
 use pollux_core::{
     testing::{
-        blk::{Cut, IN, IOERR, OK, OUT, wait_for},
+        blk::{Cut, IN, IOERR, OK, OUT, UNTOUCHED, wait_for},
         disk::{self, Behaviour},
         rig::Guest,
     },
     transport::STATUS_NEEDS_RESET,
     worker::{IdlePolicy, Worker},
 };
+use std::sync::atomic::Ordering;
 
 const DISK_BYTES: u64 = 1 << 20;
 
@@ -56,4 +57,30 @@ fn a_completion_for_a_request_that_never_was() {
 fn a_request_that_completes_twice() {
     // The first one's success counts; its second completion gives the plugin away.
     fails_alone(Behaviour::Twice, &[OK, IOERR, IOERR, IOERR, IOERR, IOERR, IOERR, IOERR]);
+}
+
+#[test]
+fn a_failed_backend_is_stopped_before_the_guest_has_its_buffers_back() {
+    let worker = Worker::spawn("stop", None, IdlePolicy::Adaptive).expect("worker");
+    let disk = disk::open("stop-first", DISK_BYTES, Behaviour::PanicPoll).expect("disk");
+    let mut guest = Guest::new("stop-first", disk, 1, &[worker.handle()]);
+    assert_eq!(guest.start() & STATUS_NEEDS_RESET, 0);
+    assert_eq!(guest.request(0, IN, 0, &[], &Cut::plain(0, 512)).status, IOERR);
+    assert_eq!(disk::control("stop-first").stops.load(Ordering::SeqCst), 1);
+    drop(guest);
+    assert_eq!(disk::control("stop-first").stops.load(Ordering::SeqCst), 1, "and only once");
+}
+
+#[test]
+fn a_backend_that_cannot_stop_keeps_its_requests_and_its_device_for_ever() {
+    let worker = Worker::spawn("lost", None, IdlePolicy::Adaptive).expect("worker");
+    let disk = disk::open("unstoppable", DISK_BYTES, Behaviour::Unstoppable).expect("disk");
+    let mut guest = Guest::new("unstoppable", disk, 1, &[worker.handle()]);
+    assert_eq!(guest.start() & STATUS_NEEDS_RESET, 0);
+    let head = guest.submit(0, IN, 0, &[], &Cut::plain(0, 512));
+    wait_for("DEVICE_NEEDS_RESET", || (guest.device.status() & STATUS_NEEDS_RESET != 0).then_some(()));
+    assert_eq!(guest.drivers[0].peek_status(head), UNTOUCHED, "its buffer may still be written to");
+    guest.device.set_status(0);
+    assert_eq!(guest.device.status(), 0, "the reset does not wait for ever");
+    assert_ne!(guest.start() & STATUS_NEEDS_RESET, 0, "but the device does not start again");
 }

@@ -253,3 +253,50 @@ fn statistics_count_what_the_guest_did() {
     assert_eq!(stats.latency.count(), 13, "each batch was sampled");
     assert!(stats.latency.quantile(0.5).is_some_and(|median| median > 0));
 }
+
+#[test]
+fn a_backend_never_gets_more_than_it_takes() {
+    let disk = disk::open_with("segments", r#"{"size": 1048576, "maximum_segments": 2}"#, false).expect("disk");
+    let mut rig = Rig::new(disk, 256, true);
+    let mut seg_max = [0; 4];
+    rig.device.read_config(12, &mut seg_max);
+    assert_eq!(u32::from_le_bytes(seg_max), 2);
+    let two = Cut { readable: vec![16], writable: vec![512, 512, 1], indirect: false };
+    assert_eq!(rig.request(IN, 0, &[], &two).status, OK);
+    let three = Cut { readable: vec![16], writable: vec![512, 512, 512, 1], indirect: false };
+    assert_eq!(rig.request(IN, 0, &[], &three).status, IOERR);
+    let disk = disk::open_with("transfer", r#"{"size": 1048576, "maximum_transfer": 8192}"#, false).expect("disk");
+    let mut rig = Rig::new(disk, 256, true);
+    let mut limits = [0; 8];
+    rig.device.read_config(8, &mut limits);
+    assert_eq!(limits, [0, 16, 0, 0, 2, 0, 0, 0], "two segments of 4096 bytes, which are 8192 together");
+    assert_eq!(rig.request(IN, 0, &[], &Cut::plain(0, 8192)).status, OK);
+    assert_eq!(rig.request(IN, 0, &[], &Cut::plain(0, 8192 + 512)).status, IOERR);
+}
+
+#[test]
+fn limits_that_no_driver_can_work_with_are_refused() {
+    for (limit, expected) in [
+        (r#""maximum_transfer": 512"#, "transfers of at most 512 bytes"),
+        (r#""maximum_transfer": 4096, "block_size": 8192"#, "transfers of at most 4096 bytes"),
+        (r#""maximum_discard": 100"#, "discards of at most 100 bytes"),
+    ] {
+        let error =
+            disk::open_with("limits", &format!(r#"{{"size": 1048576, {limit}}}"#), false).expect_err("a refusal");
+        assert!(error.to_string().ends_with(expected), "{error}");
+    }
+}
+
+#[test]
+fn a_medium_opened_read_only_is_read_only_whatever_its_plugin_says() {
+    let disk = disk::open_with("hidden", r#"{"size": 65536, "hides_read_only": true}"#, true).expect("disk");
+    let mut rig = Rig::new(disk, 256, true);
+    assert_eq!(rig.device.features() & 1 << 5, 1 << 5, "VIRTIO_BLK_F_RO");
+    assert_eq!(rig.request(OUT, 0, &[0; 512], &Cut::plain(512, 0)).status, IOERR);
+}
+
+#[test]
+fn a_backend_that_takes_nothing_at_first_is_asked_again() {
+    let mut rig = Rig::new(disk::open("hesitant", DISK_BYTES, Behaviour::Hesitant).expect("disk"), 256, true);
+    assert_eq!(rig.request(IN, 0, &[], &Cut::plain(0, 512)).status, OK);
+}

@@ -137,10 +137,15 @@ fn writes_are_durable_where_the_driver_cannot_or_will_not_flush() {
     guest.start_without(FLUSH | CONFIG_WCE);
     write(&mut guest);
     assert_eq!(durable(), 2, "a driver without FLUSH");
+    guest.start_without(FLUSH);
+    guest.device.read_config(32, &mut byte);
+    assert_eq!(byte, [0], "a driver with CONFIG_WCE and without FLUSH finds the cache off (virtio 1.3, 5.2.5.2)");
+    write(&mut guest);
+    assert_eq!(durable(), 3, "a driver with CONFIG_WCE and without FLUSH");
     guest.start_without(CONFIG_WCE);
     guest.device.write_config(32, &[0]);
     write(&mut guest);
-    assert_eq!(durable(), 2, "the byte is read-only without CONFIG_WCE");
+    assert_eq!(durable(), 3, "the byte is read-only without CONFIG_WCE");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Boots a kernel with block devices, its console on standard output: a smoke test of machine and kernel, and the smallest
-//! program that puts all parts together.
+//! Boots a kernel with block devices, its console on standard output: a smoke test of machine and kernel, and the
+//! smallest program that puts all parts together.
 //!
 //! `boot KERNEL [OPTION...] WORDS-OF-THE-COMMAND-LINE...`, with the options
 //! `--initrd FILE`, `--cpus N`, `--memory MIB`, `--hugepages MIB`, `--console FILE`, `--exit-on-reboot` and

@@ -1,5 +1,6 @@
-//! A guest whose driver runs at privilege level 3 writes to a disk, reads back and compares: by both transports, polling
-//! and with interrupts, starting and resetting the device in between, with as much as possible running through KVM.
+//! A guest whose driver runs at privilege level 3 writes to a disk, reads back and compares: by both transports,
+//! polling and with interrupts, starting and resetting the device in between, with as much as possible running
+//! through KVM.
 
 mod common;
 

@@ -1,5 +1,5 @@
-//! While an MSI-X vector is masked its interrupt stays pending, shows in the pending bits, and arrives when the vector is
-//! unmasked (PCI 3.0, 6.8.2.2).
+//! While an MSI-X vector is masked its interrupt stays pending, shows in the pending bits, and arrives when the
+//! vector is unmasked (PCI 3.0, 6.8.2.2).
 
 mod common;
 

@@ -64,6 +64,9 @@ pub trait DeviceModel: Send {
     fn read_config(&self, offset: u64, data: &mut [u8]);
     /// Writes the configuration space. What is read-only ignores it. `features` are those accepted so far.
     fn write_config(&mut self, offset: u64, data: &[u8], features: u64);
+    /// The driver has set FEATURES_OK with these features, and the device has accepted them. The driver reads the
+    /// configuration space next.
+    fn features_accepted(&mut self, _features: u64) {}
     /// The driver has set DRIVER_OK: serve the queues.
     ///
     /// # Errors

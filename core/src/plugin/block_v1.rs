@@ -1,9 +1,10 @@
 //! The host's side of `block/1`, and the choke point of its contract: every completion is checked here.
 use super::{LoadError, Plugin, host::HostServices};
+use crate::memory::GuestMemory;
 use pollux_abi::{
     block_v1::{
         BlockCompletion, BlockCompletions, BlockInfo, BlockOpen, BlockQueueHandle, BlockRequest, BlockV1, MemoryRegion,
-        POLLUX_BLOCK_OPEN_PROBE, POLLUX_BLOCK_OPEN_READ_ONLY, POLLUX_BLOCK_READ,
+        POLLUX_BLOCK_INFO_READ_ONLY, POLLUX_BLOCK_OPEN_PROBE, POLLUX_BLOCK_OPEN_READ_ONLY, POLLUX_BLOCK_READ,
     },
     text::{Text, TextBuffer},
 };
@@ -12,9 +13,9 @@ use std::{
     mem::MaybeUninit,
     os::fd::RawFd,
     ptr::null_mut,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
-use tracing::{error, warn};
+use tracing::warn;
 
 /// Room for a plugin's message, in bytes.
 const MESSAGE_CAPACITY: usize = 2048;
@@ -64,12 +65,19 @@ pub struct BlockBackend {
     table: &'static BlockV1,
     instance: *mut c_void,
     info: BlockInfo,
-    services: HostServices,
-    /// The memory regions that the plugin was told of. Also keeps control calls apart, as the contract wants.
-    regions: Mutex<Vec<MemoryRegion>>,
+    services: &'static HostServices,
+    /// The memory that the plugin was told of, kept mapped until it is taken back, and the regions that it knows. Also
+    /// keeps control calls apart, as the contract wants.
+    memory: Mutex<Announced>,
 }
 
-// SAFETY: control calls are made one at a time (`regions` is their lock), and may come from any thread.
+#[derive(Debug, Default)]
+struct Announced {
+    memory: Option<GuestMemory>,
+    regions: Vec<MemoryRegion>,
+}
+
+// SAFETY: control calls are made one at a time (`memory` is their lock), and may come from any thread.
 unsafe impl Send for BlockBackend {}
 // SAFETY: as above.
 unsafe impl Sync for BlockBackend {}
@@ -81,7 +89,8 @@ impl BlockBackend {
     /// The plugin has no `block/1`, refuses the options, or describes an impossible medium.
     pub fn open(plugin: &Plugin, name: &str, options: &OpenOptions) -> Result<Arc<Self>, BackendError> {
         let table = plugin.interface::<BlockV1>(BlockV1::NAME)?;
-        let services = HostServices::new(plugin.name(), name);
+        // A thread of the plugin's may use the services after `close`, so they are never freed.
+        let services: &'static HostServices = Box::leak(Box::new(HostServices::new(plugin.name(), name)));
         let mut flags = 0;
         if options.read_only {
             flags |= POLLUX_BLOCK_OPEN_READ_ONLY;
@@ -105,7 +114,11 @@ impl BlockBackend {
         // SAFETY: the instance was just opened.
         let described = unsafe { (table.describe)(instance, info.as_mut_ptr()) };
         // SAFETY: a block of integers, zeroed before.
-        let info = unsafe { info.assume_init() };
+        let mut info = unsafe { info.assume_init() };
+        if options.read_only {
+            // Whatever the plugin says.
+            info.flags |= POLLUX_BLOCK_INFO_READ_ONLY;
+        }
         let backend = BlockBackend {
             name: name.into(),
             plugin: plugin.clone(),
@@ -113,7 +126,7 @@ impl BlockBackend {
             instance,
             info,
             services,
-            regions: Mutex::new(Vec::new()),
+            memory: Mutex::default(),
         };
         backend.check_info(described)?;
         Ok(Arc::new(backend))
@@ -122,6 +135,8 @@ impl BlockBackend {
     fn check_info(&self, described: i32) -> Result<(), BackendError> {
         let info = &self.info;
         let power = |size: u32, least: u32| size.is_power_of_two() && (least..=1 << 20).contains(&size);
+        let block = u64::from(info.logical_block_size);
+        let at_least = |limit: u64, least: u64| limit == 0 || limit >= least;
         let what = if described < 0 {
             format!("describe answered {described}")
         } else if !power(info.logical_block_size, 512) {
@@ -132,6 +147,14 @@ impl BlockBackend {
             format!("{} bytes, which is less than one block of {}", info.capacity, info.logical_block_size)
         } else if !info.offers(POLLUX_BLOCK_READ) {
             "it cannot be read".into()
+        } else if !at_least(info.maximum_transfer.into(), block.max(4096)) {
+            format!("transfers of at most {} bytes", info.maximum_transfer)
+        } else if !at_least(info.maximum_discard, block) {
+            format!("discards of at most {} bytes", info.maximum_discard)
+        } else if !at_least(info.maximum_write_zeroes, block) {
+            format!("write-zeroes of at most {} bytes", info.maximum_write_zeroes)
+        } else if !u64::from(info.discard_alignment).is_multiple_of(block) {
+            format!("discards aligned to {} bytes", info.discard_alignment)
         } else {
             return Ok(());
         };
@@ -158,32 +181,39 @@ impl BlockBackend {
         self.services.take_changed()
     }
 
-    /// Tells the plugin of the guest's memory: what is new is added, what is gone removed. No request may be in
-    /// flight that points into a region that goes.
+    /// Tells the plugin of the guest's memory, in place of what it was told before. `None`: there is none any more. No
+    /// request may be in flight that points into memory that goes.
     ///
     /// # Errors
     /// The plugin's reason for refusing a region.
-    pub fn set_memory(&self, wanted: &[MemoryRegion]) -> Result<(), BackendError> {
-        let same = |a: &MemoryRegion, b: &MemoryRegion| {
-            (a.guest_address, a.base, a.length) == (b.guest_address, b.base, b.length)
-        };
-        let mut known = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
-        known.retain(|old| {
-            let stays = wanted.iter().any(|region| same(region, old));
-            if !stays {
-                // SAFETY: the instance is open, and the region was announced before.
-                unsafe { (self.table.memory_remove)(self.instance, old) };
-            }
-            stays
-        });
-        for region in wanted {
-            if !known.iter().any(|old| same(region, old)) {
-                // SAFETY: the instance is open; the region stays mapped until it is removed.
-                with_reason(&self.name, |error| unsafe { (self.table.memory_add)(self.instance, region, error) })?;
-                known.push(*region);
-            }
+    pub fn set_memory(&self, memory: Option<&GuestMemory>) -> Result<(), BackendError> {
+        let mut known = self.lock();
+        if let (Some(old), Some(new)) = (&known.memory, memory)
+            && old.is_same(new)
+        {
+            return Ok(());
+        }
+        self.forget_memory(&mut known);
+        let Some(memory) = memory else { return Ok(()) };
+        known.memory = Some(memory.clone());
+        for region in memory.regions() {
+            // SAFETY: the instance is open; the region stays mapped until it is removed, since `known` holds it.
+            with_reason(&self.name, |error| unsafe { (self.table.memory_add)(self.instance, &region, error) })?;
+            known.regions.push(region);
         }
         Ok(())
+    }
+
+    fn forget_memory(&self, known: &mut Announced) {
+        for region in known.regions.drain(..) {
+            // SAFETY: the instance is open, and the region was announced before and is still mapped.
+            unsafe { (self.table.memory_remove)(self.instance, &region) };
+        }
+        known.memory = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Announced> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Opens queue `index` with room for `depth` requests in flight.
@@ -191,7 +221,7 @@ impl BlockBackend {
     /// # Errors
     /// The plugin's reason.
     pub fn open_queue(self: &Arc<Self>, index: u32, depth: u32) -> Result<BackendQueue, BackendError> {
-        let lock = self.regions.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = self.lock();
         let mut handle = BlockQueueHandle { queue: null_mut(), wake_fd: -1, reserved0: 0, reserved: [0; 2] };
         // SAFETY: the instance is open.
         with_reason(&self.name, |error| unsafe {
@@ -218,11 +248,8 @@ impl BlockBackend {
 
 impl Drop for BlockBackend {
     fn drop(&mut self) {
-        let regions = std::mem::take(self.regions.get_mut().unwrap_or_else(PoisonError::into_inner));
-        for region in &regions {
-            // SAFETY: the region was announced, and all queues are closed: each holds the backend.
-            unsafe { (self.table.memory_remove)(self.instance, region) };
-        }
+        // All queues are closed: each holds the backend.
+        self.forget_memory(&mut self.lock());
         // SAFETY: opened once, closed once.
         unsafe { (self.table.close)(self.instance) };
     }
@@ -246,8 +273,13 @@ fn with_reason(name: &str, call: impl FnOnce(*mut TextBuffer) -> i32) -> Result<
 
 /// The queue of a backend has failed: its plugin panicked or broke the contract. It takes no more requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the backend's queue has failed")]
-pub struct QueueFailed;
+#[error("{0}")]
+pub struct QueueFailed(&'static str);
+
+/// A queue could not be stopped: something may still write to the memory of its requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the plugin could not stop the queue")]
+pub struct StopFailed;
 
 /// One completed request, checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -305,8 +337,9 @@ impl BackendQueue {
     /// did complete.
     #[inline]
     pub fn submit(&mut self, requests: &mut [BlockRequest]) -> Result<usize, QueueFailed> {
+        self.completed = 0;
         if self.failed {
-            return Err(QueueFailed);
+            return Err(QueueFailed("it has failed before"));
         }
         // Below 2^31, so that no token is `NO_TOKEN`.
         self.generation = self.generation.wrapping_add(1) & 0x7fff_ffff;
@@ -340,8 +373,9 @@ impl BackendQueue {
     /// As [`submit`](Self::submit).
     #[inline]
     pub fn poll(&mut self) -> Result<usize, QueueFailed> {
+        self.completed = 0;
         if self.failed {
-            return Err(QueueFailed);
+            return Err(QueueFailed("it has failed before"));
         }
         let mut buffer = self.buffer();
         // SAFETY: the queue is started and its worker calls; the buffer has room for every request in flight.
@@ -398,21 +432,37 @@ impl BackendQueue {
     }
 
     /// Before (`true`) and after a sleep on [`wake_fd`](Self::wake_fd). Returns whether the worker must not sleep.
-    pub fn arm(&mut self, armed: bool) -> bool {
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub fn arm(&mut self, armed: bool) -> Result<bool, QueueFailed> {
         if self.failed || self.wake_fd.is_none() {
-            return self.in_flight > 0;
+            return Ok(self.in_flight > 0);
         }
         // SAFETY: the queue is started and its worker calls.
-        let result = unsafe { (self.backend.table.arm)(self.queue, armed.into()) };
-        result != 0
+        match unsafe { (self.backend.table.arm)(self.queue, armed.into()) } {
+            0 => Ok(false),
+            1.. => Ok(true),
+            _ => Err(self.fail("arm failed")),
+        }
     }
 
-    /// The worker gives the queue back.
-    pub fn stop(&mut self) {
-        if std::mem::take(&mut self.started) {
-            // SAFETY: the queue is started and its worker calls.
-            unsafe { (self.backend.table.queue_stop)(self.queue) };
+    /// The worker gives the queue back. Returns when nothing touches the memory of its requests any more; those that
+    /// were in flight, if the queue has failed, do not complete.
+    ///
+    /// # Errors
+    /// That cannot be said. Neither the queue nor the memory of its requests may be freed or used again, ever.
+    pub fn stop(&mut self) -> Result<(), StopFailed> {
+        if !std::mem::take(&mut self.started) {
+            return Ok(());
         }
+        // SAFETY: the queue is started and its worker calls.
+        if unsafe { (self.backend.table.queue_stop)(self.queue) } < 0 {
+            self.started = true;
+            return Err(StopFailed);
+        }
+        self.in_flight = 0;
+        Ok(())
     }
 
     /// The backend it belongs to. `[any thread]`
@@ -447,11 +497,9 @@ impl BackendQueue {
     }
 
     #[cold]
-    fn fail(&mut self, what: &str) -> QueueFailed {
-        let (plugin, name) = (self.backend.plugin.name(), &self.backend.name);
-        error!("{name}: the plugin {plugin} has failed ({what}); its requests end with an I/O error");
+    fn fail(&mut self, what: &'static str) -> QueueFailed {
         self.failed = true;
-        QueueFailed
+        QueueFailed(what)
     }
 }
 
@@ -464,7 +512,7 @@ impl Drop for BackendQueue {
             std::mem::forget(self.backend.clone());
             return;
         }
-        let _lock = self.backend.regions.lock().unwrap_or_else(PoisonError::into_inner);
+        let _lock = self.backend.lock();
         // SAFETY: opened once, closed once, stopped before; control calls are kept apart by the lock.
         unsafe { (self.backend.table.queue_close)(self.queue) };
     }

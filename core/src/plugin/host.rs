@@ -6,9 +6,13 @@ use pollux_abi::{
 use std::{
     ffi::c_void,
     panic::catch_unwind,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+    },
+    time::Instant,
 };
-use tracing::level_filters::LevelFilter;
+use tracing::{level_filters::LevelFilter, warn};
 
 /// The host's side of one `HostV1`: whom it was lent to.
 #[derive(Debug)]
@@ -17,6 +21,28 @@ pub(super) struct HostContext {
     /// Empty for the plugin as a whole.
     instance: String,
     changed: AtomicBool,
+    /// The current second, and the lines that were logged in it.
+    second: AtomicU64,
+    lines: AtomicU32,
+}
+
+/// Lines that a plugin may log in a second. What a guest does may make it log, and a guest must not fill the host's
+/// disk.
+const LINES_PER_SECOND: u32 = 100;
+
+impl HostContext {
+    fn may_log(&self) -> bool {
+        static START: OnceLock<Instant> = OnceLock::new();
+        let now = START.get_or_init(Instant::now).elapsed().as_secs();
+        if self.second.swap(now, Ordering::Relaxed) != now {
+            self.lines.store(0, Ordering::Relaxed);
+        }
+        let lines = self.lines.fetch_add(1, Ordering::Relaxed);
+        if lines == LINES_PER_SECOND {
+            warn!("plugin {} logs more than {LINES_PER_SECOND} lines a second; some are left out", self.plugin);
+        }
+        lines < LINES_PER_SECOND
+    }
 }
 
 /// A table of services together with its context. The table points into the box, which stays where it is.
@@ -33,8 +59,13 @@ unsafe impl Sync for HostServices {}
 
 impl HostServices {
     pub(super) fn new(plugin: &str, instance: &str) -> Self {
-        let context =
-            Box::new(HostContext { plugin: plugin.into(), instance: instance.into(), changed: AtomicBool::new(false) });
+        let context = Box::new(HostContext {
+            plugin: plugin.into(),
+            instance: instance.into(),
+            changed: AtomicBool::new(false),
+            second: AtomicU64::new(0),
+            lines: AtomicU32::new(0),
+        });
         let table = Box::new(HostV1 {
             struct_size: size_of::<HostV1>() as u32,
             log_level: log_level(),
@@ -74,6 +105,9 @@ unsafe extern "C" fn log(context: *mut c_void, level: u32, target: Text, message
         // during the call.
         let (context, target, message) =
             unsafe { (&*context.cast::<HostContext>(), target.as_str(), message.as_str()) };
+        if !context.may_log() {
+            return;
+        }
         let (plugin, instance) = (context.plugin.as_str(), context.instance.as_str());
         macro_rules! line {
             ($level:ident) => {

@@ -5,6 +5,6 @@ mod layout;
 mod load;
 mod registry;
 
-pub use block_v1::{BackendError, BackendQueue, BlockBackend, Completion, OpenOptions, QueueFailed};
+pub use block_v1::{BackendError, BackendQueue, BlockBackend, Completion, OpenOptions, QueueFailed, StopFailed};
 pub use load::{LoadError, Plugin};
 pub use registry::{PluginPath, Registry};

@@ -13,6 +13,9 @@ const DESCRIPTOR_INDIRECT: u16 = 4;
 const AVAILABLE_NO_INTERRUPT: u16 = 1;
 const USED_NO_NOTIFY: u16 = 1;
 
+/// Descriptors that are followed in any case, however small the queue. More than any device takes buffers.
+const MAX_CHAIN: u16 = 1024;
+
 /// A descriptor as read from guest memory, once.
 #[derive(Clone, Copy, Debug)]
 struct Descriptor {
@@ -150,8 +153,10 @@ impl SplitRing {
             descriptor = self.descriptor(table, 0)?;
         }
         let (Table::Host(_, entries) | Table::Guest(_, entries)) = table;
-        // A chain visits each entry of its table at most once, or it has a loop (virtio 1.3, 2.7.5.1).
-        let mut left = entries;
+        // A chain visits each entry of its table at most once, or it has a loop (virtio 1.3, 2.7.5.1). Nor may it be
+        // longer than the queue (2.7.5.3.1); drivers of small queues do not heed that, so it is only a bound on our
+        // work.
+        let mut left = entries.min(self.size.max(MAX_CHAIN));
         loop {
             if descriptor.flags & DESCRIPTOR_INDIRECT != 0 {
                 // A table within a table, or in the middle of a chain (virtio 1.3, 2.7.5.3.1).

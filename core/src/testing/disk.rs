@@ -49,6 +49,10 @@ pub enum Behaviour {
     Unknown,
     /// Fails every request with ENOSPC.
     Failing,
+    /// Takes nothing until it was polled three times.
+    Hesitant,
+    /// Panics in `poll` while it holds requests, and cannot say that it has stopped.
+    Unstoppable,
 }
 
 /// Options of a [`ModelDisk`].
@@ -60,6 +64,15 @@ pub struct Options {
     behaviour: Behaviour,
     #[serde(default = "default_block")]
     block_size: u32,
+    #[serde(default)]
+    maximum_segments: u32,
+    #[serde(default)]
+    maximum_transfer: u32,
+    #[serde(default)]
+    maximum_discard: u64,
+    /// Whether a disk that was opened read-only says so.
+    #[serde(default)]
+    hides_read_only: bool,
 }
 
 fn default_block() -> u32 {
@@ -73,6 +86,8 @@ pub struct Control {
     release: AtomicBool,
     /// Flushes that reached a disk.
     pub flushes: AtomicUsize,
+    /// Queues that were stopped.
+    pub stops: AtomicUsize,
     /// Writes that had to be durable.
     pub durable_writes: AtomicUsize,
 }
@@ -176,7 +191,10 @@ impl Block for ModelDisk {
         BlockInfo {
             logical_block_size: block,
             physical_block_size: block,
-            flags: if self.read_only { 1 } else { 2 },
+            flags: if self.read_only && !self.options.hides_read_only { 1 } else { 2 },
+            maximum_segments: self.options.maximum_segments,
+            maximum_transfer: self.options.maximum_transfer,
+            maximum_discard: self.options.maximum_discard,
             ..BlockInfo::new(self.options.size)
         }
     }
@@ -188,6 +206,7 @@ impl Block for ModelDisk {
             behaviour: self.options.behaviour,
             control: self.control.clone(),
             held: VecDeque::new(),
+            polls: 0,
             done: Arc::default(),
             wake: Arc::new(wake),
         })
@@ -201,6 +220,7 @@ pub struct ModelQueue {
     behaviour: Behaviour,
     control: Arc<Control>,
     held: VecDeque<Request>,
+    polls: u32,
     /// Completions of the thread of `Threaded`.
     done: Arc<Mutex<Vec<(u64, i32)>>>,
     wake: Arc<EventFd>,
@@ -265,6 +285,7 @@ impl BlockQueue for ModelQueue {
                 return room.min(requests.len());
             }
             Behaviour::Threaded => requests.iter().for_each(|request| self.later(*request)),
+            Behaviour::Hesitant if self.polls < 3 => return 0,
             Behaviour::Unknown => {
                 done.success(requests[0].token() ^ 1 << 40);
                 self.held.extend(requests);
@@ -274,9 +295,18 @@ impl BlockQueue for ModelQueue {
         requests.len()
     }
 
-    fn poll(&mut self, done: &mut Completions) {
+    fn stop(&mut self) -> Result<(), Error> {
+        self.control.stops.fetch_add(1, Ordering::SeqCst);
         match self.behaviour {
-            Behaviour::PanicPoll => panic!("the model disk was told to panic in poll"),
+            Behaviour::Unstoppable if !self.held.is_empty() => Err(Error::with_errno(16, "requests are held")),
+            _ => Ok(()),
+        }
+    }
+
+    fn poll(&mut self, done: &mut Completions) {
+        self.polls += 1;
+        match self.behaviour {
+            Behaviour::PanicPoll | Behaviour::Unstoppable => panic!("the model disk was told to panic in poll"),
             Behaviour::Held if !self.control.release.load(Ordering::Acquire) => {}
             Behaviour::Reversed => {
                 while let Some(request) = self.held.pop_back() {

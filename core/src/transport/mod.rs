@@ -17,6 +17,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
     },
+    time::{Duration, Instant},
 };
 use tracing::{debug, error, info, warn};
 use virtio_bindings::virtio_config::{
@@ -49,9 +50,10 @@ pub const ISR_QUEUE: u8 = 1;
 /// ISR bit of a configuration change notification.
 pub const ISR_CONFIG: u8 = 2;
 
-/// Log lines that a guest may cause in a device's life. A guest that breaks and resets its device for ever must not fill
-/// the host's disk.
+/// Log lines that a guest may cause at once, and after how long it may cause another one. A guest that breaks and resets
+/// its device for ever must not fill the host's disk.
 const GUEST_LINES: u32 = 100;
+const GUEST_LINE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// What workers and the transport share about one device: pending interrupt causes and the device's own failure.
 #[derive(Debug, Default)]
@@ -60,7 +62,20 @@ pub struct InterruptState {
     needs_reset: AtomicBool,
     config_generation: AtomicU32,
     config_event: Mutex<Option<Arc<EventFd>>>,
-    lines: AtomicU32,
+    lines: Mutex<LineBudget>,
+}
+
+#[derive(Debug)]
+struct LineBudget {
+    left: u32,
+    /// When `left` was last refilled.
+    since: Instant,
+}
+
+impl Default for LineBudget {
+    fn default() -> Self {
+        LineBudget { left: GUEST_LINES, since: Instant::now() }
+    }
 }
 
 impl InterruptState {
@@ -106,17 +121,23 @@ impl InterruptState {
         }
     }
 
-    /// Whether a line about something that the guest has done may be logged, under the device's `name`.
+    /// Whether a line about something that the guest has done may be logged, under the device's `name`. Not for the hot path.
     pub fn may_log(&self, name: &str) -> bool {
-        let take = |lines| (lines <= GUEST_LINES).then_some(lines + 1);
-        match self.lines.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
-            Ok(GUEST_LINES) => {
-                warn!("{name}: the guest has caused {GUEST_LINES} log lines; further ones are left out");
-                false
-            }
-            Ok(_) => true,
-            Err(_) => false,
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let refill = now.duration_since(lines.since).as_secs() / GUEST_LINE_INTERVAL.as_secs();
+        if refill > 0 {
+            lines.left = lines.left.saturating_add(refill.min(GUEST_LINES.into()) as u32).min(GUEST_LINES);
+            lines.since = now;
         }
+        if lines.left == 0 {
+            return false;
+        }
+        lines.left -= 1;
+        if lines.left == 0 {
+            warn!("{name}: the guest has caused {GUEST_LINES} log lines; most of the next ones are left out");
+        }
+        true
     }
 
     /// Whether the device waits for its reset.
@@ -199,7 +220,7 @@ impl VirtioDevice {
         for &size in model.queue_sizes() {
             let queue = Queue::new(size).map_err(|error| io::Error::other(format!("{}: {error}", model.name())))?;
             queues.push(queue);
-            kicks.push(EventFd::new(EFD_NONBLOCK)?);
+            kicks.push(EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         }
         let notifiers = vec![Notifier::silent(); queues.len()];
         let offered = model.features() | TRANSPORT_FEATURES;
@@ -270,6 +291,8 @@ impl VirtioDevice {
         if set & STATUS_FEATURES_OK != 0 && !self.features_are_acceptable() {
             // The driver reads the bit back and finds it clear (virtio 1.3, 3.1.1 step 6).
             new &= !STATUS_FEATURES_OK;
+        } else if set & STATUS_FEATURES_OK != 0 {
+            self.model.features_accepted(self.accepted);
         }
         self.status = new;
         if set & STATUS_FAILED != 0 && self.may_log() {
@@ -316,7 +339,7 @@ impl VirtioDevice {
         match self.activation().and_then(|activation| self.model.activate(activation).map_err(|error| error.reason)) {
             Ok(()) => {
                 self.active = true;
-                if self.may_log() {
+                if tracing::enabled!(tracing::Level::INFO) && self.may_log() {
                     info!("{}: started by the guest's driver, features {:#x}", self.name(), self.accepted);
                 }
             }
@@ -350,7 +373,7 @@ impl VirtioDevice {
 
     /// Resets the device (virtio 1.3, 2.4): drains the data path, then forgets what the driver set.
     pub fn reset(&mut self) {
-        if self.active && self.may_log() {
+        if self.active && tracing::enabled!(tracing::Level::INFO) && self.may_log() {
             info!("{}: reset", self.name());
         }
         self.model.deactivate();

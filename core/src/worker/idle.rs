@@ -70,22 +70,22 @@ impl Idle {
     }
 
     #[inline(always)]
-    pub(super) fn after_empty_turn(&mut self, tasks: &mut [Entry], mailbox: &Mailbox) {
+    pub(super) fn after_empty_turn(&mut self, tasks: &mut [Entry], mailbox: &Mailbox, current: &mut Option<usize>) {
         // A pause tells the core's other thread to go ahead, and keeps this one from hammering lines that a driver
         // writes.
         std::hint::spin_loop();
         if self.policy == IdlePolicy::Adaptive {
-            self.consider_sleep(tasks, mailbox);
+            self.consider_sleep(tasks, mailbox, current);
         }
     }
 
-    fn consider_sleep(&mut self, tasks: &mut [Entry], mailbox: &Mailbox) {
+    fn consider_sleep(&mut self, tasks: &mut [Entry], mailbox: &Mailbox, current: &mut Option<usize>) {
         if self.empty_turns.is_multiple_of(CLOCK_INTERVAL) {
             let now = clock::ticks();
             if self.empty_turns == 0 {
                 self.idle_since = now;
             } else if now.wrapping_sub(self.idle_since) >= self.spin_ticks {
-                self.sleep(tasks, mailbox);
+                self.sleep(tasks, mailbox, current);
                 self.empty_turns = 0;
                 return;
             }
@@ -94,8 +94,9 @@ impl Idle {
         self.empty_turns = if self.empty_turns == u32::MAX { CLOCK_INTERVAL } else { self.empty_turns + 1 };
     }
 
+    /// Sleeps, unless there is work. `current` names the task that is being called.
     #[cold]
-    fn sleep(&mut self, tasks: &mut [Entry], mailbox: &Mailbox) {
+    fn sleep(&mut self, tasks: &mut [Entry], mailbox: &Mailbox, current: &mut Option<usize>) {
         if self.stale {
             self.collect_fds(tasks, mailbox);
         }
@@ -103,21 +104,24 @@ impl Idle {
         // rung after each push, so a command is seen here or wakes the poll.
         let mut armed = 0;
         let mut awake = false;
-        for entry in tasks.iter_mut() {
+        for (index, entry) in tasks.iter_mut().enumerate() {
+            *current = Some(index);
             armed += 1;
-            if entry.leaving.is_some() | entry.task.arm() {
+            if entry.leaving | entry.task.arm() {
                 awake = true;
                 break;
             }
         }
         if !awake && mailbox.commands.is_empty() {
-            wait(&mut self.fds);
+            self.wait();
             // Empty: somebody's command was seen without the bell.
             let _ = mailbox.bell.read();
         }
-        for entry in &mut tasks[..armed] {
+        for (index, entry) in tasks[..armed].iter_mut().enumerate() {
+            *current = Some(index);
             entry.task.disarm();
         }
+        *current = None;
     }
 
     fn collect_fds(&mut self, tasks: &[Entry], mailbox: &Mailbox) {
@@ -130,17 +134,18 @@ impl Idle {
         }
         self.stale = false;
     }
-}
 
-/// Sleeps until one of the descriptors is readable.
-#[allow(unsafe_code)]
-fn wait(fds: &mut [libc::pollfd]) {
-    // SAFETY: the slice is valid for its length during the call.
-    let result = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
-    if result < 0 {
-        let error = std::io::Error::last_os_error();
-        if error.kind() != std::io::ErrorKind::Interrupted {
-            warn!("cannot sleep: {error}; polling on");
+    /// Sleeps until one of the descriptors is readable.
+    #[allow(unsafe_code)]
+    fn wait(&mut self) {
+        // SAFETY: the slice is valid for its length during the call.
+        let result = unsafe { libc::poll(self.fds.as_mut_ptr(), self.fds.len() as libc::nfds_t, -1) };
+        if result < 0 {
+            let error = std::io::Error::last_os_error();
+            if error.kind() != std::io::ErrorKind::Interrupted {
+                warn!("cannot sleep: {error}; the worker spins from now on");
+                self.policy = IdlePolicy::Spin;
+            }
         }
     }
 }

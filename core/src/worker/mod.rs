@@ -15,6 +15,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
         mpsc::{RecvTimeoutError, SyncSender, sync_channel},
     },
     thread::{self, JoinHandle},
@@ -48,8 +49,11 @@ pub enum WorkerError {
     Gone(String),
 }
 
+/// A task that did not start, with its reason; or without it, if it panicked and is leaked.
+type Refusal = (String, Option<Box<dyn Task>>);
+
 enum Command {
-    Attach(TaskId, Box<dyn Task>, SyncSender<Result<(), String>>),
+    Attach(TaskId, Box<dyn Task>, SyncSender<Result<(), Refusal>>),
     Detach(TaskId, SyncSender<Option<Box<dyn Task>>>),
     Exit,
 }
@@ -59,7 +63,16 @@ struct Mailbox {
     commands: ArrayQueue<Command>,
     /// Rung after each push, for a worker that sleeps.
     bell: EventFd,
-    next_task: std::sync::atomic::AtomicU64,
+    next_task: AtomicU64,
+    /// Set when nobody takes commands any more.
+    ended: AtomicBool,
+}
+
+impl Mailbox {
+    /// Drops what nobody takes any more, and with it the senders for which somebody waits.
+    fn clear(&self) {
+        while self.commands.pop().is_some() {}
+    }
 }
 
 /// A way to talk to a worker. Clones talk to the same one. All calls are for control threads: they wait.
@@ -85,19 +98,23 @@ impl WorkerHandle {
     /// # Errors
     /// The task's own reason for not starting. The task is dropped then.
     pub fn attach(&self, task: Box<dyn Task>) -> Result<TaskId, WorkerError> {
-        let id = TaskId(self.mailbox.next_task.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+        let id = TaskId(self.mailbox.next_task.fetch_add(1, Ordering::Relaxed));
         let (reply, answer) = sync_channel(1);
         self.send(Command::Attach(id, task, reply));
         match answer.recv() {
             Ok(Ok(())) => Ok(id),
-            Ok(Err(reason)) => Err(WorkerError::Task(reason)),
+            // The task is dropped here, and not on the worker: closing a backend's queue may take its time.
+            Ok(Err((reason, task))) => {
+                drop(task);
+                Err(WorkerError::Task(reason))
+            }
             Err(_) => Err(WorkerError::Gone(self.name().into())),
         }
     }
 
     /// Takes a task back, once it has finished what it began: this waits for all of its requests. `None`: the worker
-    /// or the task has failed.
-    pub fn detach(&self, id: TaskId) -> Option<Box<dyn Task>> {
+    /// has ended, or the task was lost, and with it what it owns. `owner` is for messages.
+    pub fn detach(&self, id: TaskId, owner: &str) -> Option<Box<dyn Task>> {
         let (reply, answer) = sync_channel(1);
         self.send(Command::Detach(id, reply));
         loop {
@@ -105,7 +122,7 @@ impl WorkerHandle {
                 Ok(task) => return task,
                 Err(RecvTimeoutError::Disconnected) => return None,
                 Err(RecvTimeoutError::Timeout) => {
-                    warn!("worker {}: still waiting for the requests of a queue that is being stopped", self.name());
+                    warn!("{owner}: worker {} still waits for requests in flight, to stop a queue", self.name());
                 }
             }
         }
@@ -114,16 +131,22 @@ impl WorkerHandle {
     fn send(&self, command: Command) {
         let mut command = command;
         while let Err(back) = self.mailbox.commands.push(command) {
+            if self.mailbox.ended.load(Ordering::SeqCst) {
+                return;
+            }
             command = back;
             thread::yield_now();
         }
-        if let Err(error) = self.mailbox.bell.write(1) {
+        // Partner: the worker's store, after which it clears the mailbox once. Either it finds the command or we do.
+        if self.mailbox.ended.load(Ordering::SeqCst) {
+            self.mailbox.clear();
+        } else if let Err(error) = self.mailbox.bell.write(1) {
             warn!("worker {}: cannot be woken: {error}", self.name());
         }
     }
 }
 
-/// A running worker. Ends its thread when dropped; tasks should be detached before.
+/// A running worker. Dropping it ends its thread, once all tasks that it still has are stopped.
 #[derive(Debug)]
 pub struct Worker {
     handle: WorkerHandle,
@@ -137,9 +160,15 @@ impl Worker {
     /// No thread, or the CPU is not one that this process may use.
     pub fn spawn(name: &str, cpu: Option<usize>, policy: IdlePolicy) -> Result<Self, WorkerError> {
         let thread_error = |error| WorkerError::Thread(name.into(), error);
-        let bell = EventFd::new(EFD_NONBLOCK).map_err(thread_error)?;
+        let bell = EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(thread_error)?;
         let commands = ArrayQueue::new(MAILBOX_CAPACITY);
-        let mailbox = Arc::new(Mailbox { name: name.into(), commands, bell, next_task: Default::default() });
+        let mailbox = Arc::new(Mailbox {
+            name: name.into(),
+            commands,
+            bell,
+            next_task: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+        });
         let (reply, answer) = sync_channel(1);
         let theirs = mailbox.clone();
         let thread = thread::Builder::new()
@@ -183,16 +212,18 @@ fn pin(id: usize) -> bool {
 struct Entry {
     id: TaskId,
     task: Box<dyn Task>,
-    /// Set while the task is being stopped: who waits for it.
-    leaving: Option<SyncSender<Option<Box<dyn Task>>>>,
+    /// Whether it is being stopped.
+    leaving: bool,
+    /// Who waits for it then.
+    reply: Option<SyncSender<Option<Box<dyn Task>>>>,
 }
 
 /// The worker's thread.
 struct Core {
     mailbox: Arc<Mailbox>,
     tasks: Vec<Entry>,
-    /// The task that is being polled, for the case that it panics.
-    current: usize,
+    /// The task that is being called, for the case that it panics.
+    current: Option<usize>,
     leaving: usize,
     idle: Idle,
     exit: bool,
@@ -200,35 +231,43 @@ struct Core {
 
 impl Core {
     fn new(mailbox: Arc<Mailbox>, policy: IdlePolicy) -> Self {
-        Core { mailbox, tasks: Vec::new(), current: 0, leaving: 0, idle: Idle::new(policy), exit: false }
+        Core { mailbox, tasks: Vec::new(), current: None, leaving: 0, idle: Idle::new(policy), exit: false }
     }
 
     fn run(&mut self) {
-        while !self.exit {
+        while !self.has_ended() {
             if catch_unwind(AssertUnwindSafe(|| self.turns())).is_err() {
                 self.abandon_current();
             }
         }
+        // Partner: `WorkerHandle::send`.
+        self.mailbox.ended.store(true, Ordering::SeqCst);
+        self.mailbox.clear();
     }
 
-    /// The loop. It ends at the exit command.
+    fn has_ended(&self) -> bool {
+        self.exit && self.tasks.is_empty()
+    }
+
+    /// The loop. It ends after the exit command, with the last task.
     fn turns(&mut self) {
-        while !self.exit {
+        while !self.has_ended() {
             if !self.mailbox.commands.is_empty() {
                 self.run_commands();
             }
             let mut work = 0;
             for index in 0..self.tasks.len() {
-                self.current = index;
+                self.current = Some(index);
                 work += self.tasks[index].task.poll();
             }
+            self.current = None;
             if self.leaving > 0 {
                 self.release_stopped();
             }
             if work > 0 {
                 self.idle.worked();
             } else {
-                self.idle.after_empty_turn(&mut self.tasks, &self.mailbox);
+                self.idle.after_empty_turn(&mut self.tasks, &self.mailbox, &mut self.current);
             }
         }
     }
@@ -237,59 +276,95 @@ impl Core {
     fn run_commands(&mut self) {
         while let Some(command) = self.mailbox.commands.pop() {
             match command {
-                Command::Attach(id, mut task, reply) => {
-                    let started = task.start();
-                    if started.is_ok() {
-                        self.tasks.push(Entry { id, task, leaving: None });
-                    }
+                Command::Attach(id, task, reply) => {
+                    let attached = self.attach(id, task);
                     // A requester that is gone needs no answer.
-                    let _ = reply.send(started);
+                    let _ = reply.send(attached);
                 }
-                Command::Detach(id, reply) => match self.tasks.iter_mut().find(|entry| entry.id == id) {
-                    Some(entry) => {
-                        entry.task.begin_stop();
-                        entry.leaving = Some(reply);
-                        self.leaving += 1;
+                Command::Detach(id, reply) => {
+                    if let Some(index) = self.tasks.iter().position(|entry| entry.id == id) {
+                        self.begin_stop(index, Some(reply));
                     }
-                    None => drop(reply),
-                },
-                Command::Exit => self.exit = true,
+                }
+                Command::Exit => {
+                    self.exit = true;
+                    (0..self.tasks.len()).for_each(|index| self.begin_stop(index, None));
+                }
             }
         }
         self.idle.tasks_changed();
+    }
+
+    fn attach(&mut self, id: TaskId, mut task: Box<dyn Task>) -> Result<(), Refusal> {
+        if self.exit {
+            return Err((format!("worker {} is ending", self.mailbox.name), Some(task)));
+        }
+        match catch_unwind(AssertUnwindSafe(|| task.start())) {
+            Ok(Ok(())) => {
+                self.tasks.push(Entry { id, task, leaving: false, reply: None });
+                Ok(())
+            }
+            Ok(Err(reason)) => Err((reason, Some(task))),
+            Err(_) => {
+                std::mem::forget(task);
+                Err(("it panicked at its start; please report this".into(), None))
+            }
+        }
+    }
+
+    fn begin_stop(&mut self, index: usize, reply: Option<SyncSender<Option<Box<dyn Task>>>>) {
+        let entry = &mut self.tasks[index];
+        entry.reply = reply.or(entry.reply.take());
+        if !entry.leaving {
+            entry.leaving = true;
+            self.leaving += 1;
+            self.current = Some(index);
+            entry.task.begin_stop();
+            self.current = None;
+        }
     }
 
     #[cold]
     fn release_stopped(&mut self) {
         let mut index = 0;
         while index < self.tasks.len() {
-            if self.tasks[index].leaving.is_none() || !self.tasks[index].task.is_stopped() {
+            let entry = &mut self.tasks[index];
+            if !entry.leaving || !entry.task.is_stopped() {
                 index += 1;
                 continue;
             }
-            let Entry { mut task, leaving, .. } = self.tasks.swap_remove(index);
-            task.finish();
-            self.leaving -= 1;
-            if let Some(reply) = leaving {
-                let _ = reply.send(Some(task));
-            }
-            self.idle.tasks_changed();
+            self.current = Some(index);
+            let may_be_dropped = entry.task.finish();
+            self.current = None;
+            self.remove(index, may_be_dropped);
         }
     }
 
-    /// A task panicked, which is a mistake of ours. It is given up; the others go on. It is leaked, since its backend
-    /// may still write to what it owns.
+    /// Removes a task, to be given to whoever waits for it, or leaked because something may still touch what it owns.
+    fn remove(&mut self, index: usize, may_be_dropped: bool) {
+        let Entry { task, reply, leaving, .. } = self.tasks.swap_remove(index);
+        self.leaving -= usize::from(leaving);
+        self.idle.tasks_changed();
+        if !may_be_dropped {
+            std::mem::forget(task);
+        } else if let Some(reply) = reply {
+            let _ = reply.send(Some(task));
+        }
+    }
+
+    /// A task panicked, which is a mistake of ours. It is given up and leaked; the others go on.
     #[cold]
     fn abandon_current(&mut self) {
-        if self.current < self.tasks.len() {
-            let Entry { mut task, leaving, .. } = self.tasks.swap_remove(self.current);
-            error!("worker {}: {} panicked and is given up; please report this", self.mailbox.name, task.name());
-            if leaving.is_some() {
-                self.leaving -= 1;
-            }
-            task.abandon();
-            std::mem::forget(task);
-            self.idle.tasks_changed();
+        let worker = &self.mailbox.name;
+        let Some(index) = self.current.take() else {
+            error!("worker {worker} panicked and goes on; please report this");
+            return;
+        };
+        let task = &mut self.tasks[index].task;
+        error!("worker {worker}: {} panicked and is given up; please report this", task.name());
+        if catch_unwind(AssertUnwindSafe(|| task.abandon())).is_err() {
+            error!("worker {worker}: it panicked once more; its guest is not told");
         }
+        self.remove(index, false);
     }
 }

@@ -28,8 +28,9 @@ pub trait Task: Send {
     fn begin_stop(&mut self);
     /// Whether everything has ended after `begin_stop`.
     fn is_stopped(&self) -> bool;
-    /// The last call of the worker.
-    fn finish(&mut self);
+    /// The last call of the worker. Returns whether the task may be dropped: not if something may still touch what it
+    /// owns.
+    fn finish(&mut self) -> bool;
     /// The task has panicked: tell the guest, as far as that is possible. Nothing is called after it, not even `drop`.
     fn abandon(&mut self);
     /// Where to sleep for it.

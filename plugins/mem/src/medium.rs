@@ -27,10 +27,10 @@ use std::{
 };
 
 /// Longest write-zeroes in bytes: what the worker can afford to do at once.
-const MAXIMUM_WRITE_ZEROES: u32 = 4 << 20;
+const MAXIMUM_WRITE_ZEROES: u64 = 4 << 20;
 
 /// Longest discard in bytes, for the same reason.
-const MAXIMUM_DISCARD: u32 = 64 << 20;
+const MAXIMUM_DISCARD: u64 = 64 << 20;
 
 /// Pages are what memory is given back in. A larger page of the mapping only makes the kernel do less.
 const PAGE: usize = 4096;

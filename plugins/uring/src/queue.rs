@@ -87,9 +87,16 @@ impl BlockQueue for UringQueue {
         self.ring.arm(armed)
     }
 
-    fn stop(&mut self) {
+    fn stop(&mut self) -> Result<(), Error> {
         self.drain();
         self.ring.disable();
+        match self.slots.len() - self.free.len() {
+            0 => Ok(()),
+            left => Err(Error::with_errno(
+                libc::EBUSY,
+                format_args!("the kernel holds {left} requests after {} s", STOP_TIMEOUT.as_secs()),
+            )),
+        }
     }
 }
 

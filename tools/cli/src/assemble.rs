@@ -48,8 +48,8 @@ pub(crate) enum Error {
     Statistics(io::Error),
 }
 
-/// Everything that runs. The fields are dropped in this order: with the machine go its devices, which drain their queues
-/// and flush, and close their backends; only then may the workers go that serve them.
+/// Everything that runs. The fields are dropped in this order: with the machine go its devices, which drain their
+/// queues and flush, and close their backends; only then may the workers go that serve them.
 pub(crate) struct Assembly {
     pub(crate) machine: Machine,
     pub(crate) stats: StatsSegment,

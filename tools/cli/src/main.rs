@@ -49,7 +49,8 @@ enum Command {
     Run(run::Arguments),
     /// Say what is wrong with FILE; start nothing.
     ///
-    /// Does all that `run` does before it starts: reads and cross-checks FILE, loads the plugins and looks at the media.
+    /// Does all that `run` does before it starts: reads and cross-checks FILE, loads the plugins and looks at the
+    /// media.
     Check(check::Arguments),
 }
 

@@ -127,8 +127,8 @@ struct Initrd {
     bytes: u64,
 }
 
-/// Checks that a machine with so much memory can start this kernel: it is loaded into memory of its own, which is given back
-/// at once. For checking a configuration without a machine; takes some ten milliseconds.
+/// Checks that a machine with so much memory can start this kernel: it is loaded into memory of its own, which is
+/// given back at once. For checking a configuration without a machine; takes some ten milliseconds.
 ///
 /// # Errors
 /// What would keep the machine from starting.

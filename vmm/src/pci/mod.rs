@@ -1,5 +1,5 @@
-//! The PCI Express bus: one segment, one bus, functions in its 32 places, reached by the configuration window (ECAM) and
-//! by the window in which their BARs lie.
+//! The PCI Express bus: one segment, one bus, functions in its 32 places, reached by the configuration window (ECAM)
+//! and by the window in which their BARs lie.
 
 mod config;
 #[allow(unsafe_code)] // poll(2)

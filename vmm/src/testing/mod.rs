@@ -1,4 +1,5 @@
-//! A guest for tests and benchmarks: the program in `vmm/guest`, which drives a virtio block device from privilege level 3.
+//! A guest for tests and benchmarks: the program in `vmm/guest`, which drives a virtio block device from privilege
+//! level 3.
 //!
 //! It works on every KVM, also on those that emulate a guest's kernel code and cannot boot a stock kernel, and with
 //! them it is still a real vCPU: notifications, interrupts and exits are KVM's. What it does is set by the plan, what

@@ -14,9 +14,15 @@ pub(super) const MAX_SEGMENTS: usize = MAX_DATA_SEGMENTS + 2;
 
 pub(super) const NO_SEGMENT: Segment = Segment { base: null_mut(), length: 0 };
 
-/// A request between ring and backend: two cache lines.
+/// The segments that most requests fit in. Kept apart from the slots, since the backend reads them while the slots
+/// change.
+pub(super) type Inline = [Segment; INLINE_SEGMENTS];
+
+/// Room for the segments of a request that outgrows [`Inline`].
+pub(super) type Overflow = [Segment; MAX_SEGMENTS];
+
+/// What is remembered of a request between ring and backend.
 #[derive(Debug)]
-#[repr(C, align(64))]
 pub(super) struct Slot {
     /// Where the status byte goes.
     pub(super) status: *mut u8,
@@ -28,21 +34,11 @@ pub(super) struct Slot {
     pub(super) length: u32,
     pub(super) operation: u32,
     pub(super) in_use: bool,
-    inline: [Segment; INLINE_SEGMENTS],
 }
 
 impl Slot {
-    pub(super) fn new() -> Self {
-        Slot {
-            status: null_mut(),
-            started: 0,
-            written: 0,
-            length: 0,
-            operation: 0,
-            in_use: false,
-            inline: [NO_SEGMENT; INLINE_SEGMENTS],
-        }
-    }
+    pub(super) const EMPTY: Self =
+        Slot { status: null_mut(), started: 0, written: 0, length: 0, operation: 0, in_use: false };
 }
 
 /// A chain that has been followed, and whose header has not been read yet.
@@ -77,12 +73,12 @@ impl ChainParts {
         memory: &mut Translator,
         head: u16,
         slot: &mut Slot,
-        overflow: &mut [Segment],
+        room: (&mut Inline, &mut Overflow),
     ) -> Result<(), RingError> {
         if slot.in_use {
             return Err(RingError::InUse(head));
         }
-        let mut list = SegmentList::new(&mut slot.inline, overflow);
+        let mut list = SegmentList::new(room.0, room.1);
         let chain = ring.walk(head, memory, &mut list)?;
         let segments = list.into_slice();
         if chain.readable_bytes < HEADER_BYTES as u64 {
@@ -137,7 +133,7 @@ impl ChainParts {
     /// The data, valid as long as the slot is in use.
     #[inline(always)]
     pub(super) fn data<'a>(&self) -> Data<'a> {
-        // SAFETY: `take_chain` made this from the slot's own array, which nothing changes while the request is in use.
+        // SAFETY: `take_chain` made this from the slot's own room, which nothing changes while the request is in use.
         let segments = unsafe { std::slice::from_raw_parts(self.segments, self.segment_count as usize) };
         Data { segments, readable: self.readable, writable: self.writable }
     }

@@ -1,6 +1,6 @@
 //! The block device (virtio 1.3, 5.2): its features, its configuration space, and the set-up of its queues.
 //!
-//! The data path is in [`queue`], what a request says in [`request`].
+//! The data path is in [`queue`], what a request says in `request`.
 #[allow(unsafe_code)]
 mod chain;
 mod config;
@@ -15,7 +15,7 @@ use crate::{
     worker::{TaskId, WorkerHandle},
 };
 use config::Config;
-use pollux_abi::block_v1::{POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_WRITE, POLLUX_BLOCK_WRITE_ZEROES};
+use pollux_abi::block_v1::{POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_WRITE_ZEROES};
 use queue::{BlkQueue, QueueSetup};
 use request::Limits;
 use std::sync::{
@@ -63,13 +63,15 @@ pub struct Blk {
     writeback: Arc<AtomicBool>,
     stats: Vec<QueueStatsHandle>,
     tasks: Vec<(WorkerHandle, TaskId)>,
+    /// A queue was lost whose backend may still touch the guest's memory: the device does not start again.
+    lost: bool,
 }
 
 impl Blk {
     /// A device in front of `backend`. Its statistics go to `segment`.
     pub fn new(options: BlkOptions, backend: Arc<BlockBackend>, segment: &StatsSegment) -> Self {
         let limits = Limits::new(backend.info(), options.queue_size);
-        let features = features(&backend, &options);
+        let features = features(&backend, &limits, &options);
         let config = Config::new(backend.info(), &limits, features, options.queues);
         let stats = (0..options.queues)
             .filter_map(|index| {
@@ -86,6 +88,7 @@ impl Blk {
             writeback: Arc::new(AtomicBool::new(true)),
             stats,
             tasks: Vec::new(),
+            lost: false,
             backend,
             options,
         }
@@ -130,9 +133,9 @@ impl Blk {
     }
 }
 
-fn features(backend: &BlockBackend, options: &BlkOptions) -> u64 {
+fn features(backend: &BlockBackend, limits: &Limits, options: &BlkOptions) -> u64 {
     let info = backend.info();
-    let writable = !info.is_read_only() && info.offers(POLLUX_BLOCK_WRITE);
+    let writable = limits.writable;
     let mut features = 1u64 << VIRTIO_BLK_F_SEG_MAX
         | 1 << VIRTIO_BLK_F_SIZE_MAX
         | 1 << VIRTIO_BLK_F_BLK_SIZE
@@ -178,16 +181,23 @@ impl DeviceModel for Blk {
         }
     }
 
+    fn features_accepted(&mut self, features: u64) {
+        // A driver without FLUSH cannot make its writes durable, so they must be that when they complete; its
+        // `writeback` starts at 0 (virtio 1.3, 5.2.5.2 and 5.2.6.2).
+        self.writeback.store(features & 1 << VIRTIO_BLK_F_FLUSH != 0, Ordering::Relaxed);
+    }
+
     fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
-        // Without either feature the driver never flushes, so writes must be durable when they complete (virtio 1.3,
-        // 5.2.5.2).
-        if activation.features & (1 << VIRTIO_BLK_F_FLUSH | 1 << VIRTIO_BLK_F_CONFIG_WCE) == 0 {
-            self.writeback.store(false, Ordering::Relaxed);
+        let failed = |reason| ActivateError { device: self.options.name.clone(), reason };
+        if self.lost {
+            return Err(failed(
+                "a queue of it was lost before, and its backend may still use the guest's memory".into(),
+            ));
         }
         let queues = std::mem::take(&mut activation.queues);
         let result = self
             .backend
-            .set_memory(&activation.memory.regions())
+            .set_memory(Some(&activation.memory))
             .map_err(|error| error.to_string())
             .and_then(|()| queues.into_iter().try_for_each(|queue| self.attach(&activation, queue)));
         result.map_err(|reason| {
@@ -198,8 +208,13 @@ impl DeviceModel for Blk {
 
     fn deactivate(&mut self) {
         for (worker, id) in self.tasks.drain(..) {
-            if worker.detach(id).is_none() {
-                error!("{}: a queue was lost with its worker {}", self.options.name, worker.name());
+            if worker.detach(id, &self.options.name).is_none() {
+                error!(
+                    "{}: a queue was lost on worker {}; the device stays out of service",
+                    self.options.name,
+                    worker.name()
+                );
+                self.lost = true;
             }
         }
         // A new driver finds the cache mode as it was at the start.
@@ -210,5 +225,11 @@ impl DeviceModel for Blk {
 impl Drop for Blk {
     fn drop(&mut self) {
         self.deactivate();
+        if self.lost {
+            return;
+        }
+        if let Err(error) = self.backend.set_memory(None) {
+            error!("{}: {error}", self.options.name);
+        }
     }
 }

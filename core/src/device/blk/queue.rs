@@ -4,7 +4,7 @@
 //! headers), so that the cache misses of a batch overlap; offers them to the backend in one call; and tells the
 //! driver once.
 use super::{
-    chain::{ChainParts, MAX_SEGMENTS, NO_SEGMENT, Slot, range_action},
+    chain::{ChainParts, Inline, NO_SEGMENT, Overflow, Slot, range_action},
     request::{Action, Data, FLUSH, Limits, Status},
 };
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     transport::{InterruptState, Notifier},
     worker::{SleepFds, Task},
 };
-use pollux_abi::block_v1::{BlockRequest, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_READ, POLLUX_BLOCK_WRITE, Segment};
+use pollux_abi::block_v1::{BlockRequest, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_READ, POLLUX_BLOCK_WRITE};
 use std::{
     os::fd::AsRawFd,
     sync::{
@@ -97,8 +97,12 @@ pub struct BlkQueue {
     data: Translator,
     backend: BackendQueue,
     slots: Box<[Slot]>,
-    /// Room for chains that outgrow their slot, touched by them alone.
-    overflow: Box<[[Segment; MAX_SEGMENTS]]>,
+    /// The segments of each slot's request.
+    inline: Box<[Inline]>,
+    /// Room for chains that outgrow it. The memory is zeroed and untouched until then.
+    overflow: Box<[Overflow]>,
+    /// The batch between its first and second stage.
+    heads: [u16; BATCH],
     /// The batch between its second and third stage. It is kept, since clearing it every turn would cost more than a
     /// request.
     parts: Box<[ChainParts]>,
@@ -107,8 +111,10 @@ pub struct BlkQueue {
     pending_start: usize,
     limits: Limits,
     phase: Phase,
-    /// The driver broke the ring: it is not read any more.
+    /// The driver broke the ring, or the backend has failed: the ring is not read any more.
     broken: bool,
+    /// The backend has failed and not stopped: it may touch the memory of its requests for ever.
+    lost: bool,
     latency_sample: u32,
     sample_countdown: u32,
     scale: clock::Scale,
@@ -133,14 +139,18 @@ impl BlkQueue {
         Ok(BlkQueue {
             data: setup.memory.translator(),
             backend: setup.backend,
-            slots: (0..size).map(|_| Slot::new()).collect(),
+            slots: (0..size).map(|_| Slot::EMPTY).collect(),
+            inline: vec![[NO_SEGMENT; _]; size].into(),
             parts: vec![ChainParts::EMPTY; BATCH].into(),
-            overflow: vec![[NO_SEGMENT; MAX_SEGMENTS]; size].into(),
+            // SAFETY: all zeroes are a null pointer and a length of 0.
+            overflow: unsafe { Box::new_zeroed_slice(size).assume_init() },
+            heads: [0; BATCH],
             pending: Vec::with_capacity(BATCH),
             pending_start: 0,
             limits: setup.limits,
             phase: Phase::Running,
             broken: false,
+            lost: false,
             latency_sample: setup.latency_sample,
             sample_countdown: setup.latency_sample,
             scale: clock::Scale::new(),
@@ -159,7 +169,8 @@ impl BlkQueue {
     #[inline]
     fn turn(&mut self) -> usize {
         let mut work = 0;
-        if self.backend.in_flight() > 0 {
+        // A backend that was full and has nothing in flight may yet have become ready.
+        if self.backend.in_flight() > 0 || !self.pending.is_empty() {
             work += self.reap();
         }
         if self.phase == Phase::Running && !self.broken && self.pending.is_empty() {
@@ -181,29 +192,29 @@ impl BlkQueue {
     #[inline]
     fn reap(&mut self) -> usize {
         let result = self.backend.poll();
-        self.finish_completed(result.is_err())
+        self.finish_completed(result.err())
     }
 
     /// Offers pending requests to the backend. Those that it does not take stay pending.
     #[inline]
     fn submit(&mut self) -> usize {
         let result = self.backend.submit(&mut self.pending[self.pending_start..]);
-        match result {
-            Ok(taken) => {
-                self.pending_start += taken;
-                if self.pending_start == self.pending.len() {
-                    self.pending.clear();
-                    self.pending_start = 0;
-                }
-                taken + self.finish_completed(false)
-            }
-            Err(QueueFailed) => self.finish_completed(true),
+        let Ok(taken) = result else { return self.finish_completed(result.err()) };
+        self.pending_start += taken;
+        if self.pending_start == self.pending.len() {
+            self.pending.clear();
+            self.pending_start = 0;
         }
+        self.stats.in_flight.set(self.backend.in_flight().into());
+        taken + self.finish_completed(None)
     }
 
     #[inline]
-    fn finish_completed(&mut self, failed: bool) -> usize {
+    fn finish_completed(&mut self, failure: Option<QueueFailed>) -> usize {
         let completed = self.backend.completed();
+        if completed == 0 && failure.is_none() {
+            return 0;
+        }
         let mut tally = Tally::default();
         for index in 0..completed {
             let completion = self.backend.completion(index);
@@ -215,8 +226,8 @@ impl BlkQueue {
         }
         tally.add_to(&self.stats);
         self.stats.in_flight.set(self.backend.in_flight().into());
-        if failed {
-            self.fail_backend();
+        if let Some(failure) = failure {
+            self.fail_backend(failure);
         }
         completed
     }
@@ -224,7 +235,7 @@ impl BlkQueue {
     /// The slot beyond the ring is that of the flush at the end.
     #[cold]
     fn finish_flush(&mut self, status: Status) {
-        if status != Status::Ok {
+        if status != Status::Ok && self.interrupts.may_log(&self.name) {
             error!("{}: the last flush failed: the newest writes may be lost", self.name);
         }
         self.phase = Phase::Stopped;
@@ -249,26 +260,25 @@ impl BlkQueue {
     /// Takes a batch from the ring and turns it into requests for the backend.
     #[inline]
     fn accept(&mut self) -> usize {
-        let mut heads = [0u16; BATCH];
-        let count = match self.ring.pop(&mut heads) {
+        let count = match self.ring.pop(&mut self.heads) {
             Ok(0) => return 0,
             Ok(count) => count,
             Err(error) => return self.break_ring(error),
         };
         self.stats.batches.add(1);
         let started = self.sample();
-        for (index, &head) in heads[..count].iter().enumerate() {
-            let (slot, overflow) = (&mut self.slots[usize::from(head)], &mut self.overflow[usize::from(head)]);
-            slot.started = started;
-            let walked = self.parts[index].take_chain(&mut self.ring, &mut self.data, head, slot, overflow);
-            if let Err(error) = walked {
+        for (parts, &head) in self.parts.iter_mut().zip(&self.heads[..count]) {
+            let index = usize::from(head);
+            let room = (&mut self.inline[index], &mut self.overflow[index]);
+            if let Err(error) = parts.take_chain(&mut self.ring, &mut self.data, head, &mut self.slots[index], room) {
                 // The driver is broken, and so is all of this batch: none of it has been submitted.
                 return self.break_ring(error);
             }
+            self.slots[index].started = started;
         }
         let durable = !self.writeback.load(Ordering::Relaxed);
-        for (index, &head) in heads[..count].iter().enumerate() {
-            self.accept_request(head, index, durable);
+        for index in 0..count {
+            self.accept_request(self.heads[index], index, durable);
         }
         count
     }
@@ -365,7 +375,29 @@ impl BlkQueue {
 
     /// The backend has failed: all of its requests end with an I/O error, and the device needs a reset.
     #[cold]
-    fn fail_backend(&mut self) {
+    fn fail_backend(&mut self, failure: QueueFailed) {
+        let backend = self.backend.backend().clone();
+        if self.interrupts.may_log(&self.name) {
+            let (name, plugin) = (backend.name(), backend.plugin().name());
+            error!(
+                "{}: {name}: the plugin {plugin} has failed ({failure}); the requests end with an I/O error",
+                self.name
+            );
+        }
+        self.broken = true;
+        self.stats.in_flight.set(0);
+        self.interrupts.fail();
+        // Before the driver has its buffers back, the backend must have let go of them.
+        if self.backend.stop().is_err() {
+            error!(
+                "{}: the plugin {} cannot say that it has stopped; the requests never end, and their memory is kept",
+                self.name,
+                backend.plugin().name()
+            );
+            self.lost = true;
+            self.pending.clear();
+            return;
+        }
         for slot in self.backend.take_in_flight() {
             match u16::try_from(slot) {
                 Ok(head) if head < self.ring.size() => self.complete_alone(head, Status::IoError),
@@ -380,14 +412,14 @@ impl BlkQueue {
             }
         }
         self.pending_start = 0;
-        self.broken = true;
-        self.stats.in_flight.set(0);
-        self.interrupts.fail();
     }
 
     /// Goes on with a stop: once nothing is in flight, one last flush.
     #[cold]
     fn advance_stop(&mut self) {
+        if self.lost {
+            self.phase = Phase::Stopped;
+        }
         if self.phase != Phase::Draining || self.backend.in_flight() > 0 || !self.pending.is_empty() {
             return;
         }
@@ -397,6 +429,13 @@ impl BlkQueue {
         }
         self.phase = Phase::Flushing;
         self.pending.push(FLUSH.request(self.ring.size(), &[]));
+    }
+
+    fn arm_backend(&mut self, armed: bool) -> bool {
+        self.backend.arm(armed).unwrap_or_else(|failure| {
+            self.fail_backend(failure);
+            true
+        })
     }
 
     /// Takes the kicks that came in, for the statistics and so that the descriptor is not readable any more.
@@ -430,13 +469,16 @@ impl Task for BlkQueue {
         self.phase == Phase::Stopped
     }
 
-    fn finish(&mut self) {
+    fn finish(&mut self) -> bool {
         self.take_kicks();
-        self.backend.stop();
+        !self.lost && self.backend.stop().is_ok()
     }
 
     fn abandon(&mut self) {
         self.interrupts.fail();
+        // The driver must not have its buffers back before the backend has let go of them; it has not, by this queue.
+        // What it resets to is refused by the device.
+        let _ = self.backend.stop();
     }
 
     fn sleep_fds(&self) -> SleepFds {
@@ -447,14 +489,12 @@ impl Task for BlkQueue {
         if !self.pending.is_empty() || self.backend.in_flight() > 0 && self.backend.wake_fd().is_none() {
             return true;
         }
-        if self.broken {
-            return self.backend.arm(true);
-        }
-        self.backend.arm(true) | self.ring.enable_kicks()
+        let busy = self.arm_backend(true);
+        busy | (!self.broken && self.ring.enable_kicks())
     }
 
     fn disarm(&mut self) {
-        self.backend.arm(false);
+        self.arm_backend(false);
         self.take_kicks();
         if !self.broken {
             self.ring.disable_kicks();

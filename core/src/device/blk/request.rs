@@ -17,44 +17,54 @@ pub(super) const RANGE_BYTES: usize = 16;
 /// Most data segments of a request.
 pub(super) const MAX_DATA_SEGMENTS: usize = 254;
 
+/// Longest read or write, whatever the backend takes. A request keeps its worker busy while it is copied, and others
+/// wait on the same worker.
+const MAX_TRANSFER: u32 = 4 << 20;
+
 /// Length limits, as the driver is told and as they are checked.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub(super) capacity_sectors: u64,
     /// Log2 of the logical block in sectors.
     block_shift: u32,
+    /// What the driver is told: most segments of a request, and the length of each.
     pub(super) seg_max: u32,
     pub(super) size_max: u32,
+    /// What the backend takes. A driver's segment that crosses memory regions is several of these.
+    max_segments: usize,
     max_transfer: u64,
     pub(super) max_discard: u64,
     pub(super) max_write_zeroes: u64,
     operations: u32,
-    read_only: bool,
+    pub(super) writable: bool,
 }
 
 impl Limits {
     pub(super) fn new(info: &BlockInfo, queue_size: u16) -> Self {
         let or_none = |limit: u32| if limit == 0 { u32::MAX } else { limit };
         let block = u64::from(info.logical_block_size);
-        let max_transfer = or_none(info.maximum_transfer);
+        let max_transfer = or_none(info.maximum_transfer).min(MAX_TRANSFER);
         // A chain is not longer than its queue (virtio 1.3, 2.7.5.3.1), header and status included.
         let seg_max = u32::from(queue_size).saturating_sub(2).clamp(1, MAX_DATA_SEGMENTS as u32);
-        let seg_max = seg_max.min(or_none(info.maximum_segments)).min((max_transfer / 4096).max(1));
-        // The driver knows no limit for a whole request, so its segments must not exceed ours together.
-        let size_max =
-            (max_transfer / seg_max).clamp(info.logical_block_size, 4 << 20) & !(info.logical_block_size - 1);
-        // The driver's unit is the sector, ours the block: a limit is in whole blocks.
-        let range = |limit: u32| (u64::from(or_none(limit)).min(u64::from(u32::MAX) * SECTOR_SIZE)) / block * block;
+        // The driver knows no limit for a whole request, so its segments must not exceed ours together. Drivers want
+        // segments of a page at least.
+        let least = info.logical_block_size.max(4096);
+        let seg_max = seg_max.min(or_none(info.maximum_segments)).min((max_transfer / least).max(1));
+        let size_max = max_transfer / seg_max / least * least;
+        // In whole blocks, and as many as the driver's 32-bit number of sectors can say.
+        let most = u64::from(u32::MAX) * SECTOR_SIZE;
+        let range = |limit: u64| if limit == 0 { most } else { limit.min(most) } / block * block;
         Limits {
             capacity_sectors: info.capacity / block * block / SECTOR_SIZE,
             block_shift: (block / SECTOR_SIZE).trailing_zeros(),
             seg_max,
             size_max,
+            max_segments: or_none(info.maximum_segments) as usize,
             max_transfer: max_transfer.into(),
             max_discard: range(info.maximum_discard),
             max_write_zeroes: range(info.maximum_write_zeroes),
             operations: info.operations,
-            read_only: info.is_read_only(),
+            writable: !info.is_read_only() && info.offers(POLLUX_BLOCK_WRITE),
         }
     }
 
@@ -160,10 +170,10 @@ impl Header {
     #[inline(always)]
     pub(super) fn action(&self, data: &Data<'_>, limits: &Limits, durable: bool) -> Action {
         match self.kind {
-            VIRTIO_BLK_T_IN => self.transfer(POLLUX_BLOCK_READ, 0, data.writable, data.readable, limits),
+            VIRTIO_BLK_T_IN => self.transfer(POLLUX_BLOCK_READ, 0, data.writable, data.readable, data, limits),
             VIRTIO_BLK_T_OUT => {
                 let flags = if durable { POLLUX_BLOCK_FUA } else { 0 };
-                self.transfer(POLLUX_BLOCK_WRITE, flags, data.readable, data.writable, limits)
+                self.transfer(POLLUX_BLOCK_WRITE, flags, data.readable, data.writable, data, limits)
             }
             VIRTIO_BLK_T_FLUSH if !limits.offers(POLLUX_BLOCK_FLUSH) => Action::Complete(Status::Unsupported),
             // The sector of a flush must be 0 (virtio 1.3, 5.2.6.1); it is ignored as all devices do.
@@ -179,13 +189,23 @@ impl Header {
 
     /// A read or write of `length` bytes. `wrong` are bytes of the other direction, which must not be there.
     #[inline(always)]
-    fn transfer(&self, operation: u32, flags: u32, length: u64, wrong: u64, limits: &Limits) -> Action {
+    fn transfer(
+        &self,
+        operation: u32,
+        flags: u32,
+        length: u64,
+        wrong: u64,
+        data: &Data<'_>,
+        limits: &Limits,
+    ) -> Action {
+        let segments = data.segments.len();
         let legal = length.is_multiple_of(SECTOR_SIZE)
             && wrong == 0
             && length <= limits.max_transfer
             && limits.contains(self.sector, length / SECTOR_SIZE)
+            && segments <= limits.max_segments
             // Writes to a read-only device fail (virtio 1.3, 5.2.6.2).
-            && !(limits.read_only && operation == POLLUX_BLOCK_WRITE)
+            && (limits.writable || operation == POLLUX_BLOCK_READ)
             && limits.offers(operation);
         match legal {
             true if length == 0 => Action::Complete(Status::Ok),
@@ -221,7 +241,7 @@ impl Range {
             return Action::Complete(Status::Unsupported);
         }
         let (offset, length) = (self.sector.wrapping_mul(SECTOR_SIZE), self.sectors * SECTOR_SIZE);
-        if limits.read_only || length > maximum || !limits.contains(self.sector, self.sectors) {
+        if !limits.writable || length > maximum || !limits.contains(self.sector, self.sectors) {
             return Action::Complete(Status::IoError);
         }
         if length == 0 {

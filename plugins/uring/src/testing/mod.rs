@@ -234,7 +234,7 @@ impl Queue {
     pub(crate) fn stop(&mut self) {
         if std::mem::take(&mut self.started) {
             // SAFETY: the queue is started on this thread.
-            unsafe { (self.table.queue_stop)(self.handle.queue) }
+            unsafe { (self.table.queue_stop)(self.handle.queue) };
         }
     }
 }

@@ -1,0 +1,278 @@
+//! Rules about the source tree that the compiler does not check: what keeps the tree the architecture.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::project::Project;
+use crate::summary::{Outcome, Summary};
+
+/// Checks all rules, each a test of its own.
+pub(crate) fn check(project: &Project, summary: &mut Summary) {
+    let mut files = Vec::new();
+    collect(&project.root, &project.root, &project.target, &mut files);
+    files.sort_by(|first, second| first.path.cmp(&second.path));
+    let rules: [(&str, &dyn Fn() -> Vec<String>); 7] = [
+        ("tidy: dependency directions", &|| directions(&project.metadata, &project.root)),
+        ("tidy: packages keep the common lints", &|| common_lints(&files)),
+        ("tidy: plugin loading in one place", &|| plugin_loading(&files)),
+        ("tidy: unsafe code only in listed modules", &|| unsafe_modules(&files)),
+        ("tidy: file lengths", &|| file_lengths(&files)),
+        ("tidy: nothing left to do", &|| leftovers(&files)),
+        ("tidy: no paths out of the checkout", &|| outside_paths(&files, &project.root)),
+    ];
+    for (name, rule) in rules {
+        let faults = rule();
+        let outcome = if faults.is_empty() {
+            Outcome::Passed
+        } else {
+            Outcome::Failed(faults.iter().map(|fault| format!("    {fault}")).collect::<Vec<_>>().join("\n"))
+        };
+        summary.add(name, outcome);
+    }
+}
+
+/// A text file of the project.
+struct Source {
+    /// Relative to the checkout, with slashes.
+    path: String,
+    text: String,
+}
+
+impl Source {
+    /// Lines with their numbers, from 1.
+    fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
+        self.text.lines().enumerate().map(|(index, line)| (index + 1, line))
+    }
+
+    /// Whether this is code that users run, not a test or a fixture of one.
+    fn is_product(&self) -> bool {
+        self.path.ends_with(".rs") && self.path.contains("src/") && !self.path.contains("/tests/")
+    }
+
+    /// Lines without comments of whole lines.
+    fn code(&self) -> impl Iterator<Item = (usize, &str)> {
+        self.lines().filter(|(_, line)| !line.trim_start().starts_with("//"))
+    }
+}
+
+/// Reads the checkout, except Git's folder and Cargo's output. Files that are not text are left out.
+fn collect(root: &Path, folder: &Path, target: &Path, files: &mut Vec<Source>) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let Ok(kind) = entry.file_type() else { continue };
+        if kind.is_dir() {
+            let is_output = path == target || path == root.join("target");
+            if !is_output && ![".git", "__pycache__"].contains(&entry.file_name().to_string_lossy().as_ref()) {
+                collect(root, &path, target, files);
+            }
+        } else if kind.is_file()
+            && let Ok(text) = fs::read_to_string(&path)
+        {
+            let path = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
+            files.push(Source { path, text });
+        }
+    }
+}
+
+/// Folders of plugins, which know the interface alone; the latter are made to be refused.
+const PLUGIN_FOLDERS: [&str; 2] = ["plugins", "core/tests/fixtures"];
+
+/// What each package but plugins may depend on: plugins → abi ← core ← vmm ← cli.
+const DIRECTIONS: &[(&str, &[&str])] = &[
+    ("pollux-abi", &[]),
+    ("pollux-core", &["pollux-abi"]),
+    ("pollux-vmm", &["pollux-core"]),
+    ("pollux", &["pollux-abi", "pollux-core", "pollux-vmm"]),
+    ("pollux-benches", &["pollux-abi", "pollux-core", "pollux-vmm"]),
+    ("xtask", &[]),
+];
+
+fn directions(metadata: &Value, root: &Path) -> Vec<String> {
+    let mut faults = Vec::new();
+    let packages: Vec<&Value> = metadata["packages"].as_array().into_iter().flatten().collect();
+    let names: Vec<&str> = packages.iter().filter_map(|package| package["name"].as_str()).collect();
+    for package in &packages {
+        let (Some(name), Some(manifest)) = (package["name"].as_str(), package["manifest_path"].as_str()) else {
+            continue;
+        };
+        let is_plugin = PLUGIN_FOLDERS.iter().any(|folder| Path::new(manifest).starts_with(root.join(folder)));
+        let allowed: &[&str] = if is_plugin {
+            &["pollux-abi"]
+        } else if let Some((_, allowed)) = DIRECTIONS.iter().find(|(package, _)| *package == name) {
+            allowed
+        } else {
+            faults.push(format!("{name}: a new package: say in tools/xtask/src/tidy.rs what it may depend on"));
+            continue;
+        };
+        for dependency in package["dependencies"].as_array().into_iter().flatten() {
+            let dependency = dependency["name"].as_str().unwrap_or_default();
+            if names.contains(&dependency) && !allowed.contains(&dependency) {
+                faults.push(format!("{name} depends on {dependency}; it may depend on {allowed:?} alone"));
+            }
+        }
+    }
+    faults
+}
+
+fn common_lints(files: &[Source]) -> Vec<String> {
+    let manifests = files.iter().filter(|file| file.path.ends_with("/Cargo.toml"));
+    manifests
+        .filter(|file| !file.text.contains("[lints]\nworkspace = true"))
+        .map(|file| format!("{}: write [lints] with workspace = true", file.path))
+        .collect()
+}
+
+/// Only the plugin host names the crates that load plugins; the interface crate is written with one of them.
+fn plugin_loading(files: &[Source]) -> Vec<String> {
+    let loaders = ["libloading", "abi_stable"];
+    let mut faults = Vec::new();
+    for file in files.iter().filter(|file| file.is_product()) {
+        if ["abi/", "core/src/plugin/", "tools/xtask/"].iter().any(|folder| file.path.starts_with(folder)) {
+            continue;
+        }
+        for (number, line) in file.code() {
+            if let Some(loader) = loaders.iter().find(|loader| line.contains(*loader)) {
+                faults.push(format!("{}:{number}: {loader} belongs in core/src/plugin", file.path));
+            }
+        }
+    }
+    faults
+}
+
+/// Each crate forbids unsafe code, or denies it and excepts modules where they are declared, which is the list, or
+/// single functions.
+fn unsafe_modules(files: &[Source]) -> Vec<String> {
+    let mut faults = Vec::new();
+    for file in files.iter().filter(|file| file.is_product()) {
+        let is_root = file.path.ends_with("src/lib.rs") || file.path.ends_with("src/main.rs");
+        let header = ["#![deny(unsafe_code)]", "#![forbid(unsafe_code)]"];
+        if is_root && !header.iter().any(|line| file.text.contains(line)) {
+            faults.push(format!("{}: write #![deny(unsafe_code)], or forbid", file.path));
+        }
+        let code: Vec<(usize, &str)> = file.code().collect();
+        for (position, (number, line)) in code.iter().enumerate() {
+            let is_attribute = line.trim_start().starts_with('#');
+            let excepts = is_attribute && line.contains("allow(") && line.contains("unsafe_code");
+            let mut following = code[position + 1..].iter().map(|(_, line)| line.trim_start());
+            let item = following.find(|line| !line.starts_with("#[")).unwrap_or_default();
+            let is_narrow = ["mod ", "fn "].iter().any(|word| {
+                item.trim_start_matches("pub").trim_start_matches("(crate)").trim_start().starts_with(word)
+            });
+            if excepts && !is_narrow {
+                faults.push(format!("{}:{number}: except a module or a function from the rule, not this", file.path));
+            }
+        }
+    }
+    faults
+}
+
+const LINES_WARN: usize = 500;
+const LINES_MAX: usize = 700;
+
+fn file_lengths(files: &[Source]) -> Vec<String> {
+    let code = files.iter().filter(|file| [".rs", ".py", ".sh"].iter().any(|suffix| file.path.ends_with(suffix)));
+    let mut faults = Vec::new();
+    for (path, lines) in code.map(|file| (&file.path, file.text.lines().count())) {
+        if lines > LINES_MAX {
+            faults.push(format!("{path}: {lines} lines; {LINES_MAX} is the end"));
+        } else if lines > LINES_WARN {
+            println!("warning: {path}: {lines} lines, more than {LINES_WARN}");
+        }
+    }
+    faults
+}
+
+fn leftovers(files: &[Source]) -> Vec<String> {
+    // Written in two halves, so that this file does not name them.
+    let marks = [concat!("FIX", "ME"), concat!("TO", "DO"), concat!("XX", "X:"), concat!("#[", "ignore")];
+    let mut faults = Vec::new();
+    for file in files.iter().filter(|file| file.path != "Cargo.lock") {
+        for (number, line) in file.lines() {
+            if let Some(mark) = marks.iter().find(|mark| line.contains(*mark)) {
+                faults.push(format!("{}:{number}: {mark}", file.path));
+            }
+        }
+    }
+    faults
+}
+
+/// No file names this checkout's own place, or a relative path that leaves it.
+fn outside_paths(files: &[Source], root: &Path) -> Vec<String> {
+    let mut faults = Vec::new();
+    let place = root.to_string_lossy();
+    for file in files {
+        let depth = Path::new(&file.path).components().count() - 1;
+        for (number, line) in file.lines() {
+            // A checkout at the top, such as /src, would be found in words that have nothing to do with it.
+            if root.components().count() > 2 && line.contains(place.as_ref()) {
+                faults.push(format!("{}:{number}: names the checkout's own path", file.path));
+            }
+            if steps_up(line) > depth {
+                faults.push(format!("{}:{number}: a relative path that leaves the checkout", file.path));
+            }
+        }
+    }
+    faults
+}
+
+/// The longest run of `../` in a line.
+fn steps_up(line: &str) -> usize {
+    let (mut longest, mut rest) = (0, line);
+    while let Some(start) = rest.find("../") {
+        rest = &rest[start..];
+        let mut steps = 0;
+        while let Some(after) = rest.strip_prefix("../") {
+            steps += 1;
+            rest = after;
+        }
+        longest = longest.max(steps);
+    }
+    longest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(path: &str, text: &str) -> Source {
+        Source { path: path.to_owned(), text: text.to_owned() }
+    }
+
+    #[test]
+    fn an_exception_stands_where_the_module_is_declared() {
+        let good = "#![deny(unsafe_code)]\n#[allow(unsafe_code)] // why\npub mod memory;\nmod other;\n";
+        assert_eq!(unsafe_modules(&[source("core/src/lib.rs", good)]), [""; 0]);
+        let bad = "#![deny(unsafe_code)]\n#[allow(unsafe_code)]\nimpl Memory {\n";
+        assert_eq!(unsafe_modules(&[source("core/src/lib.rs", bad)]).len(), 1);
+        assert_eq!(unsafe_modules(&[source("core/src/lib.rs", "mod other;\n")]).len(), 1);
+    }
+
+    #[test]
+    fn loaders_are_found_in_code_and_not_in_comments() {
+        let text = "// libloading opens it\nuse libloading::Library;\n";
+        let faults = plugin_loading(&[source("core/src/worker/mod.rs", text), source("core/src/plugin/load.rs", text)]);
+        assert_eq!(faults, ["core/src/worker/mod.rs:2: libloading belongs in core/src/plugin"]);
+    }
+
+    #[test]
+    fn paths_out_of_the_checkout_are_found() {
+        let files = [source("docs/a.md", "see ../README.md, not ../../notes.md"), source("b.md", "cd x/..")];
+        let faults = outside_paths(&files, Path::new("/home/user/pollux"));
+        assert_eq!(faults, ["docs/a.md:1: a relative path that leaves the checkout"]);
+        let files = [source("a.sh", "cd /home/user/pollux/target")];
+        assert_eq!(outside_paths(&files, Path::new("/home/user/pollux")).len(), 1);
+    }
+
+    #[test]
+    fn a_package_may_not_look_up() {
+        let metadata = serde_json::json!({"packages": [
+            {"name": "pollux-abi", "manifest_path": "/p/abi/Cargo.toml", "dependencies": [{"name": "pollux-core"}]},
+            {"name": "pollux-core", "manifest_path": "/p/core/Cargo.toml", "dependencies": [{"name": "pollux-abi"}]},
+            {"name": "pollux-mem", "manifest_path": "/p/plugins/mem/Cargo.toml", "dependencies": [{"name": "pollux-core"}]},
+        ]});
+        let faults = directions(&metadata, Path::new("/p"));
+        assert_eq!(faults.len(), 2, "{faults:?}");
+    }
+}
