@@ -134,9 +134,11 @@ impl MmioTransport {
             register::QUEUE_READY => self.write_ready(value),
             register::QUEUE_NOTIFY => self.notify(value),
             register::INTERRUPT_ACKNOWLEDGE => self.device.interrupts().acknowledge_isr(value as u8),
-            register::STATUS if value == 0 => self.reset(),
             // The status has eight bits; others are reserved.
-            register::STATUS => self.device.set_status(value as u8),
+            register::STATUS => match value as u8 {
+                0 => self.reset(),
+                status => self.device.set_status(status),
+            },
             _ => self.write_queue(offset, value),
         }
     }

@@ -98,6 +98,18 @@ fn writing_zero_resets_everything() {
 }
 
 #[test]
+fn a_status_of_reserved_bits_alone_resets_as_zero_does() {
+    let (mut transport, recorded) = transport();
+    start(&mut transport);
+    write(&mut transport, register::STATUS, 0x100);
+    assert_eq!((read(&mut transport, register::STATUS), recorded.deactivations()), (0, 1));
+    assert_eq!(transport.queue_select, 0);
+    start(&mut transport);
+    transport.device().interrupts().config_changed();
+    assert_eq!(transport.line.read().unwrap(), 1, "configuration changes still reach the driver");
+}
+
+#[test]
 fn a_queue_that_does_not_exist_has_no_size() {
     let (mut transport, _recorded) = transport();
     write(&mut transport, register::QUEUE_SELECT, 1);

@@ -316,7 +316,8 @@ impl PciTransport {
     }
 
     fn set_queue_vector(&mut self, index: usize, vector: u16) {
-        let Some(slot) = self.queue_vectors.get_mut(index) else { return };
+        // A running queue keeps its vector: the driver reads back that the mapping was refused (virtio 1.3, 4.1.5.1.2).
+        let Some(slot) = self.queue_vectors.get_mut(index).filter(|_| !self.device.active) else { return };
         let event = self.vectors.get(usize::from(vector)).cloned();
         *slot = if event.is_some() { vector } else { NO_VECTOR };
         // With MSI-X the driver does not read the ISR register, so the worker need not write it (virtio 1.3, 4.1.4.5).

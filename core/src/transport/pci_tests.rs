@@ -133,6 +133,23 @@ fn a_vector_that_does_not_exist_reads_back_as_none() {
 }
 
 #[test]
+fn a_running_queue_keeps_its_vector_and_says_so() {
+    let (mut transport, recorded) = transport();
+    start(&mut transport);
+    let activation = recorded.take_activation().expect("activated");
+    transport.write_bar(common::QUEUE_SELECT, &0u16.to_le_bytes());
+    for vector in [2, NO_VECTOR] {
+        transport.write_bar(common::QUEUE_VECTOR, &vector.to_le_bytes());
+        assert_eq!(read16(&mut transport, common::QUEUE_VECTOR), 1);
+    }
+    activation.queues[0].notifier.signal();
+    assert_eq!(transport.vectors[1].read().unwrap(), 1);
+    transport.write_bar(common::DEVICE_STATUS, &[0]);
+    transport.write_bar(common::QUEUE_VECTOR, &2u16.to_le_bytes());
+    assert_eq!(read16(&mut transport, common::QUEUE_VECTOR), 2);
+}
+
+#[test]
 fn a_queue_that_does_not_exist_is_all_zero_and_takes_nothing() {
     let (mut transport, _recorded) = transport();
     transport.write_bar(common::QUEUE_SELECT, &(QUEUES as u16).to_le_bytes());

@@ -1,0 +1,265 @@
+//! One opened medium of a plugin: the control calls of `block/1`.
+use super::{
+    super::{LoadError, Plugin, host::HostServices},
+    queue::BackendQueue,
+};
+use crate::memory::GuestMemory;
+use pollux_abi::{
+    block_v1::{
+        BlockInfo, BlockOpen, BlockQueueHandle, BlockV1, MemoryRegion, POLLUX_BLOCK_INFO_READ_ONLY,
+        POLLUX_BLOCK_OPEN_PROBE, POLLUX_BLOCK_OPEN_READ_ONLY, POLLUX_BLOCK_READ,
+    },
+    text::{Text, TextBuffer},
+};
+use std::{
+    ffi::c_void,
+    mem::MaybeUninit,
+    ptr::null_mut,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+/// Room for a plugin's message, in bytes.
+const MESSAGE_CAPACITY: usize = 2048;
+
+/// Why a backend could not be opened or used.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// The plugin cannot be used at all.
+    #[error("{0}")]
+    Load(#[from] LoadError),
+    /// The plugin said no.
+    #[error("{name}: {reason}")]
+    Refused {
+        /// The instance.
+        name: String,
+        /// The plugin's reason.
+        reason: String,
+    },
+    /// The plugin describes something that cannot be.
+    #[error("{name}: the plugin {plugin} describes an impossible medium: {what}")]
+    Description {
+        /// The instance.
+        name: String,
+        /// The plugin.
+        plugin: String,
+        /// What cannot be.
+        what: String,
+    },
+}
+
+/// How to open a backend.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// The plugin's `options`, a JSON object.
+    pub json: String,
+    /// Never write.
+    pub read_only: bool,
+    /// Only describe it: it takes no lock.
+    pub probe: bool,
+}
+
+/// One opened medium of a plugin. `[control]`
+#[derive(Debug)]
+pub struct BlockBackend {
+    name: String,
+    plugin: Plugin,
+    table: &'static BlockV1,
+    instance: *mut c_void,
+    info: BlockInfo,
+    services: &'static HostServices,
+    /// The memory that the plugin was told of, kept mapped until it is taken back, and the regions that it knows. Also
+    /// keeps control calls apart, as the contract wants.
+    memory: Mutex<Announced>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Announced {
+    memory: Option<GuestMemory>,
+    regions: Vec<MemoryRegion>,
+}
+
+// SAFETY: control calls are made one at a time (`memory` is their lock), and may come from any thread.
+unsafe impl Send for BlockBackend {}
+// SAFETY: as above.
+unsafe impl Sync for BlockBackend {}
+
+impl BlockBackend {
+    /// Opens an instance called `name`.
+    ///
+    /// # Errors
+    /// The plugin has no `block/1`, refuses the options, or describes an impossible medium.
+    pub fn open(plugin: &Plugin, name: &str, options: &OpenOptions) -> Result<Arc<Self>, BackendError> {
+        let table = plugin.interface::<BlockV1>(BlockV1::NAME)?;
+        // A thread of the plugin's may use the services after `close`, so they are never freed.
+        let services: &'static HostServices = Box::leak(Box::new(HostServices::new(plugin.name(), name)));
+        let mut flags = 0;
+        if options.read_only {
+            flags |= POLLUX_BLOCK_OPEN_READ_ONLY;
+        }
+        if options.probe {
+            flags |= POLLUX_BLOCK_OPEN_PROBE;
+        }
+        let json = if options.json.is_empty() { "{}" } else { &options.json };
+        let arguments = BlockOpen {
+            host: services.table(),
+            name: Text::new(name),
+            options: Text::new(json),
+            flags,
+            reserved0: 0,
+            reserved: [0; 4],
+        };
+        let mut instance = null_mut();
+        // SAFETY: the table was checked, and the arguments live during the call.
+        with_reason(name, |error| unsafe { (table.open)(&arguments, &mut instance, error) })?;
+        let mut info = MaybeUninit::<BlockInfo>::zeroed();
+        // SAFETY: the instance was just opened.
+        let described = unsafe { (table.describe)(instance, info.as_mut_ptr()) };
+        // SAFETY: a block of integers, zeroed before.
+        let mut info = unsafe { info.assume_init() };
+        if options.read_only {
+            // Whatever the plugin says.
+            info.flags |= POLLUX_BLOCK_INFO_READ_ONLY;
+        }
+        let backend = BlockBackend {
+            name: name.into(),
+            plugin: plugin.clone(),
+            table,
+            instance,
+            info,
+            services,
+            memory: Mutex::default(),
+        };
+        backend.check_info(described)?;
+        Ok(Arc::new(backend))
+    }
+
+    fn check_info(&self, described: i32) -> Result<(), BackendError> {
+        let info = &self.info;
+        let power = |size: u32, least: u32| size.is_power_of_two() && (least..=1 << 20).contains(&size);
+        let block = u64::from(info.logical_block_size);
+        let at_least = |limit: u64, least: u64| limit == 0 || limit >= least;
+        let what = if described < 0 {
+            format!("describe answered {described}")
+        } else if !power(info.logical_block_size, 512) {
+            format!("a logical block of {} bytes", info.logical_block_size)
+        } else if !power(info.physical_block_size, info.logical_block_size) {
+            format!("a physical block of {} bytes", info.physical_block_size)
+        } else if info.capacity < info.logical_block_size.into() {
+            format!("{} bytes, which is less than one block of {}", info.capacity, info.logical_block_size)
+        } else if !info.offers(POLLUX_BLOCK_READ) {
+            "it cannot be read".into()
+        } else if !at_least(info.maximum_transfer.into(), block.max(4096)) {
+            format!("transfers of at most {} bytes", info.maximum_transfer)
+        } else if !at_least(info.maximum_discard, block) {
+            format!("discards of at most {} bytes", info.maximum_discard)
+        } else if !at_least(info.maximum_write_zeroes, block) {
+            format!("write-zeroes of at most {} bytes", info.maximum_write_zeroes)
+        } else if !u64::from(info.discard_alignment).is_multiple_of(block) {
+            format!("discards aligned to {} bytes", info.discard_alignment)
+        } else {
+            return Ok(());
+        };
+        Err(BackendError::Description { name: self.name.clone(), plugin: self.plugin.name().into(), what })
+    }
+
+    /// The instance's name in the configuration.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The plugin that serves it.
+    pub fn plugin(&self) -> &Plugin {
+        &self.plugin
+    }
+
+    /// What the medium is like.
+    pub fn info(&self) -> &BlockInfo {
+        &self.info
+    }
+
+    /// Whether the plugin has said since the last call that its description changed.
+    pub fn take_changed(&self) -> bool {
+        self.services.take_changed()
+    }
+
+    /// Tells the plugin of the guest's memory, in place of what it was told before. `None`: there is none any more. No
+    /// request may be in flight that points into memory that goes.
+    ///
+    /// # Errors
+    /// The plugin's reason for refusing a region.
+    pub fn set_memory(&self, memory: Option<&GuestMemory>) -> Result<(), BackendError> {
+        let mut known = self.lock();
+        if let (Some(old), Some(new)) = (&known.memory, memory)
+            && old.is_same(new)
+        {
+            return Ok(());
+        }
+        self.forget_memory(&mut known);
+        let Some(memory) = memory else { return Ok(()) };
+        known.memory = Some(memory.clone());
+        for region in memory.regions() {
+            // SAFETY: the instance is open; the region stays mapped until it is removed, since `known` holds it.
+            with_reason(&self.name, |error| unsafe { (self.table.memory_add)(self.instance, &region, error) })?;
+            known.regions.push(region);
+        }
+        Ok(())
+    }
+
+    fn forget_memory(&self, known: &mut Announced) {
+        for region in known.regions.drain(..) {
+            // SAFETY: the instance is open, and the region was announced before and is still mapped.
+            unsafe { (self.table.memory_remove)(self.instance, &region) };
+        }
+        known.memory = None;
+    }
+
+    /// Keeps control calls apart.
+    pub(super) fn lock(&self) -> MutexGuard<'_, Announced> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens queue `index` with room for `depth` requests in flight.
+    ///
+    /// # Errors
+    /// The plugin's reason.
+    pub fn open_queue(self: &Arc<Self>, index: u32, depth: u32) -> Result<BackendQueue, BackendError> {
+        let lock = self.lock();
+        let mut handle = BlockQueueHandle { queue: null_mut(), wake_fd: -1, reserved0: 0, reserved: [0; 2] };
+        // SAFETY: the instance is open.
+        with_reason(&self.name, |error| unsafe {
+            (self.table.queue_open)(self.instance, index, depth, &mut handle, error)
+        })?;
+        drop(lock);
+        Ok(BackendQueue::new(self.clone(), &handle, depth))
+    }
+
+    /// The functions.
+    pub(super) fn table(&self) -> &'static BlockV1 {
+        self.table
+    }
+}
+
+impl Drop for BlockBackend {
+    fn drop(&mut self) {
+        // All queues are closed: each holds the backend.
+        self.forget_memory(&mut self.lock());
+        // SAFETY: opened once, closed once.
+        unsafe { (self.table.close)(self.instance) };
+    }
+}
+
+/// Makes a control call and turns its failure into words.
+pub(super) fn with_reason(name: &str, call: impl FnOnce(*mut TextBuffer) -> i32) -> Result<(), BackendError> {
+    let mut room = vec![0; MESSAGE_CAPACITY];
+    let mut buffer = TextBuffer::new(&mut room);
+    let result = call(&mut buffer);
+    if result >= 0 {
+        return Ok(());
+    }
+    let length = buffer.length.min(MESSAGE_CAPACITY);
+    let mut reason = String::from_utf8_lossy(&room[..length]).into_owned();
+    if reason.is_empty() {
+        reason = std::io::Error::from_raw_os_error(result.saturating_neg()).to_string();
+    }
+    Err(BackendError::Refused { name: name.into(), reason })
+}

@@ -1,0 +1,6 @@
+//! The host's side of `block/1`.
+mod backend;
+mod queue;
+
+pub use backend::{BackendError, BlockBackend, OpenOptions};
+pub use queue::{BackendQueue, Completion, QueueFailed, StopFailed};

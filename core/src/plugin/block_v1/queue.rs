@@ -1,0 +1,272 @@
+//! One queue of a plugin's medium: the hot calls of `block/1`, and the choke point of its contract. Every completion is
+//! checked here.
+use super::backend::{BackendError, BlockBackend, with_reason};
+use pollux_abi::block_v1::{BlockCompletion, BlockCompletions, BlockQueueHandle, BlockRequest};
+use std::{ffi::c_void, os::fd::RawFd, sync::Arc};
+use tracing::warn;
+
+/// The queue of a backend has failed: its plugin panicked or broke the contract. It takes no more requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct QueueFailed(&'static str);
+
+/// A queue could not be stopped: something may still write to the memory of its requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the plugin could not stop the queue")]
+pub struct StopFailed;
+
+/// One completed request, checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Completion {
+    /// The slot that its request was submitted in.
+    pub slot: u32,
+    /// 0, or a negative errno.
+    pub result: i32,
+}
+
+const NO_TOKEN: u64 = u64::MAX;
+const SLOT_BITS: u32 = 32;
+
+/// One queue of a backend, `[worker]` unless said otherwise. A request is known by its slot, a number below the
+/// depth; on its way to the plugin it gets a token that is used once.
+#[derive(Debug)]
+pub struct BackendQueue {
+    queue: *mut c_void,
+    submit: unsafe extern "C" fn(*mut c_void, *const BlockRequest, u32, *mut BlockCompletions) -> i32,
+    poll: unsafe extern "C" fn(*mut c_void, *mut BlockCompletions) -> i32,
+    /// The token in flight of each slot.
+    tokens: Box<[u64]>,
+    completions: Box<[BlockCompletion]>,
+    /// Valid entries of `completions`, checked.
+    completed: usize,
+    in_flight: u32,
+    generation: u32,
+    failed: bool,
+    started: bool,
+    wake_fd: Option<RawFd>,
+    backend: Arc<BlockBackend>,
+}
+
+// SAFETY: a queue is used by one thread at a time; the contract allows that to be another one after `queue_stop`.
+unsafe impl Send for BackendQueue {}
+
+impl BackendQueue {
+    /// A queue that was just opened.
+    pub(super) fn new(backend: Arc<BlockBackend>, handle: &BlockQueueHandle, depth: u32) -> Self {
+        let empty = BlockCompletion { token: 0, result: 0, reserved: 0 };
+        BackendQueue {
+            queue: handle.queue,
+            submit: backend.table().submit,
+            poll: backend.table().poll,
+            tokens: vec![NO_TOKEN; depth as usize].into(),
+            completions: vec![empty; depth as usize].into(),
+            completed: 0,
+            in_flight: 0,
+            generation: 0,
+            failed: false,
+            started: false,
+            wake_fd: (handle.wake_fd >= 0).then_some(handle.wake_fd),
+            backend,
+        }
+    }
+
+    /// The calling thread owns the queue from now on.
+    ///
+    /// # Errors
+    /// The plugin's reason.
+    pub fn start(&mut self) -> Result<(), BackendError> {
+        let (table, queue) = (self.backend.table(), self.queue);
+        // SAFETY: the queue is open and not started.
+        with_reason(self.backend.name(), |error| unsafe { (table.queue_start)(queue, error) })?;
+        self.started = true;
+        Ok(())
+    }
+
+    /// Offers requests, in order; returns how many were taken. The `token` of each must be its slot, and that slot
+    /// must be free. Those that completed at once are in [`completion`](Self::completion).
+    ///
+    /// # Errors
+    /// The queue has failed: take its requests back with [`take_in_flight`](Self::take_in_flight), after those that
+    /// did complete.
+    #[inline]
+    pub fn submit(&mut self, requests: &mut [BlockRequest]) -> Result<usize, QueueFailed> {
+        self.completed = 0;
+        if self.failed {
+            return Err(QueueFailed("it has failed before"));
+        }
+        // Below 2^31, so that no token is `NO_TOKEN`.
+        self.generation = self.generation.wrapping_add(1) & 0x7fff_ffff;
+        for request in &mut *requests {
+            let slot = request.token as u32;
+            request.token = u64::from(slot) | u64::from(self.generation) << SLOT_BITS;
+            let entry = &mut self.tokens[slot as usize];
+            assert!(*entry == NO_TOKEN, "a slot was submitted twice");
+            *entry = request.token;
+        }
+        let mut buffer = self.buffer();
+        // SAFETY: the queue is started and its worker calls; requests and buffer are valid for the counts given.
+        let taken = unsafe { (self.submit)(self.queue, requests.as_ptr(), requests.len() as u32, &mut buffer) };
+        let Ok(taken) = usize::try_from(taken) else { return Err(self.fail("submit failed")) };
+        if taken > requests.len() {
+            return Err(self.fail("submit took more requests than there were"));
+        }
+        for request in &mut requests[taken..] {
+            let slot = request.token as u32;
+            self.tokens[slot as usize] = NO_TOKEN;
+            request.token = slot.into();
+        }
+        self.in_flight += taken as u32;
+        self.check(buffer.count)?;
+        Ok(taken)
+    }
+
+    /// Looks for completed requests; returns how many there are.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    #[inline]
+    pub fn poll(&mut self) -> Result<usize, QueueFailed> {
+        self.completed = 0;
+        if self.failed {
+            return Err(QueueFailed("it has failed before"));
+        }
+        let mut buffer = self.buffer();
+        // SAFETY: the queue is started and its worker calls; the buffer has room for every request in flight.
+        let result = unsafe { (self.poll)(self.queue, &mut buffer) };
+        if result < 0 {
+            return Err(self.fail("poll failed"));
+        }
+        self.check(buffer.count)?;
+        Ok(self.completed)
+    }
+
+    /// Number of completions of the last `submit` or `poll`.
+    #[inline]
+    pub fn completed(&self) -> usize {
+        self.completed
+    }
+
+    /// One of them.
+    #[inline]
+    pub fn completion(&self, index: usize) -> Completion {
+        let BlockCompletion { token, result, .. } = self.completions[..self.completed][index];
+        Completion { slot: token as u32, result }
+    }
+
+    /// Requests in flight.
+    #[inline]
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+
+    /// Most requests in flight.
+    pub fn depth(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Whether the queue has failed.
+    pub fn has_failed(&self) -> bool {
+        self.failed
+    }
+
+    /// After a failure: the slots of all requests that were in flight. They will not complete any more.
+    pub fn take_in_flight(&mut self) -> Vec<u32> {
+        let tokens = self.tokens.iter_mut().enumerate();
+        let slots = tokens
+            .filter_map(|(slot, token)| (std::mem::replace(token, NO_TOKEN) != NO_TOKEN).then_some(slot as u32))
+            .collect();
+        self.in_flight = 0;
+        slots
+    }
+
+    /// A descriptor that becomes readable when an armed queue has completions. `[any thread]`
+    pub fn wake_fd(&self) -> Option<RawFd> {
+        self.wake_fd
+    }
+
+    /// Before (`true`) and after a sleep on [`wake_fd`](Self::wake_fd). Returns whether the worker must not sleep.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit).
+    pub fn arm(&mut self, armed: bool) -> Result<bool, QueueFailed> {
+        if self.failed || self.wake_fd.is_none() {
+            return Ok(self.in_flight > 0);
+        }
+        // SAFETY: the queue is started and its worker calls.
+        match unsafe { (self.backend.table().arm)(self.queue, armed.into()) } {
+            0 => Ok(false),
+            1.. => Ok(true),
+            _ => Err(self.fail("arm failed")),
+        }
+    }
+
+    /// The worker gives the queue back. Returns when nothing touches the memory of its requests any more; those that
+    /// were in flight, if the queue has failed, do not complete.
+    ///
+    /// # Errors
+    /// That cannot be said. Neither the queue nor the memory of its requests may be freed or used again, ever.
+    pub fn stop(&mut self) -> Result<(), StopFailed> {
+        if !std::mem::take(&mut self.started) {
+            return Ok(());
+        }
+        // SAFETY: the queue is started and its worker calls.
+        if unsafe { (self.backend.table().queue_stop)(self.queue) } < 0 {
+            self.started = true;
+            return Err(StopFailed);
+        }
+        self.in_flight = 0;
+        Ok(())
+    }
+
+    /// The backend it belongs to. `[any thread]`
+    pub fn backend(&self) -> &Arc<BlockBackend> {
+        &self.backend
+    }
+
+    #[inline(always)]
+    fn buffer(&mut self) -> BlockCompletions {
+        self.completed = 0;
+        BlockCompletions { entries: self.completions.as_mut_ptr(), capacity: self.completions.len() as u32, count: 0 }
+    }
+
+    /// Checks what the plugin put into the buffer: each token is in flight, and completes once.
+    #[inline(always)]
+    fn check(&mut self, count: u32) -> Result<(), QueueFailed> {
+        let count = count as usize;
+        if count > self.completions.len() {
+            return Err(self.fail("more completions than there is room for"));
+        }
+        for index in 0..count {
+            let token = self.completions[index].token;
+            match self.tokens.get_mut(token as u32 as usize) {
+                Some(entry) if *entry == token && token != NO_TOKEN => *entry = NO_TOKEN,
+                _ => return Err(self.fail("a completion for a request that is not in flight")),
+            }
+            // Those before a bad one count: they are gone from `tokens`.
+            self.completed = index + 1;
+            self.in_flight -= 1;
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn fail(&mut self, what: &'static str) -> QueueFailed {
+        self.failed = true;
+        QueueFailed(what)
+    }
+}
+
+impl Drop for BackendQueue {
+    fn drop(&mut self) {
+        if self.started || self.in_flight > 0 {
+            warn!("{}: a queue is leaked, since it was not stopped", self.backend.name());
+            // The plugin may still use what the queue owns, and only its worker may stop it.
+            std::mem::forget(std::mem::take(&mut self.completions));
+            std::mem::forget(self.backend.clone());
+            return;
+        }
+        let _lock = self.backend.lock();
+        // SAFETY: opened once, closed once, stopped before; control calls are kept apart by the lock.
+        unsafe { (self.backend.table().queue_close)(self.queue) };
+    }
+}
