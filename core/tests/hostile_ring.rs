@@ -136,6 +136,9 @@ fn broken_indirect_tables_make_the_device_ask_for_a_reset() {
     let mut looped = good;
     looped[2] = descriptor(0x12000, 1, WRITE | NEXT, 1);
     must_fail("a loop in a table", with_table(48, INDIRECT, &looped));
+    let mut long: Vec<Descriptor> = (1..2000).map(|next| descriptor(0x10000, 0, NEXT, next)).collect();
+    long.push(descriptor(0x12000, 1, WRITE, 0));
+    must_fail("a chain of empty buffers to keep the worker busy", with_table(16 * 2000, INDIRECT, &long));
     must_fail("a table outside memory", |rig| {
         rig.driver.ring.write_descriptor(0, descriptor(1 << 50, 48, INDIRECT, 0));
         rig.driver.ring.push_head(0);
