@@ -44,8 +44,8 @@ pub(crate) fn test(project: &Project, wanted: &[String], lab_selftest: bool) -> 
         summary.tests("doc tests", || cargo_tests(project, "doc-tests", &["--workspace", "--doc"]));
     }
     if is_wanted("benches") {
-        // Not for numbers: each bench runs once, without optimisation.
-        let arguments = ["test", "--package", "pollux-benches", "--benches"];
+        // Not for numbers: each bench runs once, hardly optimised. The whole workspace, so that nothing is built anew.
+        let arguments = ["test", "--workspace", "--bench", "*"];
         summary.step("benches", || Outcome::of(cargo(project, "benches", &arguments)));
     }
     if is_wanted("lab") {
