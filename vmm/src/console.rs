@@ -3,23 +3,27 @@
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 
-use crate::serial::{Output, SerialPort, Stdout};
-use crate::terminal::RawMode;
+use crate::serial::{Interruptible, Output, SerialPort};
+use crate::terminal::{self, RawMode};
 
 /// What the serial port is connected to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ConsoleSpec {
     /// Standard output and standard input. A terminal is put into raw mode, so that every key goes to the guest;
-    /// Ctrl-A x stops the machine, Ctrl-A Ctrl-A sends a Ctrl-A.
+    /// Ctrl-A x stops the machine, Ctrl-A Ctrl-A sends a Ctrl-A. A machine in the background of its terminal has no
+    /// input.
     #[default]
     Terminal,
     /// Standard output; no input.
     Stdout,
     /// Nothing.
     Null,
-    /// A file, made or overwritten; no input.
+    /// A file, made or overwritten; no input. It grows as the guest wills, without bound. A named pipe that somebody
+    /// reads bounds it: the guest waits when the pipe is full.
     File(PathBuf),
 }
 
@@ -27,40 +31,63 @@ pub enum ConsoleSpec {
 pub(crate) struct Console {
     target: Target,
     input: Option<Input>,
-    _raw_mode: Option<RawMode>,
+    raw_mode: Option<RawMode>,
 }
 
 enum Target {
-    Stdout,
     Null,
     File(File),
 }
 
 impl Console {
     pub(crate) fn open(spec: &ConsoleSpec) -> io::Result<Console> {
-        let (target, interactive) = match spec {
-            ConsoleSpec::Terminal => (Target::Stdout, true),
-            ConsoleSpec::Stdout => (Target::Stdout, false),
-            ConsoleSpec::Null => (Target::Null, false),
-            ConsoleSpec::File(path) => (Target::File(File::create(path)?), false),
+        let target = match spec {
+            ConsoleSpec::Terminal | ConsoleSpec::Stdout => {
+                Target::File(io::stdout().as_fd().try_clone_to_owned()?.into())
+            }
+            ConsoleSpec::Null => Target::Null,
+            ConsoleSpec::File(path) => Target::File(create(path)?),
         };
+        // The terminal stops a process in its background that reads or sets it.
+        let interactive = *spec == ConsoleSpec::Terminal && !terminal::is_in_background();
         let raw_mode = if interactive { RawMode::enter()? } else { None };
         let input = interactive.then(|| Input::new(raw_mode.is_some()));
-        Ok(Console { target, input, _raw_mode: raw_mode })
+        Ok(Console { target, input, raw_mode })
     }
 
     /// Where the serial port of one run writes.
     pub(crate) fn output(&self) -> io::Result<Output> {
         Ok(match &self.target {
-            Target::Stdout => Box::new(Stdout),
             Target::Null => Box::new(io::sink()),
-            Target::File(file) => Box::new(file.try_clone()?),
+            Target::File(file) => Box::new(Interruptible(file.try_clone()?)),
         })
+    }
+
+    /// Gives the terminal its settings back before the console is dropped.
+    pub(crate) fn restore_terminal(&mut self) {
+        self.raw_mode = None;
     }
 
     /// What the user types, if anything can be typed.
     pub(crate) fn input(&mut self) -> Option<&mut Input> {
         self.input.as_mut()
+    }
+}
+
+/// Makes or overwrites a file for output, without waiting for anybody.
+fn create(path: &Path) -> io::Result<File> {
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let file = File::options().write(true).create(true).truncate(true).custom_flags(flags).open(path);
+    let file = file.map_err(|error| {
+        // The answer to somebody who does not want to wait for a pipe's reader.
+        let what_to_do = if error.raw_os_error() == Some(libc::ENXIO) { ": start what reads it first" } else { "" };
+        io::Error::new(error.kind(), format!("{}: {error}{what_to_do}", path.display()))
+    })?;
+    // From here on a full pipe makes the guest wait instead of losing what it writes.
+    // SAFETY: no memory is passed.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, 0) } {
+        0 => Ok(file),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

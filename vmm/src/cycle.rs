@@ -3,6 +3,7 @@
 use std::os::fd::AsRawFd;
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use kvm_ioctls::VcpuFd;
@@ -30,6 +31,9 @@ use crate::vm::Vm;
 
 /// How long to wait before input is offered again to a serial port that a vCPU held.
 const FEED_AGAIN: Duration = Duration::from_millis(10);
+
+/// How long to wait before vCPUs that have not stopped are kicked again.
+const KICK_AGAIN: Duration = Duration::from_millis(1);
 
 /// How a run of the machine ended.
 pub(crate) enum CycleEnd {
@@ -72,14 +76,8 @@ impl Cycle {
         Ok(cycle)
     }
 
-    /// Serves the console until the run ends, then stops the vCPUs.
-    pub(crate) fn run(mut self, console: &mut Console, shutdown: &Shutdown) -> Result<CycleEnd, Error> {
-        let end = self.serve(console, shutdown);
-        self.stop();
-        end
-    }
-
-    fn serve(&self, console: &mut Console, shutdown: &Shutdown) -> Result<CycleEnd, Error> {
+    /// Serves the console until the run ends. The vCPUs stop when this is dropped.
+    pub(crate) fn serve(&self, console: &mut Console, shutdown: &Shutdown) -> Result<CycleEnd, Error> {
         loop {
             if shutdown.is_requested() {
                 return Ok(CycleEnd::Stopped(shutdown.signal()));
@@ -122,6 +120,7 @@ impl Cycle {
                 memory: memory.clone(),
                 control: self.control.clone(),
                 exits: machine.exits[index].clone(),
+                lines: machine.lines.clone(),
             };
             let thread = VcpuThread::spawn(vcpu).map_err(|source| machine.system("start a vCPU thread", source))?;
             self.vcpus.push(thread);
@@ -132,9 +131,13 @@ impl Cycle {
     /// Stops the vCPUs and waits until none runs.
     fn stop(&mut self) {
         self.control.stop();
-        for thread in self.vcpus.drain(..) {
-            thread.join();
+        // All are kicked before any is waited for: one may wait for a lock that another holds in a blocked write to the
+        // console. Mostly one kick is enough: it finds the thread in the guest, or makes its next entry return at once.
+        // A thread that has not reached its loop yet, or is just about to block, needs another.
+        while self.vcpus.iter().filter(|thread| thread.kick()).count() > 0 {
+            thread::park_timeout(KICK_AGAIN);
         }
+        self.vcpus.drain(..).for_each(VcpuThread::join);
     }
 }
 

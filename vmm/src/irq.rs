@@ -72,7 +72,11 @@ impl InterruptRouter {
         let result = self.install(&routes);
         if result.is_err() {
             // The table is installed as a whole: a message that KVM refuses must not spoil those of others.
-            routes.messages.remove(&gsi);
+            // KVM has kept the table that it had, so this one goes back as well.
+            match previous {
+                Some(previous) => routes.messages.insert(gsi, previous),
+                None => routes.messages.remove(&gsi),
+            };
         }
         result
     }

@@ -24,7 +24,7 @@
 mod acpi;
 pub mod boot;
 mod bus;
-#[allow(unsafe_code)] // read(2) on standard input
+#[allow(unsafe_code)] // read(2) on standard input, fcntl(2)
 pub mod console;
 mod control;
 #[allow(unsafe_code)] // poll(2)
@@ -36,7 +36,6 @@ pub mod machine;
 mod mmio;
 mod pci;
 mod platform;
-#[allow(unsafe_code)] // write(2) on standard output
 mod serial;
 #[allow(unsafe_code)] // signal handlers
 pub mod shutdown;

@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kvm_ioctls::Kvm;
 use pollux_core::device::DeviceModel;
 use pollux_core::memory::{GuestMemory, MemoryError};
-use pollux_core::transport::VirtioDevice;
 use pollux_core::transport::mmio::MmioTransport;
 use pollux_core::transport::pci::PciTransport;
+use pollux_core::transport::{InterruptState, VirtioDevice};
 use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -195,6 +195,8 @@ pub struct Machine {
     pub(crate) cpuid: CpuidTemplate,
     pub(crate) devices: Vec<Attached>,
     pub(crate) exits: Vec<Arc<ExitCounters>>,
+    /// Only for its budget of log lines: those that the guest causes by resetting the machine.
+    pub(crate) lines: Arc<InterruptState>,
 }
 
 impl Machine {
@@ -220,7 +222,7 @@ impl Machine {
             source,
         })?;
         let exits = spec.vcpus.iter().map(|_| Arc::default()).collect();
-        Ok(Machine { spec, kvm, memory, cpuid, devices: Vec::new(), exits })
+        Ok(Machine { spec, kvm, memory, cpuid, devices: Vec::new(), exits, lines: Arc::default() })
     }
 
     /// The guest's memory, which lives as long as the machine: backends are told of it before the start.
@@ -280,15 +282,32 @@ impl Machine {
         let mut console =
             Console::open(&self.spec.console).map_err(|source| self.system("open the console", source))?;
         loop {
-            let result = Cycle::start(self, &console).and_then(|cycle| cycle.run(&mut console, shutdown));
+            let exit = self.run_once(&mut console, shutdown);
             self.devices.iter().for_each(Attached::reset);
-            match result? {
-                CycleEnd::PowerOff => return Ok(Exit::PowerOff),
-                CycleEnd::Reset if self.spec.reboot == Reboot::Exit => return Ok(Exit::Reboot),
-                CycleEnd::Reset => tracing::info!(machine = self.spec.name, "the guest resets the machine"),
-                CycleEnd::Stopped(signal) => return Ok(Exit::Stopped(signal)),
+            if let Some(exit) = exit? {
+                return Ok(exit);
+            }
+            if self.lines.may_log(&self.spec.name) {
+                tracing::info!(machine = self.spec.name, "the guest resets the machine");
             }
         }
+    }
+
+    /// From power-on until the vCPUs have stopped. `None` if the machine is to start again.
+    fn run_once(&self, console: &mut Console, shutdown: &Shutdown) -> Result<Option<Exit>, Error> {
+        let cycle = Cycle::start(self, console)?;
+        let exit = cycle.serve(console, shutdown).map(|end| match end {
+            CycleEnd::PowerOff => Some(Exit::PowerOff),
+            CycleEnd::Reset if self.spec.reboot == Reboot::Exit => Some(Exit::Reboot),
+            CycleEnd::Reset => None,
+            CycleEnd::Stopped(signal) => Some(Exit::Stopped(signal)),
+        });
+        if !matches!(exit, Ok(None)) {
+            // To drain the devices may take long. Ctrl-C is a signal again by then, so that the user can end it.
+            console.restore_terminal();
+        }
+        drop(cycle);
+        exit
     }
 
     /// The machine with another answer to its guest's resets.

@@ -1,6 +1,7 @@
 //! The serial port COM1: a 16550 on an I/O APIC line, its output on a writer, its input from the machine thread.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, TryLockError};
@@ -101,21 +102,17 @@ impl BusDevice for SerialPort {
     }
 }
 
-/// Writes to a file descriptor that someone else keeps open. A signal loses the byte instead of starting the
-/// write again, so that a vCPU whose output blocks can still be stopped.
-pub(crate) struct Stdout;
+/// Writes to a file that may block: a pipe, a terminal. A signal loses the byte instead of starting the write again,
+/// so that a vCPU whose output blocks can still be stopped.
+pub(crate) struct Interruptible(pub(crate) File);
 
-impl Write for Stdout {
+impl Write for Interruptible {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        // SAFETY: the pointer and length are those of a live slice.
-        let written = unsafe { libc::write(libc::STDOUT_FILENO, data.as_ptr().cast(), data.len()) };
-        match written {
-            0.. => Ok(written as usize),
-            _ => Err(match io::Error::last_os_error() {
-                error if error.kind() == io::ErrorKind::Interrupted => io::Error::other("interrupted"),
-                error => error,
-            }),
-        }
+        self.0.write(data).map_err(|error| match error.kind() {
+            // `write_all` would try again.
+            io::ErrorKind::Interrupted => io::Error::other("interrupted"),
+            _ => error,
+        })
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -4,7 +4,8 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::ptr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, Ordering};
+use std::time::Duration;
 
 use libc::c_int;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -13,6 +14,10 @@ use crate::terminal;
 
 /// The signals that ask for a clean stop.
 const SIGNALS: [c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+
+/// How long after the first request a signal is a second one. Some senders send two at once, as systemd does with
+/// SendSIGHUP, or a wrapper and the terminal; people take longer.
+const SECOND_AFTER: Duration = Duration::from_millis(500);
 
 const NOT_REQUESTED: i32 = 0;
 const BY_PROGRAM: i32 = -1;
@@ -25,6 +30,8 @@ struct Inner {
     event: EventFd,
     /// NOT_REQUESTED, BY_PROGRAM, or the number of the signal.
     reason: AtomicI32,
+    /// When the first request came, in nanoseconds of the monotonic clock; 0 before.
+    requested_at: AtomicU64,
 }
 
 /// A request to stop that many may hold and any may make. It is made once and stays made.
@@ -37,11 +44,13 @@ impl Shutdown {
         Ok(Shutdown(Arc::new(Inner {
             event: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             reason: AtomicI32::new(NOT_REQUESTED),
+            requested_at: AtomicU64::new(0),
         })))
     }
 
-    /// A request that SIGTERM, SIGINT and SIGHUP make as well. A second signal ends the process at once, with
-    /// status 128 + its number and the terminal restored. A later call takes the signals over.
+    /// A request that SIGTERM, SIGINT and SIGHUP make as well. SIGTERM or SIGINT half a second after the first request,
+    /// or later, ends the process at once, with status 128 + its number and the terminal restored. A later call takes the
+    /// signals over.
     pub fn on_signals() -> io::Result<Shutdown> {
         let shutdown = Shutdown::new()?;
         let inner = Arc::into_raw(shutdown.0.clone()).cast_mut();
@@ -89,13 +98,26 @@ impl AsRawFd for Shutdown {
 }
 
 impl Inner {
-    /// The first request counts. Async-signal-safe. Returns whether this was the first.
-    fn request(&self, reason: i32) -> bool {
-        let first = self.reason.compare_exchange(NOT_REQUESTED, reason, Ordering::AcqRel, Ordering::Acquire).is_ok();
+    /// The first request counts. Async-signal-safe. Returns how long ago the first was.
+    fn request(&self, reason: i32) -> Duration {
+        let now = now_nanoseconds();
+        // The time decides who is first, so that nobody sees a request without one.
+        let first = self.requested_at.compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire);
+        if first.is_ok() {
+            self.reason.store(reason, Ordering::Release);
+        }
         // A write to an eventfd fails only when its counter is full, and then it is readable anyway.
         let _ = self.event.write(1);
-        first
+        Duration::from_nanos(now.saturating_sub(first.err().unwrap_or(now)))
     }
+}
+
+/// The monotonic clock, which is never 0. Async-signal-safe, unlike `Instant::now` by its word.
+fn now_nanoseconds() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: one whole timespec. The clock is always there.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    (now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64).max(1)
 }
 
 extern "C" fn on_signal(signal: c_int) {
@@ -103,8 +125,9 @@ extern "C" fn on_signal(signal: c_int) {
     let errno = unsafe { &mut *libc::__errno_location() };
     let found = *errno;
     // SAFETY: a pointer in FOR_SIGNALS comes from Arc::into_raw and its reference is never given back.
-    let first = unsafe { FOR_SIGNALS.load(Ordering::Acquire).as_ref() }.is_none_or(|inner| inner.request(signal));
-    if !first {
+    let since = unsafe { FOR_SIGNALS.load(Ordering::Acquire).as_ref() }.map(|inner| inner.request(signal));
+    // A lost terminal or a service manager sends SIGHUP along with others; nobody asks for a hard end by it.
+    if signal != libc::SIGHUP && since.is_some_and(|since| since >= SECOND_AFTER) {
         terminal::restore();
         // SAFETY: _exit is async-signal-safe and does not return.
         unsafe { libc::_exit(128 + signal) };
@@ -138,6 +161,9 @@ mod tests {
         // SAFETY: the handler is installed; raise returns after it ran.
         unsafe { libc::raise(libc::SIGHUP) };
         assert!(readable(&shutdown));
+        assert_eq!(shutdown.signal(), Some(libc::SIGHUP));
+        // SAFETY: as above. Another one that comes with the first does not end this process.
+        unsafe { libc::raise(libc::SIGTERM) };
         assert_eq!(shutdown.signal(), Some(libc::SIGHUP));
     }
 }

@@ -68,6 +68,13 @@ pub(crate) fn restore() {
     }
 }
 
+/// Whether the terminal on standard input is ours but listens to another job of the shell's.
+pub(crate) fn is_in_background() -> bool {
+    // SAFETY: both take no memory; a descriptor that is not our controlling terminal answers -1.
+    let (foreground, ours) = unsafe { (libc::tcgetpgrp(STDIN_FILENO), libc::getpgrp()) };
+    foreground >= 0 && foreground != ours
+}
+
 fn attributes() -> io::Result<termios> {
     // SAFETY: a termios is integers and arrays of them, for which zeroes are valid; tcgetattr fills it.
     unsafe {

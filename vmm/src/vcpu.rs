@@ -10,11 +10,11 @@ use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use core_affinity::CoreId;
 use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use pollux_core::transport::InterruptState;
 use thiserror::Error;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
@@ -28,6 +28,17 @@ pub enum Error {
     /// `KVM_RUN` failed.
     #[error("vCPU {index}: KVM_RUN failed: {source}")]
     Run {
+        /// Which vCPU.
+        index: usize,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The host has no memory for an address that is the guest's.
+    #[error(
+        "vCPU {index}: the host has no memory behind the guest's ({source}); most likely memory or huge pages ran out: \
+         free or reserve more of them, or give the machine less memory"
+    )]
+    Memory {
         /// Which vCPU.
         index: usize,
         /// What the kernel said.
@@ -87,6 +98,8 @@ pub(crate) struct Vcpu {
     pub(crate) memory: Arc<Bus>,
     pub(crate) control: Arc<Control>,
     pub(crate) exits: Arc<ExitCounters>,
+    /// The budget for lines that the guest can repeat by resetting the machine.
+    pub(crate) lines: Arc<InterruptState>,
 }
 
 /// Whether the loop goes on after an exit.
@@ -157,6 +170,10 @@ impl Vcpu {
                 return Ok(Next::Leave);
             }
             VcpuExit::InternalError => return Err(self.internal_error(run)),
+            VcpuExit::MemoryFault { .. } => {
+                self.exits.count(ExitKind::Other);
+                return Err(Error::Memory { index, source: io::Error::from_raw_os_error(libc::EFAULT) });
+            }
             VcpuExit::FailEntry(reason, cpu) => return Err(Error::Entry { index, reason, cpu }),
             other => {
                 let exit = format!("{other:?}");
@@ -176,6 +193,7 @@ impl Vcpu {
                 self.fd.set_kvm_immediate_exit(0);
                 Ok(Next::Again)
             }
+            Some(libc::EFAULT | libc::ENOMEM) => Err(Error::Memory { index: self.index, source: error }),
             _ => Err(Error::Run { index: self.index, source: error }),
         }
     }
@@ -217,6 +235,7 @@ impl VcpuThread {
         let handle = thread.spawn(move || {
             if let Some(id) = vcpu.pin
                 && !core_affinity::set_for_current(CoreId { id })
+                && vcpu.lines.may_log("vcpus")
             {
                 tracing::warn!(vcpu = vcpu.index, cpu = id, "cannot pin the vCPU to its CPU");
             }
@@ -230,16 +249,18 @@ impl VcpuThread {
         Ok(VcpuThread(handle))
     }
 
-    /// Waits until the thread is done, kicking it out of the guest as often as needed. [`Control::stop`] comes
-    /// before.
-    pub(crate) fn join(self) {
-        // One kick is enough: it either finds the thread in the guest or makes its next entry return at once.
-        // Only a thread that has not reached its loop yet, and so has nothing to kick, needs another.
-        while !self.0.is_finished() {
-            // SAFETY: the thread has not been joined, so its handle is valid; the signal has a handler.
-            unsafe { libc::pthread_kill(self.0.as_pthread_t(), kick_signal()) };
-            std::thread::park_timeout(Duration::from_millis(1));
+    /// Kicks the thread out of the guest, or out of a system call. False if it is done. [`Control::stop`] comes before.
+    pub(crate) fn kick(&self) -> bool {
+        if self.0.is_finished() {
+            return false;
         }
+        // SAFETY: the thread has not been joined, so its handle is valid; the signal has a handler.
+        unsafe { libc::pthread_kill(self.0.as_pthread_t(), kick_signal()) };
+        true
+    }
+
+    /// Waits until the thread is done.
+    pub(crate) fn join(self) {
         // Its panics were caught inside.
         let _ = self.0.join();
     }

@@ -8,11 +8,12 @@ mod common;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::{device, kvm_is_there, rig};
+use pollux_core::device::{ActivateError, Activation, DeviceModel};
 use pollux_core::worker::IdlePolicy;
 use pollux_vmm::testing::PATIENCE;
 use pollux_vmm::testing::mailbox::plan;
@@ -31,8 +32,13 @@ fn child() {
     words.extend(device(Transport::Pci));
     let mut rig = rig(IdlePolicy::Adaptive, &words);
     rig.machine = rig.machine.with_console(ConsoleSpec::Terminal);
+    if way == "drain" || way == "drain for ever" {
+        let device = Slow { for_ever: way == "drain for ever", started: Instant::now() };
+        rig.machine.attach(Box::new(device), Transport::Pci).unwrap();
+    }
+    let foreground = (way == "background").then(another_job);
     std::thread::spawn(move || {
-        while is_cooked(libc::STDIN_FILENO) {
+        while way != "background" && is_cooked(libc::STDIN_FILENO) {
             std::thread::yield_now();
         }
         match way.as_str() {
@@ -43,17 +49,67 @@ fn child() {
                 assert!(is_cooked(libc::STDIN_FILENO));
                 std::process::exit(8);
             }
-            // SAFETY: the handlers of `Shutdown` are installed. The first asks for a stop, which takes a while.
-            "twice" => unsafe {
-                libc::raise(libc::SIGTERM);
-                libc::raise(libc::SIGTERM);
-            },
+            "drain" | "drain for ever" | "background" => raise(libc::SIGTERM),
             // SAFETY: none: it ends the process, as it is to.
             "fault" => unsafe { std::ptr::null_mut::<u8>().add(8).write_volatile(1) },
             _ => {}
         }
     });
-    assert!(matches!(rig.machine.run(&shutdown), Ok(Exit::Stopped(_))));
+    let exit = rig.machine.run(&shutdown);
+    if let Some(mut job) = foreground {
+        job.kill().unwrap();
+        job.wait().unwrap();
+    }
+    assert!(matches!(exit, Ok(Exit::Stopped(_))), "{exit:?}");
+}
+
+/// Puts another job in the foreground of the terminal, and so us in its background.
+fn another_job() -> Child {
+    let job = Command::new("sleep").arg("60").process_group(0).spawn().unwrap();
+    // SAFETY: no memory is passed.
+    assert_eq!(unsafe { libc::tcsetpgrp(libc::STDIN_FILENO, job.id() as i32) }, 0);
+    job
+}
+
+/// A device that takes long to drain, in which time signals arrive.
+struct Slow {
+    for_ever: bool,
+    started: Instant,
+}
+
+impl DeviceModel for Slow {
+    fn name(&self) -> &str {
+        "slow0"
+    }
+    fn device_id(&self) -> u32 {
+        2
+    }
+    fn features(&self) -> u64 {
+        0
+    }
+    fn queue_sizes(&self) -> &[u16] {
+        &[]
+    }
+    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
+    fn write_config(&mut self, _offset: u64, _data: &[u8], _features: u64) {}
+    fn activate(&mut self, _activation: Activation) -> Result<(), ActivateError> {
+        Ok(())
+    }
+    fn deactivate(&mut self) {
+        assert!(is_cooked(libc::STDIN_FILENO), "Ctrl-C is not a signal while the devices drain");
+        // Those that come with the first.
+        raise(libc::SIGTERM);
+        raise(libc::SIGINT);
+        while self.for_ever && self.started.elapsed() < PATIENCE {
+            raise(libc::SIGHUP);
+            raise(libc::SIGTERM);
+        }
+    }
+}
+
+fn raise(signal: i32) {
+    // SAFETY: the handlers of `Shutdown` are installed.
+    unsafe { libc::raise(signal) };
 }
 
 struct Terminal {
@@ -73,7 +129,17 @@ impl Terminal {
     }
 
     fn spawn(&self, way: &str) -> Child {
-        Command::new(std::env::current_exe().unwrap())
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        if way == "background" {
+            // SAFETY: both are async-signal-safe. A session of its own has the terminal as its controlling one.
+            unsafe {
+                command.pre_exec(|| {
+                    assert!(libc::setsid() > 0 && libc::ioctl(libc::STDIN_FILENO, libc::TIOCSCTTY, 0) == 0);
+                    Ok(())
+                });
+            }
+        }
+        command
             .args(["--exact", "child", "--nocapture"])
             .env(WAY, way)
             .stdin(self.program.try_clone().unwrap())
@@ -138,9 +204,20 @@ fn after_a_signal() {
 }
 
 #[test]
+fn while_devices_drain_and_after_signals_that_came_together() {
+    if kvm_is_there() {
+        let status = end_of("drain", |_, _| ());
+        assert!(status.success(), "{status}");
+    }
+}
+
+#[test]
 fn after_a_second_signal_which_ends_it_at_once() {
     if kvm_is_there() {
-        assert_eq!(end_of("twice", |_, _| ()).code(), Some(128 + libc::SIGTERM));
+        let start = Instant::now();
+        // SIGHUP is sent more often, but is not the one that ends it.
+        assert_eq!(end_of("drain for ever", |_, _| ()).code(), Some(128 + libc::SIGTERM));
+        assert!(start.elapsed() >= Duration::from_millis(500));
     }
 }
 
@@ -162,6 +239,14 @@ fn after_the_user_has_gone() {
     }
     let status = end_of("act", |child, _| signal(child, libc::SIGQUIT));
     assert_eq!(status.signal(), Some(libc::SIGQUIT));
+}
+
+#[test]
+fn in_the_background_it_is_left_alone() {
+    if kvm_is_there() {
+        let status = end_of("background", |_, _| ());
+        assert!(status.success(), "{status}");
+    }
 }
 
 #[test]

@@ -30,6 +30,12 @@ pub(crate) const MAXIMUM_ALIGNMENT: u32 = 4096;
 /// The kernel's IOV_MAX.
 pub(crate) const MAXIMUM_SEGMENTS: u32 = 1024;
 
+/// Most bytes of a discard. One takes a kernel thread, and may take a file system's lock, until it is done.
+const MAXIMUM_DISCARD: u64 = 1 << 30;
+
+/// Most bytes of zeroes in one request. Where there is no shortcut they are written, which takes seconds.
+const MAXIMUM_WRITE_ZEROES: u64 = 256 << 20;
+
 /// An image file or block device, open and locked.
 #[derive(Debug)]
 pub(crate) struct Image {
@@ -51,8 +57,8 @@ pub(crate) struct Counters {
     pub(crate) zeroes_written: AtomicU64,
 }
 
-/// How long a claim is tried for. The kernel lets go of the files of a ring that was closed a moment later.
-const CLAIM_PATIENCE: Duration = Duration::from_millis(300);
+/// How long a lock or claim is tried for. The kernel lets go of the files of a ring that was closed a moment later.
+pub(crate) const CLAIM_PATIENCE: Duration = Duration::from_millis(300);
 
 /// Opens the medium. A block device that is in use now may be free in a moment.
 fn open_claiming(options: &OpenOptions, path: &Path) -> io::Result<File> {
@@ -122,7 +128,9 @@ impl Image {
             // Direct writes pass the page cache, not the cache of the disk.
             flags: if self.read_only { POLLUX_BLOCK_INFO_READ_ONLY } else { POLLUX_BLOCK_INFO_VOLATILE_CACHE },
             maximum_segments: MAXIMUM_SEGMENTS,
+            maximum_discard: MAXIMUM_DISCARD,
             discard_alignment: geometry.discard_alignment,
+            maximum_write_zeroes: MAXIMUM_WRITE_ZEROES,
             ..BlockInfo::new(geometry.capacity)
         }
     }

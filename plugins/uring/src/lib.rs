@@ -50,7 +50,13 @@ use pollux_abi::{
     block::{Block, BlockInfo, Error, OpenContext},
     host::{Host, Level},
 };
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 /// The options of the configuration.
 #[derive(serde::Deserialize)]
@@ -74,6 +80,8 @@ pub struct Uring {
     image: Arc<Image>,
     queue_depth: u32,
     host: Host,
+    /// Whether the log knows what the rings are like. They are all alike, and a guest can have them made anew for ever.
+    described: AtomicBool,
 }
 
 impl Block for Uring {
@@ -90,18 +98,18 @@ impl Block for Uring {
         }
         let image = Image::open(&options, context)?;
         context.host.log(Level::Info, &image);
-        Ok(Uring { image: Arc::new(image), queue_depth, host: context.host })
+        let (image, described) = (Arc::new(image), AtomicBool::new(false));
+        Ok(Uring { image, queue_depth, host: context.host, described })
     }
 
     fn info(&self) -> BlockInfo {
         self.image.info()
     }
 
-    fn open_queue(&self, index: u32, depth: u32) -> Result<UringQueue, Error> {
+    fn open_queue(&self, _index: u32, depth: u32) -> Result<UringQueue, Error> {
         let (queue, set_up) = UringQueue::open(self.image.clone(), depth.min(self.queue_depth))?;
         match set_up.missing() {
-            // The rings of one instance are all alike; one line says enough.
-            _ if index != 0 => {}
+            _ if self.described.swap(true, Ordering::Relaxed) => {}
             None => self.host.log(Level::Info, format!("io_uring with {set_up}")),
             Some(missing) => self.host.log(
                 Level::Warn,

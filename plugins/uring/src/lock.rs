@@ -1,11 +1,13 @@
 //! The lock that keeps other processes, and other disks of this one, off a medium.
 //!
 //! It is an open file description lock (`F_OFD_SETLK`): it belongs to the descriptor and not to the process, so that two
-//! instances in one process exclude each other too. QEMU's image locks are of the same kind and conflict with it.
+//! instances in one process exclude each other too. QEMU's image locks are of the same kind, but all of them are shared
+//! ones: a writer here and QEMU keep each other off, and QEMU does not write to what a reader here has open. But a reader
+//! here is not kept off by a QEMU that is writing: its lock looks like that of another reader.
 //!
 //! The lock has a descriptor of its own, since an io_uring keeps the files that were registered with it open for a
 //! moment after it was closed: the medium would still be locked when the next instance opens it.
-use crate::image::cannot_open;
+use crate::image::{CLAIM_PATIENCE, cannot_open};
 use pollux_abi::block::Error;
 use std::{
     fs::{self, File, OpenOptions},
@@ -13,6 +15,8 @@ use std::{
     mem::zeroed,
     os::{fd::AsRawFd, unix::fs::MetadataExt},
     path::Path,
+    thread,
+    time::{Duration, Instant},
 };
 
 /// A lock on a medium, released when dropped.
@@ -29,22 +33,38 @@ impl Lock {
             .write(writable)
             .open(path)
             .map_err(|error| cannot_open(path, writable, error))?;
-        match set_lock(&file, writable) {
+        match lock_patiently(&file, writable) {
             Ok(()) => Ok(Lock { _file: file }),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
-                Err(Error::new(format!(
-                    "{} is in use by {}; stop that first, give each its own image, or write lock = false if sharing is \
+            Err(error) if is_held(&error) => Err(Error::new(format!(
+                "{} is in use by {}; stop that first, give each its own image, or write lock = false if sharing is \
                  meant",
-                    path.display(),
-                    holders(&file)
-                )))
-            }
+                path.display(),
+                holders(&file)
+            ))),
             Err(error) => Err(Error::from_io(
                 format_args!("cannot lock {} (write lock = false if its file system has no locks)", path.display()),
                 error,
             )),
         }
     }
+}
+
+/// Locks `file`. A lock that is held now may be free in a moment: a child that its holder has just forked has it, too,
+/// until it executes its own program.
+fn lock_patiently(file: &File, writable: bool) -> io::Result<()> {
+    let start = Instant::now();
+    loop {
+        match set_lock(file, writable) {
+            Err(error) if is_held(&error) && start.elapsed() < CLAIM_PATIENCE => {
+                thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
+}
+
+fn is_held(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES))
 }
 
 fn set_lock(file: &File, writable: bool) -> io::Result<()> {

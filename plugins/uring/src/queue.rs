@@ -13,6 +13,7 @@ use std::{
     mem::MaybeUninit,
     os::fd::RawFd,
     sync::{Arc, atomic::Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -27,6 +28,9 @@ const BATCH: usize = 64;
 
 /// How long `stop` waits for what a failed queue has left in flight.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long it sleeps in between.
+const DRAIN_PAUSE: Duration = Duration::from_micros(200);
 
 /// One queue of the backend.
 #[derive(Debug)]
@@ -88,15 +92,19 @@ impl BlockQueue for UringQueue {
     }
 
     fn stop(&mut self) -> Result<(), Error> {
-        self.drain();
-        self.ring.disable();
-        match self.slots.len() - self.free.len() {
-            0 => Ok(()),
-            left => Err(Error::with_errno(
+        let drained = self.drain();
+        let left = self.held();
+        self.ring.disable(left == 0);
+        if left == 0 {
+            return Ok(());
+        }
+        Err(match drained {
+            Ok(()) => Error::with_errno(
                 libc::EBUSY,
                 format_args!("the kernel holds {left} requests after {} s", STOP_TIMEOUT.as_secs()),
-            )),
-        }
+            ),
+            Err(error) => Error::from_io(format_args!("the kernel holds {left} requests, and io_uring fails"), error),
+        })
     }
 }
 
@@ -197,24 +205,31 @@ impl UringQueue {
     }
 
     /// Waits until the kernel has let go of everything. There is nothing, unless the host gives up a queue that failed.
-    fn drain(&mut self) {
+    fn drain(&mut self) -> io::Result<()> {
         self.free.extend(self.waiting.drain(..));
         let deadline = Instant::now() + STOP_TIMEOUT;
         let mut room = [const { MaybeUninit::uninit() }; BATCH];
-        while self.free.len() < self.slots.len() && Instant::now() < deadline {
-            if !self.ring.arm(true) {
-                self.ring.sleep(deadline - Instant::now());
-            }
-            for completion in self.ring.pop(&mut room) {
-                self.free.push(completion.user_data() as u32);
+        while self.held() > 0 && Instant::now() < deadline {
+            self.ring.collect()?;
+            let completions = self.ring.pop(&mut room);
+            self.free.extend(completions.iter().map(|completion| completion.user_data() as u32));
+            if completions.is_empty() {
+                thread::sleep(DRAIN_PAUSE);
             }
         }
+        Ok(())
+    }
+
+    /// Requests whose memory the kernel may still touch. Those that only wait in the submission queue are ours, and when
+    /// the queue is given up they stay there.
+    fn held(&mut self) -> usize {
+        self.slots.len() - self.free.len() - self.waiting.len() - self.ring.queued()
     }
 }
 
 impl Drop for UringQueue {
     fn drop(&mut self) {
-        if self.free.len() < self.slots.len() {
+        if self.held() > 0 {
             self.pool.abandon();
         }
     }

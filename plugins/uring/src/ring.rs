@@ -9,7 +9,6 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
     ptr,
     sync::atomic::{Ordering, fence},
-    time::Duration,
 };
 
 /// Most entries of a submission queue that the kernel allows.
@@ -131,8 +130,9 @@ impl Ring {
     }
 
     /// Undoes `enable` as far as it goes, on the same thread. The medium's descriptor is let go of here, since the kernel
-    /// takes a closed ring apart later, and the medium would stay busy until then.
-    pub(crate) fn disable(&mut self) {
+    /// takes a closed ring apart later, and the medium would stay busy until then. Not while the kernel holds requests:
+    /// it would wait for them without end.
+    pub(crate) fn disable(&mut self, is_idle: bool) {
         if self.registered {
             let mut slot = RingSlot { offset: self.enter_fd, reserved: 0, data: 0 };
             self.register_ring(IORING_UNREGISTER_RING_FDS, &mut slot);
@@ -140,8 +140,10 @@ impl Ring {
             self.enter_flags &= !IORING_ENTER_REGISTERED_RING;
             self.registered = false;
         }
-        // Fails only on a ring whose table is gone already.
-        let _ = self.ring.submitter().unregister_files();
+        if is_idle {
+            // Fails only on a ring whose table is gone already.
+            let _ = self.ring.submitter().unregister_files();
+        }
     }
 
     fn register_ring(&self, operation: libc::c_uint, slot: &mut RingSlot) -> bool {
@@ -171,7 +173,22 @@ impl Ring {
     /// Submits what was pushed and brings in what has completed. Does not wait. What the kernel has no room for now stays
     /// queued.
     pub(crate) fn enter(&mut self) {
-        let to_submit = self.ring.submission().len();
+        let to_submit = self.queued();
+        // The guard around the queue turns this into a failed queue.
+        self.call(to_submit).unwrap_or_else(|error| panic!("io_uring_enter: {error}"));
+    }
+
+    /// Brings in what has completed and submits nothing: the memory of what is still queued may have other uses by now.
+    pub(crate) fn collect(&mut self) -> io::Result<()> {
+        self.call(0)
+    }
+
+    /// Entries that were pushed and not submitted.
+    pub(crate) fn queued(&mut self) -> usize {
+        self.ring.submission().len()
+    }
+
+    fn call(&self, to_submit: usize) -> io::Result<()> {
         let no_signals = ptr::null::<libc::sigset_t>();
         // SAFETY: what the entries point to is valid (`push`); no signal mask is passed.
         let result = unsafe {
@@ -186,14 +203,13 @@ impl Ring {
             )
         };
         if result >= 0 {
-            return;
+            return Ok(());
         }
         let error = io::Error::last_os_error();
         match error.raw_os_error() {
             // Out of memory for requests, or interrupted: the next turn tries again.
-            Some(libc::EAGAIN | libc::EBUSY | libc::EINTR) => {}
-            // The guard around the queue turns this into a failed queue.
-            _ => panic!("io_uring_enter: {error}"),
+            Some(libc::EAGAIN | libc::EBUSY | libc::EINTR) => Ok(()),
+            _ => Err(error),
         }
     }
 
@@ -230,14 +246,6 @@ impl Ring {
         fence(Ordering::SeqCst);
         self.enter();
         !self.ring.completion().is_empty() || self.wants_enter()
-    }
-
-    /// Waits at most `timeout` for an armed ring's wake-up.
-    pub(crate) fn sleep(&self, timeout: Duration) {
-        let mut wake = libc::pollfd { fd: self.wake_fd(), events: libc::POLLIN, revents: 0 };
-        let milliseconds = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-        // SAFETY: one entry is passed.
-        unsafe { libc::poll(&raw mut wake, 1, milliseconds) };
     }
 }
 

@@ -10,13 +10,16 @@ use crate::{
 };
 use io_uring::{opcode, squeue, types::FsyncFlags};
 use pollux_abi::block::{EIO, Operation, Request};
-use std::sync::atomic::Ordering;
+use std::{
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
 
 /// Most bytes of one entry with one segment. Entries with several may hold more; the kernel shortens them.
 const MAXIMUM_ENTRY: usize = 1 << 30;
 
-/// How often the kernel may answer "not now" in a row before the request fails.
-const MAXIMUM_RETRIES: u16 = 1000;
+/// How long the kernel may answer nothing but "not now" before the request fails.
+const RETRY_TIME: Duration = Duration::from_secs(5);
 
 const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 const ZERO_RANGE: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
@@ -57,12 +60,13 @@ pub(crate) struct Slot {
     pub(crate) step: Step,
     /// Bytes that are done.
     progress: u64,
-    retries: u16,
+    /// Since when the kernel has answered nothing but "not now".
+    refused_since: Option<Instant>,
 }
 
 impl Slot {
     pub(crate) fn new(request: Request, operation: Operation, step: Step) -> Self {
-        Slot { request, operation, step, progress: 0, retries: 0 }
+        Slot { request, operation, step, progress: 0, refused_since: None }
     }
 
     /// The entry of the current step.
@@ -135,12 +139,13 @@ impl Slot {
     /// What follows `result`, the kernel's answer to the entry. `unit` is the unit of transfers in bytes.
     pub(crate) fn completed(&mut self, result: i32, unit: u32, pool: &BouncePool, counters: &Counters) -> Next {
         if result >= 0 {
-            self.retries = 0;
+            self.refused_since = None;
             return self.advanced(result as u32, unit, pool, counters);
         }
         match (-result, self.step) {
-            (libc::EINTR | libc::EAGAIN, _) if self.retries < MAXIMUM_RETRIES => {
-                self.retries += 1;
+            (libc::EINTR | libc::EAGAIN, _)
+                if self.refused_since.get_or_insert_with(Instant::now).elapsed() < RETRY_TIME =>
+            {
                 counters.resubmitted.fetch_add(1, Ordering::Relaxed);
                 Next::Push
             }
@@ -199,5 +204,31 @@ impl Slot {
             return Next::Push;
         }
         Next::Complete(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::request;
+    use pollux_abi::block_v1::{BlockRequest, POLLUX_BLOCK_FLUSH};
+
+    #[test]
+    fn not_now_is_taken_for_an_answer_only_after_seconds() {
+        let flush = request(POLLUX_BLOCK_FLUSH, 0, 0, 0);
+        // SAFETY: a `Request` is a transparent wrapper.
+        let flush = unsafe { std::mem::transmute::<BlockRequest, Request>(flush) };
+        let mut slot = Slot::new(flush, Operation::Flush, Step::Sync);
+        let (pool, counters) = (BouncePool::new(1).unwrap(), Counters::default());
+        let answer = |slot: &mut Slot| slot.completed(-libc::EAGAIN, 1, &pool, &counters);
+        for _ in 0..5000 {
+            assert_eq!(answer(&mut slot), Next::Push);
+        }
+        let Some(long_ago) = Instant::now().checked_sub(RETRY_TIME) else {
+            println!("SKIPPED: this host was started a moment ago");
+            return;
+        };
+        slot.refused_since = Some(long_ago);
+        assert_eq!(answer(&mut slot), Next::Complete(-libc::EAGAIN));
     }
 }

@@ -7,6 +7,7 @@
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use pollux_core::transport::{InterruptState, VirtioDevice};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::irq::{InterruptRouter, Message};
@@ -48,13 +49,14 @@ pub(super) struct Msix {
     router: Arc<InterruptRouter>,
     vectors: Vec<Vector>,
     control: u16,
-    /// Whether the log knows that the guest writes nonsense: it is not to fill the disk.
-    reported: bool,
+    /// The device, which outlives the runs of the machine: its budget of log lines and its name.
+    interrupts: Arc<InterruptState>,
+    name: String,
 }
 
 impl Msix {
     /// All vectors masked, MSI-X off. `None` when the machine has no more interrupt numbers.
-    pub(super) fn new(router: Arc<InterruptRouter>, events: &[Arc<EventFd>]) -> Option<Msix> {
+    pub(super) fn new(router: Arc<InterruptRouter>, events: &[Arc<EventFd>], device: &VirtioDevice) -> Option<Msix> {
         let mut vectors = Vec::with_capacity(events.len());
         for event in events {
             // A signal from before a reset is of no concern to the new driver.
@@ -63,7 +65,8 @@ impl Msix {
             let entry = [0, 0, 0, CONTROL_MASKED];
             vectors.push(Vector { event: event.clone(), gsi, entry, connected: false });
         }
-        Some(Msix { router, vectors, control: 0, reported: false })
+        let (interrupts, name) = (device.interrupts().clone(), device.name().to_owned());
+        Some(Msix { router, vectors, control: 0, interrupts, name })
     }
 
     /// The guest wrote the message control word.
@@ -130,10 +133,10 @@ impl Msix {
             Ok(())
         };
         if let Err(error) = result
-            && !std::mem::replace(&mut self.reported, true)
+            && self.interrupts.may_log(&self.name)
         {
             // What the guest wrote makes no sense to KVM; the vector stays silent, as it would on a real machine.
-            tracing::warn!(vector = index, %error, "cannot deliver an MSI-X vector");
+            tracing::warn!(device = self.name, vector = index, %error, "cannot deliver an MSI-X vector");
         }
     }
 }

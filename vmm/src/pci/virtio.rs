@@ -27,7 +27,7 @@ pub enum FunctionError {
         vectors: usize,
     },
     /// KVM refuses a queue's event.
-    #[error("cannot register the notification event of queue {queue}: {source}")]
+    #[error("cannot register or move the notification event of queue {queue}: {source}")]
     Notification {
         /// Which queue.
         queue: usize,
@@ -43,8 +43,8 @@ const NOWHERE: u64 = u64::MAX;
 struct State {
     config: ConfigSpace,
     msix: Msix,
-    /// Whether the log knows that the guest puts BARs where they cannot be: it is not to fill the disk.
-    reported: bool,
+    /// Which queues' events are registered with KVM, at the BAR.
+    registered: Vec<bool>,
 }
 
 /// A virtio device in one place of the bus, for one run of the machine.
@@ -68,18 +68,20 @@ impl VirtioFunction {
         vectors: &[Arc<EventFd>],
         bar: u32,
     ) -> Result<VirtioFunction, FunctionError> {
-        let msix = Msix::new(router.clone(), vectors).ok_or(FunctionError::NoInterrupts { vectors: vectors.len() })?;
-        let mut config = {
+        let (mut config, msix, registered) = {
             let transport = lock(&transport);
-            ConfigSpace::new(Identity {
+            let config = ConfigSpace::new(Identity {
                 vendor: VENDOR_ID,
                 device: transport.device_id(),
                 subsystem_vendor: VENDOR_ID,
                 subsystem: SUBSYSTEM_ID,
                 revision: REVISION,
                 class: transport.class(),
-            })
+            });
+            let device = transport.device();
+            (config, Msix::new(router.clone(), vectors, device), vec![false; device.queue_count()])
         };
+        let msix = msix.ok_or(FunctionError::NoInterrupts { vectors: vectors.len() })?;
         config.set_bar(bar, BAR_BYTES as u32);
         let mut access_capability = 0;
         for capability in capabilities() {
@@ -95,37 +97,46 @@ impl VirtioFunction {
         let function = VirtioFunction {
             vm: vm.clone(),
             transport,
-            state: Mutex::new(State { config, msix, reported: false }),
+            state: Mutex::new(State { config, msix, registered }),
             bar: AtomicU64::new(NOWHERE),
             msix_capability,
             access_capability,
         };
-        function.move_bar(bar.into())?;
+        function.move_bar(&mut lock(&function.state), bar.into())?;
         Ok(function)
     }
 
-    /// Has the BAR answer at `to`, queue events included. Called with `state` locked, or before anyone else has the
-    /// function.
-    fn move_bar(&self, to: u64) -> Result<(), FunctionError> {
+    /// Has the BAR answer at `to`, queue events included. All leave the old place before the first takes its new one,
+    /// and one that KVM refuses does not stop the others: what stayed behind would swallow the notifications of the
+    /// device that comes there next.
+    fn move_bar(&self, state: &mut State, to: u64) -> Result<(), FunctionError> {
         let from = self.bar.swap(to, Ordering::AcqRel);
         if from == to {
             return Ok(());
         }
         let transport = lock(&self.transport);
         let device = transport.device();
-        let events = (0..device.queue_count()).filter_map(|queue| device.kick(queue).map(|kick| (queue, kick)));
-        for (queue, kick) in events {
-            let address = |bar: u64| IoEventAddress::Mmio(bar + notify_offset(queue));
-            if from != NOWHERE {
-                // Failure says that it could not be registered before, which was reported then.
-                let _ = self.vm.unregister_ioevent(kick, &address(from), NoDatamatch);
-            }
-            if to != NOWHERE {
-                let result = self.vm.register_ioevent(kick, &address(to), NoDatamatch);
-                result.map_err(|source| FunctionError::Notification { queue, source })?;
+        let address = |bar: u64, queue| IoEventAddress::Mmio(bar + notify_offset(queue));
+        let mut outcome = Ok(());
+        for (queue, registered) in state.registered.iter_mut().enumerate() {
+            let Some(kick) = device.kick(queue) else { continue };
+            if std::mem::take(registered)
+                && let Err(source) = self.vm.unregister_ioevent(kick, &address(from, queue), NoDatamatch)
+            {
+                outcome = outcome.and(Err(FunctionError::Notification { queue, source }));
             }
         }
-        Ok(())
+        if to == NOWHERE {
+            return outcome;
+        }
+        for (queue, registered) in state.registered.iter_mut().enumerate() {
+            let Some(kick) = device.kick(queue) else { continue };
+            match self.vm.register_ioevent(kick, &address(to, queue), NoDatamatch) {
+                Ok(()) => *registered = true,
+                Err(source) => outcome = outcome.and(Err(FunctionError::Notification { queue, source })),
+            }
+        }
+        outcome
     }
 
     /// What a write to configuration space entails.
@@ -134,11 +145,13 @@ impl VirtioFunction {
         state.msix.set_control(control as u16);
         let window = PCI_WINDOW_START..=PCI_WINDOW_START + PCI_WINDOW_BYTES - BAR_BYTES;
         let bar = state.config.bar_address().filter(|bar| window.contains(bar)).unwrap_or(NOWHERE);
-        if let Err(error) = self.move_bar(bar)
-            && !std::mem::replace(&mut state.reported, true)
-        {
-            // The guest has put two BARs at one address. Notifications of this device arrive as exits instead.
-            tracing::warn!(device = lock(&self.transport).device().name(), %error, "a guest moved a BAR");
+        if let Err(error) = self.move_bar(state, bar) {
+            let transport = lock(&self.transport);
+            let device = transport.device();
+            if device.interrupts().may_log(device.name()) {
+                // The guest has put two BARs at one address. Notifications of this device arrive as exits instead.
+                tracing::warn!(device = device.name(), %error, "a guest moved a BAR");
+            }
         }
     }
 
@@ -240,4 +253,87 @@ impl Function for VirtioFunction {
 /// Locks, whatever happened to another vCPU's thread: registers are consistent between accesses.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::Vm;
+    use kvm_ioctls::Kvm;
+    use pollux_core::device::{ActivateError, Activation, DeviceModel};
+    use pollux_core::memory::GuestMemory;
+    use pollux_core::transport::VirtioDevice;
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    /// Offset of BAR 0 in configuration space.
+    const BAR0: usize = 0x10;
+    const QUEUES: usize = 3;
+
+    /// A device that does nothing.
+    struct Idle;
+
+    impl DeviceModel for Idle {
+        fn name(&self) -> &str {
+            "idle0"
+        }
+        fn device_id(&self) -> u32 {
+            2
+        }
+        fn features(&self) -> u64 {
+            0
+        }
+        fn queue_sizes(&self) -> &[u16] {
+            &[16; QUEUES]
+        }
+        fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
+        fn write_config(&mut self, _offset: u64, _data: &[u8], _features: u64) {}
+        fn activate(&mut self, _activation: Activation) -> Result<(), ActivateError> {
+            Ok(())
+        }
+        fn deactivate(&mut self) {}
+    }
+
+    /// Whether KVM turns a write to `address` into an event.
+    fn is_registered(vm: &VmFd, address: u64) -> bool {
+        let (probe, address) = (EventFd::new(EFD_NONBLOCK).unwrap(), IoEventAddress::Mmio(address));
+        let is_free = vm.register_ioevent(&probe, &address, NoDatamatch).is_ok();
+        if is_free {
+            vm.unregister_ioevent(&probe, &address, NoDatamatch).unwrap();
+        }
+        !is_free
+    }
+
+    #[test]
+    fn a_bar_that_was_put_upon_another_leaves_nothing_behind() {
+        let Ok(kvm) = Kvm::new() else {
+            println!("SKIPPED: cannot open /dev/kvm");
+            return;
+        };
+        let memory = GuestMemory::create(&[(0, 1 << 20)], None).unwrap();
+        let vm = Vm::new(&kvm, &memory).unwrap();
+        let router = Arc::new(InterruptRouter::new(vm.fd().clone()).unwrap());
+        let [first, second, third] = [0, 1, 2].map(|place| PCI_WINDOW_START + place * BAR_BYTES);
+        let function = |bar: u64| {
+            let device = VirtioDevice::new(Box::new(Idle), memory.clone()).unwrap();
+            let vectors: Vec<_> = (0..=QUEUES).map(|_| Arc::new(EventFd::new(EFD_NONBLOCK).unwrap())).collect();
+            let transport = Arc::new(Mutex::new(PciTransport::new(device, vectors.clone()).unwrap()));
+            VirtioFunction::new(vm.fd(), &router, transport, &vectors, bar as u32).unwrap()
+        };
+        let (one, other) = (function(first), function(second));
+        let move_to = |function: &VirtioFunction, bar: u64| function.write_config(BAR0, &(bar as u32).to_le_bytes());
+        let registered =
+            |bar: u64| (0..QUEUES).filter(|queue| is_registered(vm.fd(), bar + notify_offset(*queue))).count();
+        let all = |bar: u64| registered(bar) == QUEUES;
+        let none = |bar: u64| registered(bar) == 0;
+        assert!(all(first) && all(second));
+
+        move_to(&other, first);
+        assert!(all(first) && none(second), "the other's events have all left its old place");
+        move_to(&one, second);
+        assert!(all(second), "the one's events are all at its new place");
+        move_to(&other, third);
+        assert!(none(first) && all(second) && all(third));
+        other.write_config(0x04, &[0, 0]);
+        assert!(none(third), "a function that does not answer has no events");
+    }
 }

@@ -9,7 +9,6 @@
 #[allow(missing_docs)] // names say it; the guest's compiler does not ask
 pub mod mailbox;
 
-use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::process::Command;
@@ -46,7 +45,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// The guest, to be given to a [`MachineSpec`] as [`Boot::Raw`].
 #[derive(Debug)]
 pub struct TestGuest {
-    program: File,
+    program: &'static [u8],
     entry: AtomicU64,
     plan: [u64; PLAN_WORDS],
     loads: AtomicUsize,
@@ -136,7 +135,7 @@ pub fn go(memory: &GuestMemory, phase: u64) {
 impl RawGuest for TestGuest {
     fn load(&self, memory: &GuestMemory) -> io::Result<()> {
         let map = &**memory.map();
-        let mut program = self.program.try_clone()?;
+        let mut program = io::Cursor::new(self.program);
         let loaded = Elf::load(map, None, &mut program, None).map_err(io::Error::other)?;
         self.entry.store(loaded.kernel_load.0, Ordering::Relaxed);
         self.loads.fetch_add(1, Ordering::Relaxed);
@@ -210,15 +209,15 @@ fn segment(selector: u16, type_: u8, long: bool) -> kvm_segment {
 }
 
 /// The compiled program; compiled once per process.
-fn program() -> io::Result<File> {
-    static PROGRAM: OnceLock<Result<File, String>> = OnceLock::new();
+fn program() -> io::Result<&'static [u8]> {
+    static PROGRAM: OnceLock<Result<Vec<u8>, String>> = OnceLock::new();
     match PROGRAM.get_or_init(|| compile().map_err(|error| error.to_string())) {
-        Ok(file) => file.try_clone(),
+        Ok(program) => Ok(program),
         Err(message) => Err(io::Error::other(message.clone())),
     }
 }
 
-fn compile() -> io::Result<File> {
+fn compile() -> io::Result<Vec<u8>> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/main.rs");
     let folder = std::env::temp_dir().join(format!("pollux-test-guest-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
@@ -240,7 +239,7 @@ fn compile() -> io::Result<File> {
     }
     let result = command.arg("-o").arg(&output).arg(&source).output().and_then(|compiled| {
         if compiled.status.success() {
-            return File::open(&output);
+            return std::fs::read(&output);
         }
         let message = String::from_utf8_lossy(&compiled.stderr).into_owned();
         Err(io::Error::other(format!("cannot compile {}: {message}", source.display())))

@@ -230,12 +230,13 @@ impl Queue {
         memory.bytes().to_vec()
     }
 
-    /// The worker gives the queue back, whatever is in flight.
-    pub(crate) fn stop(&mut self) {
-        if std::mem::take(&mut self.started) {
-            // SAFETY: the queue is started on this thread.
-            unsafe { (self.table.queue_stop)(self.handle.queue) };
+    /// The worker gives the queue back, whatever is in flight. Returns what the backend does.
+    pub(crate) fn stop(&mut self) -> i32 {
+        if !std::mem::take(&mut self.started) {
+            return 0;
         }
+        // SAFETY: the queue is started on this thread.
+        unsafe { (self.table.queue_stop)(self.handle.queue) }
     }
 }
 

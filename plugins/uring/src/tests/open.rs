@@ -31,6 +31,9 @@ fn a_file_is_described() {
     assert_says(&instance.log(), &["3 ", "disk.img", "1M bytes", "-byte blocks", "direct", "writable", "locked"]);
     instance.open_queue(0, 8).unwrap();
     assert_says(&instance.log(), &["io_uring with SINGLE_ISSUER, DEFER_TASKRUN"]);
+    instance.open_queue(0, 8).unwrap();
+    assert_eq!(instance.log().matches("io_uring with").count(), 1, "once is enough");
+    assert_eq!((info.maximum_write_zeroes, info.maximum_discard), (256 << 20, 1 << 30));
 }
 
 #[test]
