@@ -12,14 +12,14 @@ use pollux_core::{
     worker::{IdlePolicy, Worker},
 };
 use pollux_vmm::{
-    Exit, Machine, Shutdown, Transport, VcpuSpec,
+    Machine, Transport, VcpuSpec,
     testing::{
-        TestGuest, go, machine_spec,
+        TestGuest, machine_spec,
         mailbox::{plan, report as word},
-        outcome, report, wait_for_phase,
+        report, run_measured,
     },
 };
-use std::{error::Error, thread};
+use std::error::Error;
 
 const ROUNDS: usize = 7;
 const VCPU_CPU: usize = 0;
@@ -62,27 +62,11 @@ fn run(transport: Transport, depth: u64) -> Result<Measured, Box<dyn Error>> {
         latency_sample: 16,
     };
     machine.attach(Box::new(Blk::new(options, backend("null", "{}"), &stats)), transport)?;
-    let memory = machine.memory().clone();
-    let exit_counts = machine.exit_counter();
-    let (exits, kicks) = thread::scope(|scope| {
-        let observer = scope.spawn(|| {
-            wait_for_phase(&memory, 1)?;
-            let before = (exit_counts()[0], report(&memory, word::KICKS));
-            go(&memory, 1);
-            wait_for_phase(&memory, 2)?;
-            let after = (exit_counts()[0], report(&memory, word::KICKS));
-            go(&memory, 2);
-            Ok::<_, String>((after.0.since(&before.0).total(), after.1 - before.1))
-        });
-        let exit = machine.run(&Shutdown::new()?)?;
-        assert_eq!(exit, Exit::PowerOff);
-        observer.join().expect("the observer").map_err(Box::<dyn Error>::from)
-    })?;
-    outcome(&memory)?;
-    let seconds = clock::Scale::new().nanoseconds(report(&memory, word::TICKS)) as f64 / 1e9;
+    let (exits, kicks) = run_measured(&mut machine)?;
+    let seconds = clock::Scale::new().nanoseconds(report(machine.memory(), word::TICKS)) as f64 / 1e9;
     Ok(Measured {
         requests_per_second: requests as f64 / seconds,
-        exits_per_request: exits as f64 / requests as f64,
+        exits_per_request: exits.total() as f64 / requests as f64,
         kicks,
     })
 }

@@ -5,8 +5,8 @@ mod common;
 use common::{device, kvm_is_there, rig};
 use pollux_core::worker::IdlePolicy;
 use pollux_vmm::testing::mailbox::{plan, report as r};
-use pollux_vmm::testing::{go, outcome, report, wait_for_phase};
-use pollux_vmm::{Exit, ExitKind, Shutdown, Transport};
+use pollux_vmm::testing::{report, run_measured};
+use pollux_vmm::{ExitKind, Transport};
 
 const REQUESTS: u64 = 5000;
 
@@ -21,25 +21,8 @@ fn measure(transport: Transport, depth: u64) {
     ];
     words.extend(device(transport));
     let mut rig = rig(IdlePolicy::Spin, &words);
-    let memory = rig.machine.memory().clone();
-    let exit_counts = rig.machine.exit_counter();
-    let observed = std::thread::scope(|scope| {
-        let observer = scope.spawn(|| {
-            wait_for_phase(&memory, 1)?;
-            let before = (exit_counts()[0], report(&memory, r::KICKS));
-            go(&memory, 1);
-            wait_for_phase(&memory, 2)?;
-            let after = (exit_counts()[0], report(&memory, r::KICKS));
-            go(&memory, 2);
-            Ok::<_, String>((after.0.since(&before.0), after.1 - before.1))
-        });
-        let exit = rig.machine.run(&Shutdown::new().unwrap()).expect("the machine runs");
-        assert_eq!(exit, Exit::PowerOff);
-        observer.join().unwrap()
-    });
-    outcome(&memory).unwrap();
-    let (exits, kicks) = observed.unwrap();
-    let ticks = report(&memory, r::TICKS) / REQUESTS;
+    let (exits, kicks) = run_measured(&mut rig.machine).expect("the machine and its guest run");
+    let ticks = report(rig.machine.memory(), r::TICKS) / REQUESTS;
     println!("{transport:?}, depth {depth}: {ticks} ticks a request, {kicks} kicks, {exits}");
     assert_eq!(kicks, 0);
     for kind in [ExitKind::PortRead, ExitKind::PortWrite, ExitKind::MmioRead, ExitKind::MmioWrite, ExitKind::Halt] {

@@ -9,6 +9,7 @@
 #[allow(missing_docs)] // names say it; the guest's compiler does not ask
 pub mod mailbox;
 
+use std::error::Error;
 use std::io;
 use std::path::Path;
 use std::process::Command;
@@ -21,7 +22,7 @@ use linux_loader::loader::{Elf, KernelLoader};
 use pollux_core::memory::GuestMemory;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use crate::{Boot, ConsoleSpec, MachineSpec, RawGuest, Reboot, VcpuSpec};
+use crate::{Boot, ConsoleSpec, Exit, ExitCounts, Machine, MachineSpec, RawGuest, Reboot, Shutdown, VcpuSpec};
 use mailbox::{PLAN, REPORT, report};
 
 /// Memory of the guest in bytes.
@@ -130,6 +131,35 @@ pub fn wait_for_phase(memory: &GuestMemory, phase: u64) -> Result<(), String> {
 pub fn go(memory: &GuestMemory, phase: u64) {
     let address = GuestAddress(PLAN + 8 * mailbox::plan::GO as u64);
     memory.map().write_obj(phase, address).expect("the plan lies in guest memory");
+}
+
+/// Runs a machine whose guest's plan is [`ACTION_MEASURE`](mailbox::plan::ACTION_MEASURE), and returns the exits of its first
+/// vCPU and the kicks of its driver between the two phases: in steady state.
+///
+/// # Errors
+/// The machine or the guest has failed.
+pub fn run_measured(machine: &mut Machine) -> Result<(ExitCounts, u64), Box<dyn Error>> {
+    let memory = machine.memory().clone();
+    let exit_counts = machine.exit_counter();
+    let observed = std::thread::scope(|scope| {
+        let observer = scope.spawn(|| {
+            wait_for_phase(&memory, 1)?;
+            let before = (exit_counts()[0], report(&memory, report::KICKS));
+            go(&memory, 1);
+            wait_for_phase(&memory, 2)?;
+            let after = (exit_counts()[0], report(&memory, report::KICKS));
+            go(&memory, 2);
+            Ok((after.0.since(&before.0), after.1 - before.1))
+        });
+        let exit = machine.run(&Shutdown::new()?)?;
+        let observed: Result<_, String> = observer.join().map_err(|_| "the observer panicked")?;
+        match exit {
+            Exit::PowerOff => Ok::<_, Box<dyn Error>>(observed?),
+            other => Err(format!("the machine ended by {other:?}").into()),
+        }
+    })?;
+    outcome(&memory)?;
+    Ok(observed)
 }
 
 impl RawGuest for TestGuest {
