@@ -3,7 +3,7 @@
 //! What depends on the host's CPUs and memory is in `core/src/config/tests.rs`, where the host can be chosen.
 mod common;
 
-use common::{Folder, POWER_OFF, VM, WORKER, guest};
+use common::{Folder, VM, WORKER};
 
 /// A line of a file, what is said of it, the part that is marked, and what is to be written instead.
 struct Case<'c> {
@@ -183,19 +183,6 @@ fn vm_has_its_keys() {
 }
 
 #[test]
-fn a_command_line_has_room() {
-    let long = "x".repeat(2048);
-    let ran = Folder::new().check(&format!("{VM}cmdline = \"{long}\"\n"));
-    assert!(
-        ran.stderr.starts_with("vm.toml:4:11: error: the command line has 2048 bytes, kernels take 2047\n"),
-        "{}",
-        ran.stderr
-    );
-    let ran = Folder::new().check(&format!("{VM}cmdline = \"{}\"\n", &long[1..]));
-    assert_eq!(ran.status, Some(0), "{}", ran.stderr);
-}
-
-#[test]
 fn memory_is_a_size() {
     let write = "write a whole number of bytes or one with K, M, G or T, such as memory = \"1G\"";
     refuses(
@@ -262,29 +249,6 @@ fn a_misspelt_key_is_one_message() {
         "",
         &[case("kernal = \"vmlinuz\"", "unknown key `kernal` in [vm]", "kernal", "did you mean `kernel`?")],
     );
-}
-
-#[test]
-fn the_kernel_is_a_file_with_something_in_it() {
-    let folder = Folder::new();
-    folder.write("empty", "");
-    for (name, problem) in [
-        ("none", "no such file or directory"),
-        ("empty", "it is empty"),
-        (".", "it is a folder"),
-        ("vmlinuz/x", "not a directory"),
-        ("/dev/null", "it is not a regular file"),
-    ] {
-        let path = if name.starts_with('/') { name.to_owned() } else { format!("FOLDER/{name}") };
-        let mark = "^".repeat(name.len() + 2);
-        folder.refuses(
-            &VM.replace("vmlinuz", name),
-            &format!(
-                "vm.toml:3:10: error: cannot use the kernel {path}: {problem}\n  3 | kernel = \"{name}\"\n    \
-                 |          {mark}\n  help: name a bzImage such as /boot/vmlinuz, or an ELF file (vmlinux)\n"
-            ),
-        );
-    }
 }
 
 #[test]
@@ -481,31 +445,4 @@ fn what_is_left_over_is_a_warning() {
          vm.toml:4:9: warning: worker io0 serves no device\n  4 | [worker.io0]\n    |         ^^^\n  \
          help: write workers = [\"io0\"] in a device, or remove it\n",
     );
-}
-
-#[test]
-fn a_kernel_that_cannot_be_started_is_found_before_the_machine_is() {
-    let folder = Folder::new();
-    folder.write("vmlinuz", "no kernel");
-    folder.refuses(
-        VM,
-        "vm.toml:3:10: error: kernel FOLDER/vmlinuz: neither a bzImage (such as /boot/vmlinuz-…) nor an ELF file \
-         (vmlinux); is it compressed?\n  3 | kernel = \"vmlinuz\"\n    |          ^^^^^^^^^\n",
-    );
-    let mut elf = guest("", POWER_OFF);
-    // The type of the note segment: without it the file has no PVH entry.
-    elf[64 + 56] = 0;
-    folder.write("vmlinuz", elf);
-    folder.refuses(
-        VM,
-        "vm.toml:3:10: error: kernel FOLDER/vmlinuz: this ELF file has no PVH entry; use a kernel built with \
-         CONFIG_PVH=y, or its bzImage\n  3 | kernel = \"vmlinuz\"\n    |          ^^^^^^^^^\n",
-    );
-    let folder = Folder::new();
-    folder.write("initrd.img", vec![0; 80 << 20]);
-    let text = format!("{VM}initrd = \"initrd.img\"\n");
-    let ran = folder.check(&text);
-    assert_eq!(ran.status, Some(2));
-    assert!(ran.stderr.starts_with("vm.toml:4:10: error: initrd "), "{}", ran.stderr);
-    assert!(ran.stderr.contains("give it more memory"), "{}", ran.stderr);
 }

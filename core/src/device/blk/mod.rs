@@ -7,6 +7,7 @@ mod config;
 #[allow(unsafe_code)]
 pub mod queue;
 mod request;
+mod tally;
 
 use super::{ActivateError, Activation, ActiveQueue, DeviceModel};
 use crate::{

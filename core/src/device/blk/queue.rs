@@ -6,16 +6,17 @@
 use super::{
     chain::{ChainParts, Inline, NO_SEGMENT, Overflow, Slot, range_action},
     request::{Action, Data, FLUSH, Limits, Status},
+    tally::Tally,
 };
 use crate::{
     memory::{GuestMemory, Translator},
     plugin::{BackendQueue, QueueFailed},
     ring::{QueueConfig, RingError, SplitRing},
-    stats::{QueueStats, QueueStatsHandle, clock},
+    stats::{QueueStatsHandle, clock},
     transport::{InterruptState, Notifier},
     worker::{SleepFds, Task},
 };
-use pollux_abi::block_v1::{BlockRequest, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_READ, POLLUX_BLOCK_WRITE};
+use pollux_abi::block_v1::{BlockRequest, POLLUX_BLOCK_FLUSH};
 use std::{
     os::fd::AsRawFd,
     sync::{
@@ -45,39 +46,6 @@ pub(super) struct QueueSetup {
     pub(super) stats: QueueStatsHandle,
     pub(super) latency_sample: u32,
 }
-
-/// What a batch adds to the statistics: kept in registers until its end.
-#[derive(Debug, Default)]
-struct Tally {
-    /// Reads, writes, flushes, others: by the number of the operation.
-    requests: [u64; 4],
-    bytes: [u64; 4],
-    errors: u64,
-}
-
-impl Tally {
-    #[inline(always)]
-    fn count(&mut self, operation: u32, bytes: u64, status: Status) {
-        let kind = operation.min(3) as usize;
-        self.requests[kind] += 1;
-        self.bytes[kind] += bytes;
-        self.errors += u64::from(status != Status::Ok);
-    }
-
-    #[inline(always)]
-    fn add_to(&self, stats: &QueueStats) {
-        stats.reads.add(self.requests[0]);
-        stats.writes.add(self.requests[1]);
-        stats.flushes.add(self.requests[2]);
-        stats.others.add(self.requests[3]);
-        stats.bytes_read.add(self.bytes[0]);
-        stats.bytes_written.add(self.bytes[1]);
-        stats.errors.add(self.errors);
-    }
-}
-
-/// `Tally` counts by the number of the operation.
-const _: () = assert!(POLLUX_BLOCK_READ == 0 && POLLUX_BLOCK_WRITE == 1 && POLLUX_BLOCK_FLUSH == 2);
 
 /// Where the queue stands on its way to a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
