@@ -36,6 +36,11 @@ pub(crate) fn test(project: &Project, wanted: &[String], lab_selftest: bool) -> 
         let arguments = ["--workspace", "--all-targets", "--", "-D", "warnings"];
         summary.step("clippy", || component_step(project, "clippy", "clippy", &arguments));
     }
+    if is_wanted("docs") {
+        let flags = "build.rustdocflags=[\"-D\", \"warnings\"]";
+        let arguments = ["doc", "--workspace", "--no-deps", "--config", flags];
+        summary.step("docs", || Outcome::of(cargo(project, "docs", &arguments)));
+    }
     if is_wanted("tests") {
         let kinds = ["--workspace", "--lib", "--bins", "--tests", "--examples"];
         summary.tests("tests", || cargo_tests(project, "tests", &kinds));
