@@ -113,6 +113,7 @@ fn requests_beyond_the_end_or_off_the_block_fail_and_move_no_data() {
         assert_eq!(write.status, IOERR, "write of {length} at sector {sector}");
     }
     assert_eq!(rig.request(IN, sectors - 1, &[], &Cut::plain(0, 512)).status, OK, "the last sector");
+    assert!(!rig.interrupts.has_failed(), "the backend has seen none of them");
 }
 
 #[test]
@@ -182,6 +183,7 @@ fn bad_ranges_are_refused() {
     // A discard with the unmap flag must be refused as unsupported (virtio 1.3, 5.2.6.2).
     assert_eq!(rig.request(blk::DISCARD, 0, &range(0, 1, 1), &one).status, UNSUPP);
     assert_eq!(rig.request(blk::WRITE_ZEROES, 0, &range(0, 1, 1), &one).status, OK);
+    assert!(!rig.interrupts.has_failed(), "the backend has seen none of those that were refused");
 }
 
 #[test]
