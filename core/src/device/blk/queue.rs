@@ -215,7 +215,7 @@ impl BlkQueue {
         let slot = &mut self.slots[usize::from(head)];
         debug_assert!(slot.in_use);
         slot.in_use = false;
-        // SAFETY: `accept_chain` took the pointer from a segment that was translated for this request.
+        // SAFETY: `take_chain` took the pointer from a segment that was translated for this request.
         unsafe { slot.status.write_volatile(status as u8) };
         let (written, started) = (slot.written, slot.started);
         tally.count(slot.operation, slot.length.into(), status);
