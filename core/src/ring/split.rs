@@ -1,6 +1,6 @@
 //! The split virtqueue (virtio 1.3, 2.7), device side.
 use super::{Chain, MAX_QUEUE_SIZE, QueueConfig, RingError, SegmentList};
-use crate::memory::Translator;
+use crate::memory::{Translator, prefetch};
 use pollux_abi::block_v1::Segment;
 use std::{
     ptr::{read_volatile, write_volatile},
@@ -364,15 +364,4 @@ struct Unaligned(u64);
 unsafe fn read_volatile_unaligned(source: *const u64) -> u64 {
     // SAFETY: the caller vouches for the pointer; the packed struct has no alignment.
     u64::from_le(unsafe { read_volatile(source.cast::<Unaligned>()) }.0)
-}
-
-#[inline(always)]
-fn prefetch<T>(address: *const T) {
-    // SAFETY: a prefetch of any address is harmless.
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
 }

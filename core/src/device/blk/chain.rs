@@ -1,7 +1,7 @@
 //! One request's chain: where its header, data and status are (virtio 1.3, 5.2.6), and the slot that remembers it.
 use super::request::{Action, Data, HEADER_BYTES, Header, Limits, MAX_DATA_SEGMENTS, RANGE_BYTES, Range};
 use crate::{
-    memory::Translator,
+    memory::{Translator, prefetch},
     ring::{RingError, SegmentList, SplitRing},
 };
 use pollux_abi::block_v1::Segment;
@@ -166,15 +166,4 @@ pub(super) fn range_action(operation: u32, data: &Data<'_>, limits: &Limits, dur
     let mut bytes = [0; RANGE_BYTES];
     take_scattered(&mut data.segments.to_vec(), &mut bytes);
     Range::new(bytes).action(operation, limits, durable)
-}
-
-#[inline(always)]
-fn prefetch(address: *const u8) {
-    // SAFETY: a prefetch of any address is harmless.
-    #[cfg(target_arch = "x86_64")]
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
 }

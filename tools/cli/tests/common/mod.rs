@@ -3,6 +3,7 @@
 //! Each test file uses a part of this.
 #![allow(dead_code)]
 
+use pollux_core::testing::build;
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -97,17 +98,7 @@ impl From<Output> for Ran {
 /// Builds the plugins beside the program, where it looks for them. Once for each test file.
 fn build_plugins() {
     static BUILT: OnceLock<()> = OnceLock::new();
-    BUILT.get_or_init(|| {
-        let profile = Path::new(POLLUX).parent().expect("the program lies in a folder");
-        let target = profile.parent().expect("which lies in the target folder");
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "-p", "pollux-null", "-p", "pollux-mem"]).arg("--target-dir").arg(target);
-        match profile.file_name().and_then(|name| name.to_str()) {
-            Some("debug") | None => {}
-            Some(profile) => drop(cargo.args(["--profile", profile])),
-        }
-        assert!(cargo.status().expect("cargo starts").success(), "the plugins do not build");
-    });
+    BUILT.get_or_init(|| ["pollux-null", "pollux-mem"].into_iter().for_each(|package| drop(build::plugin(package))));
 }
 
 /// Port, value: switches the power off.
