@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_ioctls::Kvm;
 use pollux_core::device::DeviceModel;
+use pollux_core::log_budget::LogBudget;
 use pollux_core::memory::{GuestMemory, MemoryError};
+use pollux_core::transport::VirtioDevice;
 use pollux_core::transport::mmio::MmioTransport;
 use pollux_core::transport::pci::PciTransport;
-use pollux_core::transport::{InterruptState, VirtioDevice};
 use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -195,8 +196,8 @@ pub struct Machine {
     pub(crate) cpuid: CpuidTemplate,
     pub(crate) devices: Vec<Attached>,
     pub(crate) exits: Vec<Arc<ExitCounters>>,
-    /// Only for its budget of log lines: those that the guest causes by resetting the machine.
-    pub(crate) lines: Arc<InterruptState>,
+    /// For lines that the guest causes by resetting the machine.
+    pub(crate) lines: Arc<LogBudget>,
 }
 
 impl Machine {
@@ -222,7 +223,7 @@ impl Machine {
             source,
         })?;
         let exits = spec.vcpus.iter().map(|_| Arc::default()).collect();
-        Ok(Machine { spec, kvm, memory, cpuid, devices: Vec::new(), exits, lines: Arc::default() })
+        Ok(Machine { spec, kvm, memory, cpuid, devices: Vec::new(), exits, lines: Arc::new(LogBudget::of_guest()) })
     }
 
     /// The guest's memory, which lives as long as the machine: backends are told of it before the start.

@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use core_affinity::CoreId;
 use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use pollux_core::transport::InterruptState;
+use pollux_core::log_budget::LogBudget;
 use thiserror::Error;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
@@ -99,7 +99,7 @@ pub(crate) struct Vcpu {
     pub(crate) control: Arc<Control>,
     pub(crate) exits: Arc<ExitCounters>,
     /// The budget for lines that the guest can repeat by resetting the machine.
-    pub(crate) lines: Arc<InterruptState>,
+    pub(crate) lines: Arc<LogBudget>,
 }
 
 /// Whether the loop goes on after an exit.

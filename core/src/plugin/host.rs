@@ -1,4 +1,5 @@
 //! The services that Pollux lends to plugins: their log lines become the host's, with their names.
+use crate::log_budget::LogBudget;
 use pollux_abi::{
     host_v1::{HostV1, POLLUX_LOG_DEBUG, POLLUX_LOG_ERROR, POLLUX_LOG_INFO, POLLUX_LOG_WARN},
     text::Text,
@@ -6,13 +7,9 @@ use pollux_abi::{
 use std::{
     ffi::c_void,
     panic::catch_unwind,
-    sync::{
-        OnceLock,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
-    },
-    time::Instant,
+    sync::atomic::{AtomicBool, Ordering},
 };
-use tracing::{level_filters::LevelFilter, warn};
+use tracing::level_filters::LevelFilter;
 
 /// The host's side of one `HostV1`: whom it was lent to.
 #[derive(Debug)]
@@ -21,28 +18,7 @@ pub(super) struct HostContext {
     /// Empty for the plugin as a whole.
     instance: String,
     changed: AtomicBool,
-    /// The current second, and the lines that were logged in it.
-    second: AtomicU64,
-    lines: AtomicU32,
-}
-
-/// Lines that a plugin may log in a second. What a guest does may make it log, and a guest must not fill the host's
-/// disk.
-const LINES_PER_SECOND: u32 = 100;
-
-impl HostContext {
-    fn may_log(&self) -> bool {
-        static START: OnceLock<Instant> = OnceLock::new();
-        let now = START.get_or_init(Instant::now).elapsed().as_secs();
-        if self.second.swap(now, Ordering::Relaxed) != now {
-            self.lines.store(0, Ordering::Relaxed);
-        }
-        let lines = self.lines.fetch_add(1, Ordering::Relaxed);
-        if lines == LINES_PER_SECOND {
-            warn!("plugin {} logs more than {LINES_PER_SECOND} lines a second; some are left out", self.plugin);
-        }
-        lines < LINES_PER_SECOND
-    }
+    lines: LogBudget,
 }
 
 /// A table of services together with its context. The table points into the box, which stays where it is.
@@ -63,8 +39,7 @@ impl HostServices {
             plugin: plugin.into(),
             instance: instance.into(),
             changed: AtomicBool::new(false),
-            second: AtomicU64::new(0),
-            lines: AtomicU32::new(0),
+            lines: LogBudget::of_plugin(),
         });
         let table = Box::new(HostV1 {
             struct_size: size_of::<HostV1>() as u32,
@@ -105,7 +80,7 @@ unsafe extern "C" fn log(context: *mut c_void, level: u32, target: Text, message
         // during the call.
         let (context, target, message) =
             unsafe { (&*context.cast::<HostContext>(), target.as_str(), message.as_str()) };
-        if !context.may_log() {
+        if !context.lines.may_log(&context.plugin) {
             return;
         }
         let (plugin, instance) = (context.plugin.as_str(), context.instance.as_str());

@@ -1,10 +1,7 @@
 //! A block driver for tests: requests with data in any cut (virtio 1.3, 5.2.6).
 use super::driver::{Buffer, SplitDriver};
 use crate::memory::GuestMemory;
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
 
 /// `type` of a read.
@@ -231,9 +228,4 @@ pub fn pattern(seed: u64, length: usize) -> Vec<u8> {
         state.to_le_bytes()
     });
     words.flatten().take(length).collect()
-}
-
-/// A guest with `bytes` of memory from address 0.
-pub fn guest(bytes: u64) -> Arc<GuestMemory> {
-    Arc::new(GuestMemory::create(&[(0, bytes)], None).expect("guest memory"))
 }

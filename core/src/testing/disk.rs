@@ -10,8 +10,6 @@ use pollux_abi::{
 use serde::Deserialize;
 use std::{
     collections::VecDeque,
-    fs::File,
-    io::Write,
     os::fd::{AsRawFd, RawFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -347,9 +345,4 @@ impl BlockQueue for ModelQueue {
     fn arm(&mut self, _armed: bool) -> bool {
         !lock(&self.done).is_empty()
     }
-}
-
-/// A file with `content`, for tests that need one.
-pub fn file(path: &std::path::Path, content: &[u8]) {
-    File::create(path).and_then(|mut file| file.write_all(content)).expect("a file for the test");
 }

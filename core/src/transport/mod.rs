@@ -8,6 +8,7 @@ mod test_device;
 
 use crate::{
     device::{Activation, ActiveQueue, DeviceModel},
+    log_budget::LogBudget,
     memory::GuestMemory,
     ring::QueueConfig,
 };
@@ -17,7 +18,6 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
     },
-    time::{Duration, Instant},
 };
 use tracing::{debug, error, info, warn};
 use virtio_bindings::virtio_config::{
@@ -50,31 +50,25 @@ pub const ISR_QUEUE: u8 = 1;
 /// ISR bit of a configuration change notification.
 pub const ISR_CONFIG: u8 = 2;
 
-/// Log lines that a guest may cause at once, and after how long it may cause another one. A guest that breaks and resets
-/// its device for ever must not fill the host's disk.
-const GUEST_LINES: u32 = 100;
-const GUEST_LINE_INTERVAL: Duration = Duration::from_secs(60);
-
 /// What workers and the transport share about one device: pending interrupt causes and the device's own failure.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct InterruptState {
     isr: AtomicU8,
     needs_reset: AtomicBool,
     config_generation: AtomicU32,
     config_event: Mutex<Option<Arc<EventFd>>>,
-    lines: Mutex<LineBudget>,
+    lines: LogBudget,
 }
 
-#[derive(Debug)]
-struct LineBudget {
-    left: u32,
-    /// When `left` was last refilled.
-    since: Instant,
-}
-
-impl Default for LineBudget {
+impl Default for InterruptState {
     fn default() -> Self {
-        LineBudget { left: GUEST_LINES, since: Instant::now() }
+        InterruptState {
+            isr: AtomicU8::new(0),
+            needs_reset: AtomicBool::new(false),
+            config_generation: AtomicU32::new(0),
+            config_event: Mutex::new(None),
+            lines: LogBudget::of_guest(),
+        }
     }
 }
 
@@ -123,21 +117,7 @@ impl InterruptState {
 
     /// Whether a line about something that the guest has done may be logged, under the device's `name`. Not for the hot path.
     pub fn may_log(&self, name: &str) -> bool {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        let refill = now.duration_since(lines.since).as_secs() / GUEST_LINE_INTERVAL.as_secs();
-        if refill > 0 {
-            lines.left = lines.left.saturating_add(refill.min(GUEST_LINES.into()) as u32).min(GUEST_LINES);
-            lines.since = now;
-        }
-        if lines.left == 0 {
-            return false;
-        }
-        lines.left -= 1;
-        if lines.left == 0 {
-            warn!("{name}: the guest has caused {GUEST_LINES} log lines; most of the next ones are left out");
-        }
-        true
+        self.lines.may_log(name)
     }
 
     /// Whether the device waits for its reset.

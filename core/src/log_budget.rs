@@ -1,0 +1,66 @@
+//! A bound on log lines that somebody else can cause. A guest that breaks and resets its device for ever, or a plugin that it
+//! makes fail, must not fill the host's disk.
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+use tracing::warn;
+
+/// Lines there are at first, and at most.
+const LINES: u32 = 100;
+
+/// How many lines may still be logged. Shared by all who log on behalf of one guest's device, machine, or plugin. Not for
+/// the hot path: it takes a lock.
+#[derive(Debug)]
+pub struct LogBudget {
+    /// What causes the lines, for the message at their end: `the guest`.
+    cause: &'static str,
+    /// After each of these intervals so many lines are added.
+    interval: Duration,
+    refill: u32,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    left: u32,
+    /// When `left` was last refilled.
+    since: Instant,
+}
+
+impl LogBudget {
+    /// For what a guest can cause: one line a minute after the first hundred.
+    pub fn of_guest() -> Self {
+        Self::new("the guest", Duration::from_secs(60), 1)
+    }
+
+    /// For what a plugin logs: a hundred lines a second.
+    pub fn of_plugin() -> Self {
+        Self::new("the plugin", Duration::from_secs(1), LINES)
+    }
+
+    fn new(cause: &'static str, interval: Duration, refill: u32) -> Self {
+        let state = State { left: LINES, since: Instant::now() };
+        LogBudget { cause, interval, refill, state: Mutex::new(state) }
+    }
+
+    /// Whether a line may be logged, under `name`. It is counted then; the last one comes with a word about those left out.
+    pub fn may_log(&self, name: &str) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let intervals = now.duration_since(state.since).as_secs() / self.interval.as_secs();
+        if intervals > 0 {
+            let refill = intervals.saturating_mul(self.refill.into()).min(LINES.into()) as u32;
+            state.left = (state.left + refill).min(LINES);
+            state.since = now;
+        }
+        if state.left == 0 {
+            return false;
+        }
+        state.left -= 1;
+        if state.left == 0 {
+            warn!("{name}: {} has caused {LINES} log lines; most of the next ones are left out", self.cause);
+        }
+        true
+    }
+}
