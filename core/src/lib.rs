@@ -2,7 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`memory`] | guest memory, and the choke point where a guest's address becomes a host pointer |
+//! | [`memory`] | guest memory, the choke point where a guest's address becomes a host pointer, and memory that another process owns |
 //! | [`ring`] | virtqueues as a polling device reads them |
 //! | [`device`] | device models: what a guest's driver sees |
 //! | [`transport`] | how the driver reaches a device: the status machine, and the register maps of PCI and MMIO |

@@ -1,4 +1,13 @@
 //! Guest memory: memfd-backed and shared, and the one place where a guest's address becomes a host pointer.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`foreign`] | memory of a guest that another process runs, mapped from a file that process may shrink |
+//! | [`guard`] | what keeps this process alive when it does |
+pub mod foreign;
+pub mod guard;
+
+use self::foreign::ForeignMapping;
 use crate::error::Chain;
 use pollux_abi::block_v1::MemoryRegion;
 use std::{
@@ -10,6 +19,7 @@ use std::{
 };
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+    mmap::{MmapRegionBuilder, MmapRegionError},
 };
 
 /// The mapping type that all of Pollux uses: no dirty bitmap.
@@ -38,6 +48,16 @@ pub enum MemoryError {
         /// The mapping's error.
         cause: String,
     },
+    /// Two regions have guest addresses in common.
+    #[error("guest memory regions overlap: {length:#x} bytes at {address:#x} reach into the one at {next:#x}")]
+    Overlap {
+        /// Guest-physical address of the lower one.
+        address: u64,
+        /// Its size in bytes.
+        length: u64,
+        /// Guest-physical address of the upper one.
+        next: u64,
+    },
 }
 
 fn hint(hugepages: Option<u64>) -> String {
@@ -54,7 +74,23 @@ fn hint(hugepages: Option<u64>) -> String {
 #[derive(Clone, Debug)]
 pub struct GuestMemory {
     map: Arc<GuestMap>,
+    /// Of regions that are not in `owned`.
     page_size: u64,
+    /// What the regions of another process's memory lie in, in the order of the regions; else empty.
+    owned: Arc<[Arc<ForeignMapping>]>,
+}
+
+/// A region of the memory of a guest that another process runs.
+#[derive(Clone, Debug)]
+pub struct ForeignRegion {
+    /// Guest-physical address of its first byte.
+    pub guest_address: u64,
+    /// Where it is mapped, all of it and nothing else.
+    pub mapping: Arc<ForeignMapping>,
+    /// The file that was mapped, which plugins are told of.
+    pub file: Arc<File>,
+    /// Where in the file the mapping begins.
+    pub file_offset: u64,
 }
 
 impl GuestMemory {
@@ -88,15 +124,56 @@ impl GuestMemory {
             bytes,
             cause: error.to_string(),
         })?;
-        Ok(GuestMemory { map: Arc::new(map), page_size: hugepages.unwrap_or(4096) })
+        Ok(GuestMemory { map: Arc::new(map), page_size: hugepages.unwrap_or(4096), owned: Arc::default() })
+    }
+
+    /// Memory of a guest that another process runs, in any order; none is allowed. `[control]`
+    ///
+    /// # Errors
+    /// Regions that overlap or wrap around, that are mapped for reading alone, or that begin inside of a page of the file:
+    /// then no host page would hold one page of the guest.
+    pub fn from_foreign(mut regions: Vec<ForeignRegion>) -> Result<Self, MemoryError> {
+        regions.sort_by_key(|region| region.guest_address);
+        for pair in regions.windows(2) {
+            let (address, length) = (pair[0].guest_address, pair[0].mapping.len() as u64);
+            let next = pair[1].guest_address;
+            if next - address < length {
+                return Err(MemoryError::Overlap { address, length, next });
+            }
+        }
+        let (mut parts, mut owned) = (Vec::new(), Vec::new());
+        for region in regions {
+            parts.push(foreign_part(&region)?);
+            owned.push(region.mapping);
+        }
+        let map = match parts.first() {
+            None => GuestMap::new(),
+            Some(first) => {
+                let address = first.start_addr().0;
+                let bytes = parts.iter().map(|part| part.len()).sum();
+                GuestMap::from_regions(parts).map_err(|error| MemoryError::Map {
+                    address,
+                    bytes,
+                    cause: error.to_string(),
+                })?
+            }
+        };
+        Ok(GuestMemory { map: Arc::new(map), page_size: 4096, owned: owned.into() })
+    }
+
+    /// Whether another process has taken away memory that was accessed since: see [`ForeignMapping::is_damaged`].
+    /// Always `false` for memory of our own.
+    pub fn is_damaged(&self) -> bool {
+        self.owned.iter().any(|mapping| mapping.is_damaged())
     }
 
     /// Memory that someone else has mapped.
     pub fn from_map(map: Arc<GuestMap>) -> Self {
-        GuestMemory { map, page_size: 4096 }
+        GuestMemory { map, page_size: 4096, owned: Arc::default() }
     }
 
-    /// The mapping, for set-up work.
+    /// The mapping, for set-up work. A clone of it does not keep the memory of another process mapped: keep a clone of
+    /// this [`GuestMemory`] instead.
     pub fn map(&self) -> &Arc<GuestMap> {
         &self.map
     }
@@ -115,7 +192,8 @@ impl GuestMemory {
     pub fn regions(&self) -> Vec<MemoryRegion> {
         self.map
             .iter()
-            .map(|region| {
+            .enumerate()
+            .map(|(index, region)| {
                 let file = region.file_offset();
                 MemoryRegion {
                     guest_address: region.start_addr().0,
@@ -124,12 +202,34 @@ impl GuestMemory {
                     file: file.map_or(-1, |file| file.file().as_raw_fd()),
                     flags: 0,
                     file_offset: file.map_or(0, |file| file.start()),
-                    page_size: self.page_size,
+                    page_size: self.owned.get(index).map_or(self.page_size, |mapping| mapping.page_size() as u64),
                     reserved: [0; 2],
                 }
             })
             .collect()
     }
+}
+
+/// A region as the `vm-memory` crate has it, which does not own the memory.
+fn foreign_part(region: &ForeignRegion) -> Result<GuestRegionMmap, MemoryError> {
+    let (address, length) = (region.guest_address, region.mapping.len());
+    let failed = |cause: String| MemoryError::Map { address, bytes: length as u64, cause };
+    let offset = region.file_offset;
+    if !region.mapping.is_writable() {
+        return Err(failed("it is mapped for reading alone".into()));
+    }
+    let builder = MmapRegionBuilder::new(length)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+        .with_hugetlbfs(region.mapping.page_size() > 4096)
+        .with_file_offset(FileOffset::from_arc(region.file.clone(), offset));
+    // SAFETY: the mapping has `length` bytes from there on, and the memory that is made of this region keeps it.
+    let part =
+        unsafe { builder.with_raw_mmap_pointer(region.mapping.as_ptr()) }.build().map_err(|error| match error {
+            MmapRegionError::InvalidPointer => failed(format!("offset {offset} of its file is inside of a page")),
+            error => failed(error.to_string()),
+        })?;
+    GuestRegionMmap::new(part, GuestAddress(address)).ok_or_else(|| failed("the range wraps around".into()))
 }
 
 fn memfd(hugepages: Option<u64>) -> io::Result<File> {

@@ -1,0 +1,231 @@
+//! Memory that belongs to another process: mapped from a file that its owner may change, and shrink, at any time.
+use super::guard::{Range, Registration};
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileTypeExt, MetadataExt},
+    },
+    ptr,
+};
+
+/// Why memory of another process could not be mapped.
+#[derive(Debug, thiserror::Error)]
+pub enum ForeignError {
+    /// Nothing was asked for.
+    #[error("a memory region of 0 bytes cannot be mapped")]
+    Empty,
+    /// The end of the range is beyond what a file can have.
+    #[error("a memory region of {length} bytes at offset {offset} ends beyond what a file can hold")]
+    Overflow {
+        /// Where the region begins in the file.
+        offset: u64,
+        /// Its size in bytes.
+        length: u64,
+    },
+    /// The descriptor is of something else.
+    #[error("the descriptor of a memory region is {0}; it has to be a file, such as a memfd or one of hugetlbfs")]
+    NotAFile(&'static str),
+    /// The file ends before the region does.
+    #[error(
+        "the file of a memory region has {size} bytes, and the region needs {} ({length} at offset {offset})",
+        .offset + .length
+    )]
+    Short {
+        /// The file's size in bytes.
+        size: u64,
+        /// Where the region begins in the file.
+        offset: u64,
+        /// Its size in bytes.
+        length: u64,
+    },
+    /// The descriptor does not allow it.
+    #[error("the file of a memory region is not open for {}", if *.writable { "reading and writing" } else { "reading" })]
+    Access {
+        /// Whether a writable mapping was asked for.
+        writable: bool,
+    },
+    /// The file was sealed.
+    #[error("the file of a memory region is sealed against writing (F_SEAL_WRITE or F_SEAL_FUTURE_WRITE)")]
+    Sealed,
+    /// The descriptor does not say what it is.
+    #[error("cannot inspect the file of a memory region: {0}")]
+    Inspect(io::Error),
+    /// The kernel does not map it.
+    #[error("cannot map {length} bytes at offset {offset} of the file of a memory region: {cause}")]
+    Map {
+        /// Where the region begins in the file.
+        offset: u64,
+        /// Its size in bytes.
+        length: u64,
+        /// The system's answer.
+        cause: io::Error,
+    },
+    /// Without the guard, the owner of the file could end this process.
+    #[error("cannot guard a memory region against SIGBUS: {0}")]
+    Guard(io::Error),
+}
+
+/// A part of a file, mapped shared with whoever else has it. Unmapped when dropped.
+///
+/// The file's owner may change the memory at any time, as a guest may: read a byte once, and never make a slice of it.
+/// When the owner shrinks the file, an access to what is lost finds zeroes and [`ForeignMapping::is_damaged`] turns
+/// true, for good: see [`guard`](super::guard). What is written there then goes to private memory, so stop soon. The
+/// same happens when a huge page cannot be had, or the hardware loses a page.
+#[derive(Debug)]
+pub struct ForeignMapping {
+    // Fields are dropped in this order: the guard lets go of the range before it is unmapped.
+    registration: Registration,
+    #[expect(dead_code, reason = "unmaps when dropped")]
+    pages: Pages,
+    address: *mut u8,
+    length: usize,
+    page_size: usize,
+    is_writable: bool,
+}
+
+// SAFETY: the pointer leads to memory that lives as long as this, and that all may access who keep to the rules above;
+// the methods only read fields and an atomic.
+unsafe impl Send for ForeignMapping {}
+// SAFETY: as above.
+unsafe impl Sync for ForeignMapping {}
+
+impl ForeignMapping {
+    /// Maps `length` bytes from `offset` on, neither of which has to be a multiple of the page size. The file is not
+    /// needed afterwards. `[control]`
+    ///
+    /// # Errors
+    /// The range is empty, too large or not all in the file, the descriptor is not that of a file or not open for what
+    /// is asked, or the system does not map it.
+    pub fn map(file: &File, offset: u64, length: u64, writable: bool) -> Result<Self, ForeignError> {
+        if length == 0 {
+            return Err(ForeignError::Empty);
+        }
+        let overflow = || ForeignError::Overflow { offset, length };
+        let end = offset.checked_add(length).filter(|end| *end <= i64::MAX as u64).ok_or_else(overflow)?;
+        let metadata = file.metadata().map_err(ForeignError::Inspect)?;
+        if let Some(kind) = unsuitable(&metadata) {
+            return Err(ForeignError::NotAFile(kind));
+        }
+        if metadata.len() < end {
+            return Err(ForeignError::Short { size: metadata.len(), offset, length });
+        }
+        let page_size = page_size_of(file).map_err(ForeignError::Inspect)?;
+        let first = offset & !(page_size - 1);
+        let end = end.checked_next_multiple_of(page_size).filter(|end| *end <= i64::MAX as u64).ok_or_else(overflow)?;
+        let protection = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
+        let pages = Pages::map(file, first, end - first, protection).map_err(|cause| match cause.raw_os_error() {
+            Some(libc::EACCES | libc::EBADF) => ForeignError::Access { writable },
+            Some(libc::EPERM) if writable => ForeignError::Sealed,
+            _ => ForeignError::Map { offset, length, cause },
+        })?;
+        let start = pages.address as usize;
+        let page_size = page_size as usize;
+        let registration = Registration::new(Range { start, end: start + pages.length, page_size, protection })
+            .map_err(ForeignError::Guard)?;
+        let address = pages.address.wrapping_add((offset - first) as usize);
+        Ok(ForeignMapping { registration, pages, address, length: length as usize, page_size, is_writable: writable })
+    }
+
+    /// Where the byte at `offset` of the file is.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.address
+    }
+
+    /// Size in bytes, as asked for; never 0.
+    #[expect(clippy::len_without_is_empty, reason = "it is never empty")]
+    pub fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Size in bytes of the pages that the file has: that of the system, or of its huge pages.
+    pub fn page_size(&self) -> usize {
+        self.page_size
+    }
+
+    /// Whether it may be written to; if not, a write ends the process.
+    pub fn is_writable(&self) -> bool {
+        self.is_writable
+    }
+
+    /// Whether the file has lost pages of this mapping that were accessed since. After a `false`, all that the caller
+    /// had read before came from the file.
+    pub fn is_damaged(&self) -> bool {
+        self.registration.is_damaged()
+    }
+}
+
+/// Which file this is, whatever its descriptor's number: device and inode.
+///
+/// # Errors
+/// The system does not say.
+pub fn file_identity(file: &File) -> io::Result<(u64, u64)> {
+    let metadata = file.metadata()?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// Whole pages of a file.
+#[derive(Debug)]
+struct Pages {
+    address: *mut u8,
+    length: usize,
+}
+
+impl Pages {
+    fn map(file: &File, offset: u64, length: u64, protection: libc::c_int) -> io::Result<Self> {
+        let length = usize::try_from(length).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        // Not reserved: the owner has done that, or means to have more than there is.
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
+        let address =
+            unsafe { libc::mmap(ptr::null_mut(), length, protection, flags, file.as_raw_fd(), offset as libc::off_t) };
+        match address {
+            libc::MAP_FAILED => Err(io::Error::last_os_error()),
+            address => Ok(Pages { address: address.cast(), length }),
+        }
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, which nobody may use any more.
+        if unsafe { libc::munmap(self.address.cast(), self.length) } != 0 {
+            // The kernel was short of memory for its own records; what stays mapped does no harm.
+            tracing::warn!("cannot unmap {} bytes: {}", self.length, io::Error::last_os_error());
+        }
+    }
+}
+
+/// What the descriptor is, if it is nothing that guest memory can be in.
+fn unsuitable(metadata: &std::fs::Metadata) -> Option<&'static str> {
+    let kind = metadata.file_type();
+    match () {
+        () if kind.is_file() => None,
+        () if kind.is_dir() => Some("a directory"),
+        () if kind.is_socket() => Some("a socket"),
+        () if kind.is_fifo() => Some("a pipe"),
+        () if kind.is_char_device() => Some("a character device"),
+        () if kind.is_block_device() => Some("a block device"),
+        () => Some("not a file of any file system (an event, a timer or the like)"),
+    }
+}
+
+/// Size in bytes of the pages in which the file can be mapped.
+fn page_size_of(file: &File) -> io::Result<u64> {
+    // SAFETY: all zeroes is a valid statfs; the call fills it in.
+    let (result, system) = unsafe {
+        let mut system: libc::statfs = std::mem::zeroed();
+        (libc::fstatfs(file.as_raw_fd(), &mut system), system)
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    if system.f_type == libc::HUGETLBFS_MAGIC {
+        // Its block is its page.
+        let size = system.f_bsize as u64;
+        return if size.is_power_of_two() { Ok(size) } else { Err(io::Error::other("odd size of huge pages")) };
+    }
+    // SAFETY: the call touches no memory of ours.
+    Ok(unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as u64)
+}
