@@ -34,6 +34,11 @@ impl LogBudget {
         Self::new("the guest", Duration::from_secs(60), 1)
     }
 
+    /// For what a vhost-user front end can cause: likewise.
+    pub fn of_front_end() -> Self {
+        Self::new("the front end", Duration::from_secs(60), 1)
+    }
+
     /// For what a plugin logs: a hundred lines a second.
     pub fn of_plugin() -> Self {
         Self::new("the plugin", Duration::from_secs(1), LINES)

@@ -13,7 +13,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
 use common::{device, kvm_is_there, rig};
-use pollux_core::device::{ActivateError, Activation, DeviceModel};
+use pollux_core::device::{ActivateError, Activation, ActiveQueue, DeviceModel};
 use pollux_core::worker::IdlePolicy;
 use pollux_vmm::testing::PATIENCE;
 use pollux_vmm::testing::mailbox::plan;
@@ -93,6 +93,9 @@ impl DeviceModel for Slow {
     fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
     fn write_config(&mut self, _offset: u64, _data: &[u8], _features: u64) {}
     fn activate(&mut self, _activation: Activation) -> Result<(), ActivateError> {
+        Ok(())
+    }
+    fn start_queue(&mut self, _queue: ActiveQueue) -> Result<(), ActivateError> {
         Ok(())
     }
     fn deactivate(&mut self) {

@@ -3,14 +3,18 @@
 //! | module | virtio device |
 //! |---|---|
 //! | [`blk`] | block device (virtio 1.3, 5.2) |
+//!
+//! [`queues`] is what all of them do with the queues of theirs that run on workers.
 pub mod blk;
+pub mod queues;
 
 use crate::{
     memory::GuestMemory,
-    ring::QueueConfig,
+    ring::{QueueConfig, RingStart},
     transport::{InterruptState, Notifier},
+    worker::{Position, QueueUpdate},
 };
-use std::sync::Arc;
+use std::{os::fd::RawFd, sync::Arc};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Why a device could not be started by its driver. The transport tells the guest with DEVICE_NEEDS_RESET.
@@ -30,21 +34,21 @@ pub struct ActiveQueue {
     pub index: usize,
     /// Size and addresses, as the driver set them. Checked by the ring when it is built.
     pub config: QueueConfig,
-    /// The driver's available buffer notification.
-    pub kick: EventFd,
+    /// Where the device goes on.
+    pub start: RingStart,
+    /// The driver's available buffer notification. Without one its worker never sleeps.
+    pub kick: Option<EventFd>,
     /// The used buffer notification to the driver.
     pub notifier: Notifier,
 }
 
-/// All that a device model needs to run: the common end of every transport.
-#[derive(Debug)]
+/// What all queues of a running device share: the common end of every transport.
+#[derive(Clone, Debug)]
 pub struct Activation {
     /// The guest's memory.
     pub memory: GuestMemory,
     /// The features that the driver accepted.
     pub features: u64,
-    /// The queues that the driver enabled.
-    pub queues: Vec<ActiveQueue>,
     /// Where the device reports configuration changes and its own failure.
     pub interrupts: Arc<InterruptState>,
 }
@@ -67,12 +71,51 @@ pub trait DeviceModel: Send {
     /// The driver has set FEATURES_OK with these features, and the device has accepted them. The driver reads the
     /// configuration space next.
     fn features_accepted(&mut self, _features: u64) {}
-    /// The driver has set DRIVER_OK: serve the queues.
+    /// The driver is ready: queues are started next, each by itself.
     ///
     /// # Errors
-    /// The device needs a reset: a queue is not usable, or the backend cannot start.
+    /// The device needs a reset: its backend cannot use the memory.
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
-    /// Stops serving: returns when every request in flight has completed and nothing touches the guest's memory any
-    /// more. Idempotent.
+    /// Serves a queue from now on. Called between [`activate`](Self::activate) and [`deactivate`](Self::deactivate).
+    ///
+    /// # Errors
+    /// The queue is not usable, or the backend cannot start.
+    fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError>;
+    /// Stops serving a queue, and returns where it stands when every request in flight on it has completed. `None`: it
+    /// was not started, or was lost.
+    fn stop_queue(&mut self, _index: usize) -> Option<Position> {
+        None
+    }
+    /// Changes something of a running queue. Does nothing if it is not started.
+    fn update_queue(&mut self, _index: usize, _update: QueueUpdate) {}
+    /// Gives the device and its running queues a new memory map in place of the old, while requests are in flight. `config`
+    /// says where the rings of a queue are in it.
+    ///
+    /// # Errors
+    /// The backend cannot use the memory; the queues stay with the old.
+    fn set_memory(
+        &mut self,
+        _memory: &GuestMemory,
+        _config: &dyn Fn(usize) -> QueueConfig,
+    ) -> Result<(), ActivateError> {
+        Ok(())
+    }
+    /// Gives old memory maps up that no request needs any more. Returns whether there are others, so that this must be
+    /// called again.
+    fn release_memory(&mut self) -> bool {
+        false
+    }
+    /// Asks the backend anew what its medium is like. Returns whether the configuration space has changed.
+    fn refresh(&mut self) -> bool {
+        false
+    }
+    /// Becomes readable when the backend has changed by itself, and [`refresh`](Self::refresh) is to be called.
+    fn change_event(&self) -> Option<RawFd> {
+        None
+    }
+    /// Stops serving all queues: returns when every request in flight has completed and nothing touches the guest's memory
+    /// any more. Idempotent.
     fn deactivate(&mut self);
+    /// The driver has reset the device, which is not active: forget what it set.
+    fn reset(&mut self) {}
 }

@@ -2,12 +2,16 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`dirty_log`] | which pages the device has written, for live migration |
 //! | [`foreign`] | memory of a guest that another process runs, mapped from a file that process may shrink |
 //! | [`guard`] | what keeps this process alive when it does |
+pub mod dirty_log;
 pub mod foreign;
 pub mod guard;
 
-use self::foreign::ForeignMapping;
+pub use dirty_log::DirtyLog;
+pub use foreign::ForeignMapping;
+
 use crate::error::Chain;
 use pollux_abi::block_v1::MemoryRegion;
 use std::{
@@ -334,6 +338,15 @@ impl Translator {
         let host = region.find(address, length)?;
         self.last = region;
         Some(host)
+    }
+
+    /// The guest address of a host address that this translator's memory has. Not for the hot path.
+    #[cold]
+    pub fn guest_address(&self, host: *const u8) -> Option<u64> {
+        self.regions.iter().find_map(|region| {
+            let offset = (host.addr() as u64).wrapping_sub(region.host.addr() as u64);
+            (offset < region.length).then(|| region.guest + offset)
+        })
     }
 
     /// The part of the range that lies in the region of its first byte: host address and length in bytes. For ranges

@@ -6,10 +6,12 @@ use pollux_abi::{
 };
 use std::{
     ffi::c_void,
+    io,
+    os::fd::{AsRawFd, RawFd},
     panic::catch_unwind,
-    sync::atomic::{AtomicBool, Ordering},
 };
 use tracing::level_filters::LevelFilter;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// The host's side of one `HostV1`: whom it was lent to.
 #[derive(Debug)]
@@ -17,7 +19,7 @@ pub(super) struct HostContext {
     plugin: String,
     /// Empty for the plugin as a whole.
     instance: String,
-    changed: AtomicBool,
+    changed: EventFd,
     lines: LogBudget,
 }
 
@@ -34,11 +36,13 @@ unsafe impl Send for HostServices {}
 unsafe impl Sync for HostServices {}
 
 impl HostServices {
-    pub(super) fn new(plugin: &str, instance: &str) -> Self {
+    /// # Errors
+    /// No more file descriptors.
+    pub(super) fn new(plugin: &str, instance: &str) -> io::Result<Self> {
         let context = Box::new(HostContext {
             plugin: plugin.into(),
             instance: instance.into(),
-            changed: AtomicBool::new(false),
+            changed: EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
             lines: LogBudget::of_plugin(),
         });
         let table = Box::new(HostV1 {
@@ -49,16 +53,22 @@ impl HostServices {
             changed,
             reserved: [0; 4],
         });
-        HostServices { table, context }
+        Ok(HostServices { table, context })
     }
 
     pub(super) fn table(&self) -> *const HostV1 {
         &*self.table
     }
 
-    /// Whether the plugin has said since the last call that its description changed.
-    pub(super) fn take_changed(&self) -> bool {
-        self.context.changed.swap(false, Ordering::AcqRel)
+    /// Becomes readable when the plugin says that its description has changed.
+    pub(super) fn change_event(&self) -> RawFd {
+        self.context.changed.as_raw_fd()
+    }
+
+    /// Forgets that it has.
+    pub(super) fn take_changed(&self) {
+        // EAGAIN: it has not.
+        let _ = self.context.changed.read();
     }
 }
 
@@ -101,5 +111,7 @@ unsafe extern "C" fn log(context: *mut c_void, level: u32, target: Text, message
 
 unsafe extern "C" fn changed(context: *mut c_void) {
     // SAFETY: as in `log`.
-    unsafe { &*context.cast::<HostContext>() }.changed.store(true, Ordering::Release);
+    let context = unsafe { &*context.cast::<HostContext>() };
+    // A counter that is full has said so long ago.
+    let _ = context.changed.write(1);
 }

@@ -146,7 +146,9 @@ impl Plugin {
 
     fn initialize(&self) -> Result<(), LoadError> {
         // The plugin may keep the services for ever, so they are never freed.
-        let services: &'static HostServices = Box::leak(Box::new(HostServices::new(&self.name, "")));
+        let services =
+            HostServices::new(&self.name, "").map_err(|error| LoadError::Initialize(self.path.clone(), error))?;
+        let services: &'static HostServices = Box::leak(Box::new(services));
         // SAFETY: `checked` made sure that there is a function, and the contract says how it may be called: once,
         // first.
         let result = unsafe { (self.descriptor.initialize)(services.table()) };

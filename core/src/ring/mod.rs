@@ -3,10 +3,14 @@
 //! Everything in a ring is written by the guest, at any time. A value is read once, checked once and never read
 //! again; a ring that breaks the rules yields a [`RingError`], after which it is not touched any more.
 mod chain;
+mod inflight;
 mod split;
 
 pub use chain::{Chain, SegmentList};
+pub use inflight::{InflightQueue, inflight_bytes};
 pub use split::SplitRing;
+
+use crate::memory::DirtyLog;
 
 /// Most descriptors in one table or queue (virtio 1.3, 2.7: the queue size is at most 32768).
 pub const MAX_QUEUE_SIZE: u16 = 32768;
@@ -24,6 +28,22 @@ pub struct QueueConfig {
     pub device_area: u64,
 }
 
+/// Where a ring begins.
+#[derive(Debug, Default)]
+pub struct RingStart {
+    /// Index of the next available entry that the device takes.
+    pub available: u16,
+    /// Whether the rings may have been used before: then the used index goes on from what is in memory, and the driver is told
+    /// once that something may wait for it.
+    pub resumed: bool,
+    /// What notes the requests in flight. What it remembers overrides `available`.
+    pub inflight: Option<InflightQueue>,
+    /// The log for pages that the device writes, if there is one.
+    pub log: Option<DirtyLog>,
+    /// The guest address by which the used ring is logged, if it is.
+    pub log_used: Option<u64>,
+}
+
 /// How a driver broke its ring. The device needs a reset then (virtio 1.3, 2.1.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum RingError {
@@ -33,6 +53,9 @@ pub enum RingError {
     /// A part of the ring is not in guest memory, or not aligned.
     #[error("the {0} of the queue is not in guest memory or not aligned")]
     Placement(&'static str),
+    /// The region for requests in flight is of another layout, or of a queue of another size.
+    #[error("the in-flight region is of a layout or a queue size that is not this queue's: {0}")]
+    Inflight(u16),
     /// The available index ran ahead by more than the size of the ring.
     #[error("the available index jumped by {0} entries in a queue of {1}")]
     AvailableIndex(u16, u16),

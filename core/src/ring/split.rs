@@ -1,6 +1,6 @@
 //! The split virtqueue (virtio 1.3, 2.7), device side.
-use super::{Chain, MAX_QUEUE_SIZE, QueueConfig, RingError, SegmentList};
-use crate::memory::{Translator, prefetch};
+use super::{Chain, InflightQueue, MAX_QUEUE_SIZE, QueueConfig, RingError, RingStart, SegmentList};
+use crate::memory::{DirtyLog, Translator, prefetch};
 use pollux_abi::block_v1::Segment;
 use std::{
     ptr::{read_volatile, write_volatile},
@@ -52,17 +52,25 @@ pub struct SplitRing {
     signalled_used: u16,
     /// The avail_event last written while polling.
     parked_event: u16,
+    /// What notes the requests in flight for the next process.
+    inflight: Option<InflightQueue>,
+    /// Where pages of the used ring are noted that change, and the guest address of the ring.
+    log: Option<(DirtyLog, u64)>,
+    /// Chains that the process before had taken and not given back: to be taken again, the last one first.
+    left_over: Vec<u16>,
 }
 
-// SAFETY: the pointers lead to a shared mapping that the translator keeps alive, and the ring has one owner at a time.
-unsafe impl Send for SplitRing {}
+/// The three parts of a ring in host memory.
+struct Parts {
+    descriptors: *const [u64; 2],
+    available: *const u16,
+    used: *mut u16,
+}
 
-impl SplitRing {
-    /// Takes over a queue whose driver has set it up and not used it yet. Kicks are switched off: the owner polls.
-    ///
+impl Parts {
     /// # Errors
     /// The size is not allowed, or a part does not lie in guest memory or is not aligned (virtio 1.3, 2.7).
-    pub fn new(config: &QueueConfig, mut tables: Translator, event_idx: bool) -> Result<Self, RingError> {
+    fn find(config: &QueueConfig, tables: &mut Translator) -> Result<Self, RingError> {
         let size = config.size;
         if size == 0 || !size.is_power_of_two() || size > MAX_QUEUE_SIZE {
             return Err(RingError::Size(size));
@@ -78,21 +86,117 @@ impl SplitRing {
         // Both rings with their event index at the end (virtio 1.3, 2.7.6 and 2.7.8).
         let available = place(config.driver_area, 6 + 2 * entries, 2, "available ring")?;
         let used = place(config.device_area, 6 + 8 * entries, 4, "used ring")?;
-        let mut ring = SplitRing {
-            tables,
+        Ok(Parts {
             descriptors: descriptors.cast_const().cast(),
             available: available.cast_const().cast(),
             used: used.cast(),
-            size,
+        })
+    }
+}
+
+// SAFETY: the pointers lead to a shared mapping that the translator keeps alive, and the ring has one owner at a time.
+unsafe impl Send for SplitRing {}
+
+impl SplitRing {
+    /// Takes over a queue whose driver has set it up and not used it yet. Kicks are switched off: the owner polls.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn new(config: &QueueConfig, tables: Translator, event_idx: bool) -> Result<Self, RingError> {
+        Self::start(config, tables, event_idx, RingStart::default())
+    }
+
+    /// Takes over a queue that its driver has set up, new or where somebody else has stopped or died. Kicks are switched off.
+    ///
+    /// # Errors
+    /// The size is not allowed, or a part does not lie in guest memory or is not aligned (virtio 1.3, 2.7); or the region for
+    /// requests in flight is of another queue.
+    pub fn start(
+        config: &QueueConfig,
+        mut tables: Translator,
+        event_idx: bool,
+        start: RingStart,
+    ) -> Result<Self, RingError> {
+        let Parts { descriptors, available, used } = Parts::find(config, &mut tables)?;
+        let mut ring = SplitRing {
+            tables,
+            descriptors,
+            available,
+            used,
+            size: config.size,
             event_idx,
-            next_available: 0,
+            next_available: start.available,
             next_used: 0,
             published_used: 0,
             signalled_used: 0,
             parked_event: 0,
+            inflight: start.inflight,
+            log: start.log.zip(start.log_used),
+            left_over: Vec::new(),
         };
+        if start.resumed {
+            ring.resume()?;
+        }
         ring.disable_kicks();
         Ok(ring)
+    }
+
+    /// Goes on where somebody else has stopped, or died.
+    fn resume(&mut self) -> Result<(), RingError> {
+        // SAFETY: the index is the second 16-bit word of the used ring.
+        let used = unsafe { AtomicU16::from_ptr(self.used.add(1)) }.load(Ordering::Acquire);
+        (self.next_used, self.published_used, self.signalled_used) = (used, used, used);
+        let Some(inflight) = &mut self.inflight else { return Ok(()) };
+        if let Some(found) = inflight.recover(used).map_err(RingError::Inflight)? {
+            self.next_available = found.available;
+            self.left_over = found.heads;
+            self.left_over.reverse();
+        }
+        Ok(())
+    }
+
+    /// Moves the ring to where it is in another memory map. Returns the translator for the old one, which must be kept as long as
+    /// a request is in flight that was taken under it.
+    ///
+    /// # Errors
+    /// It is not in that map: the ring is as it was, and must not be popped from any more.
+    pub fn adopt(&mut self, config: &QueueConfig, mut tables: Translator) -> Result<Translator, RingError> {
+        let Parts { descriptors, available, used } = Parts::find(config, &mut tables)?;
+        (self.descriptors, self.available, self.used) = (descriptors, available, used);
+        Ok(std::mem::replace(&mut self.tables, tables))
+    }
+
+    /// Sets which log notes changes of the used ring, and by which guest address. Returns what was there.
+    pub fn set_log(&mut self, log: Option<(DirtyLog, u64)>) -> Option<(DirtyLog, u64)> {
+        std::mem::replace(&mut self.log, log)
+    }
+
+    /// Index of the next available entry that was not taken yet.
+    pub fn next_available(&self) -> u16 {
+        self.next_available
+    }
+
+    /// Takes the heads of chains that the process before had in flight, as [`pop`](Self::pop) takes new ones. 0: there are no
+    /// more.
+    #[cold]
+    pub fn pop_left_over(&mut self, heads: &mut [u16]) -> usize {
+        let count = heads.len().min(self.left_over.len());
+        heads[..count].fill_with(|| self.left_over.pop().unwrap_or_default());
+        self.note_taken(&heads[..count]);
+        count
+    }
+
+    /// Whether there are chains for [`pop_left_over`](Self::pop_left_over).
+    pub fn has_left_over(&self) -> bool {
+        !self.left_over.is_empty()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn note_taken(&mut self, heads: &[u16]) {
+        if let Some(inflight) = &mut self.inflight {
+            inflight.take(heads);
+        }
     }
 
     /// Number of descriptors.
@@ -121,6 +225,9 @@ impl SplitRing {
                 return Err(RingError::DescriptorIndex(*head, self.size));
             }
             prefetch(self.descriptors.wrapping_add((*head).into()));
+        }
+        if self.inflight.is_some() {
+            self.note_taken(&heads[..count]);
         }
         self.next_available = self.next_available.wrapping_add(count as u16);
         // The driver may be a whole ring ahead of us: move the parked event on long before its index gets there.
@@ -184,6 +291,9 @@ impl SplitRing {
         // lies in guest memory. It is 4-byte aligned only (virtio 1.3, 2.7.8), hence the unaligned write.
         unsafe { self.used.add(2).cast::<u64>().add(slot).write_unaligned(element) };
         self.next_used = self.next_used.wrapping_add(1);
+        if let Some(inflight) = &mut self.inflight {
+            inflight.give_back(head);
+        }
     }
 
     /// Shows the driver everything that was pushed. Returns whether there was anything.
@@ -195,8 +305,29 @@ impl SplitRing {
         // Partner: the driver's read barrier after it loaded the index (virtio 1.3, 2.7.14).
         // SAFETY: the index is the second 16-bit word of the used ring.
         unsafe { AtomicU16::from_ptr(self.used.add(1)) }.store(self.next_used, Ordering::Release);
+        if self.inflight.is_some() || self.log.is_some() {
+            self.note_published();
+        }
         self.published_used = self.next_used;
         true
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn note_published(&mut self) {
+        if let Some(inflight) = &mut self.inflight {
+            inflight.published(self.next_used);
+        }
+        let Some((log, ring)) = &self.log else { return };
+        // Flags and index, then the elements, which may reach over the end of the ring.
+        log.mark(*ring, 4);
+        let size = u32::from(self.size);
+        let first = u32::from(self.published_used) & (size - 1);
+        let count = u32::from(self.next_used.wrapping_sub(self.published_used)).min(size);
+        let before_end = count.min(size - first);
+        for (start, count) in [(first, before_end), (0, count - before_end)] {
+            log.mark(ring.wrapping_add(4 + 8 * u64::from(start)), 8 * u64::from(count));
+        }
     }
 
     /// Whether the driver wants to be told of what was published since the last call. Call it once per batch.

@@ -106,6 +106,11 @@ impl BlkDriver {
         SplitDriver::bytes(size).next_multiple_of(4096) + depth as u64 * AREA_BYTES
     }
 
+    /// Guest-physical address of the memory that requests are in: that of the next one, if none is in flight.
+    pub fn area_address(&self) -> u64 {
+        self.free.last().map_or(self.areas, |&index| self.area(index))
+    }
+
     fn area(&self, index: usize) -> u64 {
         self.areas + index as u64 * AREA_BYTES
     }

@@ -13,7 +13,7 @@ use std::{
     os::fd::{AsRawFd, RawFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     thread,
     time::Duration,
@@ -82,6 +82,8 @@ fn default_block() -> u32 {
 #[derive(Debug, Default)]
 pub struct Control {
     release: AtomicBool,
+    /// Size in bytes that the disk says it has since it was resized; 0: as it was opened.
+    resized: AtomicU64,
     /// Flushes that reached a disk.
     pub flushes: AtomicUsize,
     /// Queues that were stopped.
@@ -94,6 +96,11 @@ impl Control {
     /// Lets `Held` requests complete from now on.
     pub fn release(&self) {
         self.release.store(true, Ordering::Release);
+    }
+
+    /// The disk says from now on that it has so many bytes, of which only those that it was opened with can be used.
+    pub fn resize(&self, bytes: u64) {
+        self.resized.store(bytes, Ordering::Release);
     }
 }
 
@@ -193,7 +200,10 @@ impl Block for ModelDisk {
             maximum_segments: self.options.maximum_segments,
             maximum_transfer: self.options.maximum_transfer,
             maximum_discard: self.options.maximum_discard,
-            ..BlockInfo::new(self.options.size)
+            ..BlockInfo::new(match self.control.resized.load(Ordering::Acquire) {
+                0 => self.options.size,
+                resized => resized,
+            })
         }
     }
 

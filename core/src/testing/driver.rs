@@ -175,6 +175,11 @@ impl SplitDriver {
         unsafe { AtomicU16::from_ptr(self.used.add(1)) }.load(Ordering::Acquire).wrapping_sub(self.last_used)
     }
 
+    /// The used index that the device has published.
+    pub fn used_index(&self) -> u16 {
+        self.last_used.wrapping_add(self.used_count())
+    }
+
     /// Takes `count` used chains without looking at them and without freeing their descriptors, for benchmarks that
     /// reuse chains.
     #[inline]

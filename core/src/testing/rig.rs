@@ -7,7 +7,7 @@ use crate::{
     },
     memory::GuestMemory,
     plugin::BlockBackend,
-    ring::QueueConfig,
+    ring::{QueueConfig, RingStart},
     stats::StatsSegment,
     transport::{
         InterruptState, Notifier, STATUS_ACKNOWLEDGE, STATUS_DRIVER, STATUS_DRIVER_OK, STATUS_FEATURES_OK, VirtioDevice,
@@ -70,15 +70,11 @@ impl Rig {
         let active = ActiveQueue {
             index: 0,
             config: driver.ring.config(),
-            kick: EventFd::new(EFD_NONBLOCK).expect("eventfd"),
+            start: RingStart::default(),
+            kick: Some(EventFd::new(EFD_NONBLOCK).expect("eventfd")),
             notifier: Notifier::new(call.clone(), None),
         };
-        let activation = Activation {
-            memory: driver.memory().clone(),
-            features,
-            queues: Vec::new(),
-            interrupts: interrupts.clone(),
-        };
+        let activation = Activation { memory: driver.memory().clone(), features, interrupts: interrupts.clone() };
         let mut queue = device.queue(&activation, active).expect("a queue");
         queue.start().expect("start");
         Rig { queue, driver, interrupts, call, stats, device }
@@ -118,10 +114,11 @@ pub fn prepared_queue(backend: Arc<BlockBackend>, memory: &GuestMemory, config: 
     let options = BlkOptions { latency_sample: 16, ..options("blk0", 1, &[]) };
     let device = Blk::new(options, backend, &stats);
     let kick = EventFd::new(EFD_NONBLOCK).expect("eventfd");
-    let active = ActiveQueue { index: 0, config, kick, notifier: Notifier::silent() };
+    let active =
+        ActiveQueue { index: 0, config, start: RingStart::default(), kick: Some(kick), notifier: Notifier::silent() };
     let interrupts = Arc::default();
     let features = 1 << VIRTIO_RING_F_EVENT_IDX;
-    let activation = Activation { memory: memory.clone(), features, queues: Vec::new(), interrupts };
+    let activation = Activation { memory: memory.clone(), features, interrupts };
     let mut queue = device.queue(&activation, active).expect("a queue");
     queue.start().expect("start");
     queue

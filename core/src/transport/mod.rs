@@ -1,25 +1,22 @@
 //! What all transports share: the device status machine, feature negotiation and queue set-up (virtio 1.3, 2 and 3.1).
 //!
-//! [`pci`] and [`mmio`] are register maps onto [`VirtioDevice`]. All end in [`DeviceModel::activate`].
+//! [`pci`] and [`mmio`] are register maps onto [`VirtioDevice`]. All end in
+//! [`DeviceModel::activate`] and [`DeviceModel::start_queue`].
+mod interrupt;
 pub mod mmio;
 pub mod pci;
 #[cfg(test)]
 mod test_device;
 
+pub use interrupt::{ISR_CONFIG, ISR_QUEUE, InterruptState, Notifier};
+
 use crate::{
     device::{Activation, ActiveQueue, DeviceModel},
-    log_budget::LogBudget,
     memory::GuestMemory,
-    ring::QueueConfig,
+    ring::{QueueConfig, RingStart},
 };
-use std::{
-    fmt, io,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
-    },
-};
-use tracing::{debug, error, info, warn};
+use std::{fmt, io, sync::Arc};
+use tracing::{error, info, warn};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
     VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
@@ -45,127 +42,22 @@ pub const STATUS_FAILED: u8 = VIRTIO_CONFIG_S_FAILED as u8;
 pub const TRANSPORT_FEATURES: u64 =
     1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
-/// ISR bit of a used buffer notification (virtio 1.3, 4.1.4.5 and 4.2.2).
-pub const ISR_QUEUE: u8 = 1;
-/// ISR bit of a configuration change notification.
-pub const ISR_CONFIG: u8 = 2;
-
-/// What workers and the transport share about one device: pending interrupt causes and the device's own failure.
-#[derive(Debug)]
-pub struct InterruptState {
-    isr: AtomicU8,
-    needs_reset: AtomicBool,
-    config_generation: AtomicU32,
-    config_event: Mutex<Option<Arc<EventFd>>>,
-    lines: LogBudget,
+/// Why features that a driver has accepted cannot be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum FeatureError {
+    #[error("accepted features that were not offered: {0:#x}")]
+    NotOffered(u64),
+    /// A driver that does not accept VERSION_1 speaks the legacy interface, which we do not offer (virtio 1.3, 6.1).
+    #[error("speaks only the legacy interface, which is not offered")]
+    Legacy,
 }
 
-impl Default for InterruptState {
-    fn default() -> Self {
-        InterruptState {
-            isr: AtomicU8::new(0),
-            needs_reset: AtomicBool::new(false),
-            config_generation: AtomicU32::new(0),
-            config_event: Mutex::new(None),
-            lines: LogBudget::of_guest(),
-        }
-    }
-}
-
-impl InterruptState {
-    /// Adds interrupt causes. Partner: the transport's [`take_isr`](Self::take_isr) or [`isr`](Self::isr).
-    pub fn raise_isr(&self, bits: u8) {
-        self.isr.fetch_or(bits, Ordering::AcqRel);
-    }
-
-    /// The pending causes.
-    pub fn isr(&self) -> u8 {
-        self.isr.load(Ordering::Acquire)
-    }
-
-    /// Returns and clears the pending causes, as a read of the PCI ISR register does (virtio 1.3, 4.1.4.5.1).
-    pub fn take_isr(&self) -> u8 {
-        self.isr.swap(0, Ordering::AcqRel)
-    }
-
-    /// Clears `bits`, as a write to the MMIO InterruptACK register does (virtio 1.3, 4.2.2).
-    pub fn acknowledge_isr(&self, bits: u8) {
-        self.isr.fetch_and(!bits, Ordering::AcqRel);
-    }
-
-    /// Which event to signal on a configuration change, if any. Set by the transport.
-    pub fn set_config_event(&self, event: Option<Arc<EventFd>>) {
-        *self.config_event.lock().unwrap_or_else(PoisonError::into_inner) = event;
-    }
-
-    /// Tells the driver that the configuration space has changed. Not for the hot path.
-    pub fn config_changed(&self) {
-        self.config_generation.fetch_add(1, Ordering::AcqRel);
-        self.raise_isr(ISR_CONFIG);
-        if let Some(event) = &*self.config_event.lock().unwrap_or_else(PoisonError::into_inner) {
-            signal(event);
-        }
-    }
-
-    /// The device cannot go on: sets DEVICE_NEEDS_RESET and tells the driver (virtio 1.3, 2.1.2). Callable by any
-    /// worker.
-    pub fn fail(&self) {
-        if !self.needs_reset.swap(true, Ordering::AcqRel) {
-            self.config_changed();
-        }
-    }
-
-    /// Whether a line about something that the guest has done may be logged, under the device's `name`. Not for the hot path.
-    pub fn may_log(&self, name: &str) -> bool {
-        self.lines.may_log(name)
-    }
-
-    /// Whether the device waits for its reset.
-    pub fn has_failed(&self) -> bool {
-        self.needs_reset.load(Ordering::Acquire)
-    }
-
-    fn reset(&self) {
-        self.isr.store(0, Ordering::Release);
-        self.needs_reset.store(false, Ordering::Release);
-    }
-}
-
-fn signal(event: &EventFd) {
-    // The counter of an eventfd overflows after 2^64 - 2 signals; a full one has been signalled anyway.
-    if let Err(error) = event.write(1) {
-        debug!("a signal was dropped: {error}");
-    }
-}
-
-/// Tells a driver that used buffers wait for it. One per queue, owned by its worker.
-#[derive(Clone, Debug, Default)]
-pub struct Notifier {
-    event: Option<Arc<EventFd>>,
-    isr: Option<Arc<InterruptState>>,
-}
-
-impl Notifier {
-    /// A notifier that signals `event`, which an irqfd or a front end turns into an interrupt. With `isr`, the queue
-    /// bit of the ISR register is set first, for transports whose driver reads it.
-    pub fn new(event: Arc<EventFd>, isr: Option<Arc<InterruptState>>) -> Self {
-        Notifier { event: Some(event), isr }
-    }
-
-    /// A notifier for a driver that polls: it chose no vector.
-    pub fn silent() -> Self {
-        Notifier::default()
-    }
-
-    /// Signals. `[worker]`
-    #[inline]
-    pub fn signal(&self) {
-        if let Some(isr) = &self.isr {
-            isr.raise_isr(ISR_QUEUE);
-        }
-        if let Some(event) = &self.event {
-            signal(event);
-        }
+/// Whether a driver may accept these features (virtio 1.3, 2.2).
+pub(crate) fn check_features(accepted: u64, offered: u64) -> Result<(), FeatureError> {
+    match accepted & !offered {
+        0 if accepted & 1 << VIRTIO_F_VERSION_1 == 0 => Err(FeatureError::Legacy),
+        0 => Ok(()),
+        unknown => Err(FeatureError::NotOffered(unknown)),
     }
 }
 
@@ -288,21 +180,13 @@ impl VirtioDevice {
     }
 
     fn features_are_acceptable(&self) -> bool {
-        let unknown = self.accepted & !self.offered;
-        if unknown != 0 {
-            if self.may_log() {
-                warn!("{}: the guest's driver accepted features that were not offered: {unknown:#x}", self.name());
-            }
-            return false;
+        let checked = check_features(self.accepted, self.offered);
+        if let Err(error) = checked
+            && self.may_log()
+        {
+            warn!("{}: the guest's driver {error}", self.name());
         }
-        // A driver that does not accept VERSION_1 speaks the legacy interface, which we do not offer (virtio 1.3, 6.1).
-        if self.accepted & 1 << VIRTIO_F_VERSION_1 == 0 {
-            if self.may_log() {
-                warn!("{}: the guest's driver speaks only the legacy interface, which is not offered", self.name());
-            }
-            return false;
-        }
-        true
+        checked.is_ok()
     }
 
     fn start(&mut self) {
@@ -316,7 +200,7 @@ impl VirtioDevice {
             self.interrupts.fail();
             return;
         }
-        match self.activation().and_then(|activation| self.model.activate(activation).map_err(|error| error.reason)) {
+        match self.activate() {
             Ok(()) => {
                 self.active = true;
                 if tracing::enabled!(tracing::Level::INFO) && self.may_log() {
@@ -332,7 +216,19 @@ impl VirtioDevice {
         }
     }
 
-    fn activation(&self) -> Result<Activation, String> {
+    /// Starts the model and the queues that the driver has enabled; none of them, if one is not usable.
+    fn activate(&mut self) -> Result<(), String> {
+        let queues = self.enabled_queues()?;
+        let (memory, interrupts) = (self.memory.clone(), self.interrupts.clone());
+        let started = self.model.activate(Activation { memory, features: self.accepted, interrupts });
+        let started = started.and_then(|()| queues.into_iter().try_for_each(|queue| self.model.start_queue(queue)));
+        started.map_err(|error| {
+            self.model.deactivate();
+            error.reason
+        })
+    }
+
+    fn enabled_queues(&self) -> Result<Vec<ActiveQueue>, String> {
         let mut queues = Vec::new();
         for (index, queue) in self.queues.iter().enumerate().filter(|(_, queue)| queue.ready()) {
             if !queue.is_valid(&**self.memory.map()) {
@@ -345,10 +241,10 @@ impl VirtioDevice {
                 driver_area: queue.avail_ring(),
                 device_area: queue.used_ring(),
             };
-            queues.push(ActiveQueue { index, config, kick, notifier: self.notifiers[index].clone() });
+            let (start, notifier) = (RingStart::default(), self.notifiers[index].clone());
+            queues.push(ActiveQueue { index, config, start, kick: Some(kick), notifier });
         }
-        let interrupts = self.interrupts.clone();
-        Ok(Activation { memory: self.memory.clone(), features: self.accepted, queues, interrupts })
+        Ok(queues)
     }
 
     /// Resets the device (virtio 1.3, 2.4): drains the data path, then forgets what the driver set.
@@ -357,6 +253,7 @@ impl VirtioDevice {
             info!("{}: reset", self.name());
         }
         self.model.deactivate();
+        self.model.reset();
         self.active = false;
         self.status = 0;
         self.accepted = 0;
@@ -420,7 +317,7 @@ impl VirtioDevice {
 
     /// Changes whenever the configuration space does (virtio 1.3, 2.5.1).
     pub fn config_generation(&self) -> u32 {
-        self.interrupts.config_generation.load(Ordering::Acquire)
+        self.interrupts.config_generation()
     }
 
     /// Reads the device's configuration space.

@@ -1,7 +1,7 @@
 //! A device model that records what its transport does, for the tests of register maps.
-use super::VirtioDevice;
+use super::{InterruptState, VirtioDevice};
 use crate::{
-    device::{ActivateError, Activation, DeviceModel},
+    device::{ActivateError, Activation, ActiveQueue, DeviceModel},
     memory::GuestMemory,
 };
 use std::sync::{Arc, Mutex};
@@ -11,9 +11,18 @@ const CONFIG_BYTES: usize = 16;
 
 #[derive(Debug, Default)]
 struct State {
-    activation: Option<Activation>,
+    started: Option<Started>,
     deactivations: usize,
     config: [u8; CONFIG_BYTES],
+}
+
+/// A start of the device.
+#[derive(Debug)]
+pub(super) struct Started {
+    /// Where the device reports to.
+    pub(super) interrupts: Arc<InterruptState>,
+    /// The queues that were started.
+    pub(super) queues: Vec<ActiveQueue>,
 }
 
 /// What the model of [`recorded_device`] has seen.
@@ -22,8 +31,8 @@ pub(super) struct Recorded(Arc<Mutex<State>>);
 
 impl Recorded {
     /// The last activation, if there was one since this was asked.
-    pub(super) fn take_activation(&self) -> Option<Activation> {
-        self.0.lock().unwrap().activation.take()
+    pub(super) fn take_activation(&self) -> Option<Started> {
+        self.0.lock().unwrap().started.take()
     }
 
     /// How often a running device was stopped.
@@ -82,8 +91,14 @@ impl DeviceModel for Model {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        self.recorded.0.lock().unwrap().activation = Some(activation);
+        let started = Started { interrupts: activation.interrupts, queues: Vec::new() };
+        self.recorded.0.lock().unwrap().started = Some(started);
         self.running = true;
+        Ok(())
+    }
+
+    fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
+        self.recorded.0.lock().unwrap().started.as_mut().expect("activated before").queues.push(queue);
         Ok(())
     }
 

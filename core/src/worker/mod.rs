@@ -6,7 +6,7 @@ mod idle;
 mod task;
 
 pub use idle::IdlePolicy;
-pub use task::{SleepFds, Task};
+pub use task::{Position, QueueUpdate, Retired, SleepFds, Task};
 
 use crossbeam_queue::ArrayQueue;
 use idle::Idle;
@@ -55,6 +55,7 @@ type Refusal = (String, Option<Box<dyn Task>>);
 enum Command {
     Attach(TaskId, Box<dyn Task>, SyncSender<Result<(), Refusal>>),
     Detach(TaskId, SyncSender<Option<Box<dyn Task>>>),
+    Update(TaskId, Box<QueueUpdate>, SyncSender<Box<QueueUpdate>>),
     Exit,
 }
 
@@ -126,6 +127,14 @@ impl WorkerHandle {
                 }
             }
         }
+    }
+
+    /// Changes something of a running queue, between two of its turns. Returns what it had before, so that it is dropped
+    /// here and not on the worker; `None`: there is no such task any more.
+    pub fn update(&self, id: TaskId, update: QueueUpdate) -> Option<QueueUpdate> {
+        let (reply, answer) = sync_channel(1);
+        self.send(Command::Update(id, Box::new(update), reply));
+        answer.recv().ok().map(|old| *old)
     }
 
     fn send(&self, command: Command) {
@@ -286,6 +295,7 @@ impl Core {
                         self.begin_stop(index, Some(reply));
                     }
                 }
+                Command::Update(id, update, reply) => self.update(id, update, &reply),
                 Command::Exit => {
                     self.exit = true;
                     (0..self.tasks.len()).for_each(|index| self.begin_stop(index, None));
@@ -310,6 +320,16 @@ impl Core {
                 Err(("it panicked at its start; please report this".into(), None))
             }
         }
+    }
+
+    fn update(&mut self, id: TaskId, mut update: Box<QueueUpdate>, reply: &SyncSender<Box<QueueUpdate>>) {
+        if let Some(index) = self.tasks.iter().position(|entry| entry.id == id) {
+            self.current = Some(index);
+            self.tasks[index].task.update(&mut update);
+            self.current = None;
+        }
+        // What is left in it goes back to be dropped there, in any case.
+        let _ = reply.send(update);
     }
 
     fn begin_stop(&mut self, index: usize, reply: Option<SyncSender<Option<Box<dyn Task>>>>) {

@@ -1,5 +1,11 @@
 //! What a worker runs.
-use std::os::fd::RawFd;
+use crate::{
+    memory::{DirtyLog, Translator},
+    ring::QueueConfig,
+    transport::Notifier,
+};
+use std::{os::fd::RawFd, sync::mpsc::SyncSender};
+use vmm_sys_util::eventfd::EventFd;
 
 /// The file descriptors on which a worker may sleep for a task.
 #[derive(Clone, Copy, Debug, Default)]
@@ -8,6 +14,42 @@ pub struct SleepFds {
     pub kick: Option<RawFd>,
     /// The backend's completions.
     pub wake: Option<RawFd>,
+}
+
+/// Where a queue stands in its rings: what has to be known to go on from there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// Index of the next available entry that the device takes.
+    pub available: u16,
+}
+
+/// What a queue does not use any more: kept mapped until the last request is done that was taken under it.
+#[derive(Debug)]
+pub struct Retired(pub [Translator; 2]);
+
+/// A change to a running queue. The queue swaps the new for the old, which goes back to the control thread: dropping it may
+/// take long, and allocating it did.
+#[derive(Debug)]
+pub enum QueueUpdate {
+    /// A new memory map. The queue goes on in it at once; requests in flight end in the old one.
+    Memory {
+        /// Where the rings are in it.
+        config: QueueConfig,
+        /// For the rings and descriptor tables.
+        tables: Translator,
+        /// For data.
+        data: Translator,
+        /// Where the old map goes once no request is in flight that was taken under it. Room for one.
+        retired: SyncSender<Retired>,
+    },
+    /// How the driver is told of used buffers. It is told once at the change, in case the old way has missed it.
+    Notifier(Notifier),
+    /// Where the driver's kicks come in.
+    Kick(Option<EventFd>),
+    /// Which log notes the pages that the device writes, and the guest address by which the used ring is noted.
+    Log(Option<DirtyLog>, Option<u64>),
+    /// Nothing, or nothing any more.
+    Empty,
 }
 
 /// Something that a worker polls: a queue, later also block jobs and timers. `[worker]` throughout.
@@ -31,6 +73,12 @@ pub trait Task: Send {
     /// The last call of the worker. Returns whether the task may be dropped: not if something may still touch what it
     /// owns.
     fn finish(&mut self) -> bool;
+    /// Takes up a change, and leaves in its place what was there before. Queues do; other tasks have nothing to change.
+    fn update(&mut self, _update: &mut QueueUpdate) {}
+    /// Where a queue that has stopped stands. `None`: it is no queue.
+    fn position(&self) -> Option<Position> {
+        None
+    }
     /// The task has panicked: tell the guest, as far as that is possible. Nothing is called after it, not even `drop`.
     fn abandon(&mut self);
     /// Where to sleep for it.

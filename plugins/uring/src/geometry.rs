@@ -94,6 +94,11 @@ impl Geometry {
     }
 }
 
+/// The size in bytes that a file or block device has now: it may have changed since it was opened.
+pub(crate) fn capacity_of(mut file: &File, is_block_device: bool) -> io::Result<u64> {
+    if is_block_device { file.seek(SeekFrom::End(0)) } else { Ok(file.metadata()?.len()) }
+}
+
 /// A limit of the request queue of the block device `device`, such as `discard_max_bytes`. Partitions share their disk's.
 pub(crate) fn queue_limit(device: u64, name: &str) -> Option<u64> {
     let (major, minor) = (libc::major(device), libc::minor(device));

@@ -2,7 +2,7 @@
 use crate::{
     Options,
     discard::DiscardMethod,
-    geometry::{Geometry, GeometryError},
+    geometry::{Geometry, GeometryError, capacity_of},
     lock::Lock,
 };
 use pollux_abi::{
@@ -131,8 +131,15 @@ impl Image {
             maximum_discard: MAXIMUM_DISCARD,
             discard_alignment: geometry.discard_alignment,
             maximum_write_zeroes: MAXIMUM_WRITE_ZEROES,
-            ..BlockInfo::new(geometry.capacity)
+            ..BlockInfo::new(self.capacity())
         }
+    }
+
+    /// The capacity now, in whole blocks: whoever manages the medium may have resized it.
+    fn capacity(&self) -> u64 {
+        let (opened, block) = (self.geometry.capacity, u64::from(self.geometry.logical_block_size));
+        let now = capacity_of(&self.file, self.geometry.is_block_device).unwrap_or(opened) / block * block;
+        if now == 0 { opened } else { now }
     }
 }
 

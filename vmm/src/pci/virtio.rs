@@ -260,7 +260,7 @@ mod tests {
     use super::*;
     use crate::vm::Vm;
     use kvm_ioctls::Kvm;
-    use pollux_core::device::{ActivateError, Activation, DeviceModel};
+    use pollux_core::device::{ActivateError, Activation, ActiveQueue, DeviceModel};
     use pollux_core::memory::GuestMemory;
     use pollux_core::transport::VirtioDevice;
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
@@ -288,6 +288,9 @@ mod tests {
         fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
         fn write_config(&mut self, _offset: u64, _data: &[u8], _features: u64) {}
         fn activate(&mut self, _activation: Activation) -> Result<(), ActivateError> {
+            Ok(())
+        }
+        fn start_queue(&mut self, _queue: ActiveQueue) -> Result<(), ActivateError> {
             Ok(())
         }
         fn deactivate(&mut self) {}

@@ -33,12 +33,34 @@ pub(super) struct Slot {
     /// Length of the data, for the statistics.
     pub(super) length: u32,
     pub(super) operation: u32,
-    pub(super) in_use: bool,
+    /// Segments of its data, from index `first` of its room on.
+    count: u16,
+    first: u8,
+    /// [`IN_USE`], [`OLD_MEMORY`], [`OVERFLOWN`].
+    pub(super) state: u8,
 }
+
+/// In [`Slot::state`]: the request is on its way.
+pub(super) const IN_USE: u8 = 1;
+/// In [`Slot::state`]: it was taken under a memory map that has been replaced since.
+pub(super) const OLD_MEMORY: u8 = 2;
+/// In [`Slot::state`]: its segments are in [`Overflow`]. Stays when the request has ended.
+pub(super) const OVERFLOWN: u8 = 4;
 
 impl Slot {
     pub(super) const EMPTY: Self =
-        Slot { status: null_mut(), started: 0, written: 0, length: 0, operation: 0, in_use: false };
+        Slot { status: null_mut(), started: 0, written: 0, length: 0, operation: 0, count: 0, first: 0, state: 0 };
+
+    #[inline(always)]
+    pub(super) fn is_in_use(&self) -> bool {
+        self.state & IN_USE != 0
+    }
+
+    /// The segments of its data, also just after its end. `room` is its own.
+    pub(super) fn data<'r>(&self, room: (&'r Inline, &'r Overflow)) -> &'r [Segment] {
+        let segments = if self.state & OVERFLOWN != 0 { &room.1[..] } else { &room.0[..] };
+        segments.get(self.first.into()..usize::from(self.first) + usize::from(self.count)).unwrap_or_default()
+    }
 }
 
 /// A chain that has been followed, and whose header has not been read yet.
@@ -75,7 +97,7 @@ impl ChainParts {
         slot: &mut Slot,
         room: (&mut Inline, &mut Overflow),
     ) -> Result<(), RingError> {
-        if slot.in_use {
+        if slot.is_in_use() {
             return Err(RingError::InUse(head));
         }
         let mut list = SegmentList::new(room.0, room.1);
@@ -91,12 +113,14 @@ impl ChainParts {
         last.length -= 1;
         slot.status = last.base.wrapping_add(last.length);
         slot.written = chain.writable_bytes.min(u32::MAX.into()) as u32;
-        slot.in_use = true;
+        slot.state = IN_USE | if end > INLINE_SEGMENTS { OVERFLOWN } else { 0 };
         end -= usize::from(last.length == 0);
         let start = self.find_header(segments);
         let data = &segments[start..end.max(start)];
         self.segments = data.as_ptr();
         self.segment_count = data.len() as u32;
+        // Both are at most `MAX_SEGMENTS`, and a header of 16 bytes at most 16 segments.
+        (slot.first, slot.count) = (start as u8, data.len() as u16);
         self.readable = chain.readable_bytes - HEADER_BYTES as u64;
         self.writable = chain.writable_bytes - 1;
         Ok(())

@@ -41,6 +41,11 @@ impl Config {
         config
     }
 
+    /// The medium has grown or shrunk.
+    pub(super) fn set_capacity(&mut self, sectors: u64) {
+        self.put(0, sectors, 8);
+    }
+
     fn put(&mut self, offset: usize, value: u64, length: usize) {
         self.bytes[offset..offset + length].copy_from_slice(&value.to_le_bytes()[..length]);
     }

@@ -3,27 +3,35 @@
 //! The data path is in [`queue`], what a request says in `request`.
 #[allow(unsafe_code)]
 mod chain;
+#[allow(unsafe_code)]
+mod change;
 mod config;
+mod ending;
 #[allow(unsafe_code)]
 pub mod queue;
 mod request;
 mod tally;
 
-use super::{ActivateError, Activation, ActiveQueue, DeviceModel};
+use super::{ActivateError, Activation, ActiveQueue, DeviceModel, queues::QueueSet};
 use crate::{
+    memory::GuestMemory,
     plugin::BlockBackend,
+    ring::QueueConfig,
     stats::{QueueStatsHandle, StatsSegment},
-    worker::{TaskId, WorkerHandle},
+    worker::{Position, QueueUpdate, WorkerHandle},
 };
 use config::Config;
 use pollux_abi::block_v1::{POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_WRITE_ZEROES};
 use queue::{BlkQueue, QueueSetup};
 use request::Limits;
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    os::fd::RawFd,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
 };
-use tracing::error;
+use tracing::{error, info, warn};
 use virtio_bindings::{
     virtio_blk::{
         VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
@@ -50,6 +58,14 @@ pub struct BlkOptions {
     pub latency_sample: u32,
 }
 
+/// What the transport's thread writes and workers read, once a batch.
+#[derive(Debug)]
+struct Shared {
+    /// Whether completed writes may stay in a volatile cache.
+    writeback: AtomicBool,
+    capacity_sectors: AtomicU64,
+}
+
 /// A block device model.
 #[derive(Debug)]
 pub struct Blk {
@@ -59,13 +75,11 @@ pub struct Blk {
     features: u64,
     limits: Limits,
     config: Config,
-    /// Whether completed writes may stay in a volatile cache. Written by the transport's thread, read by workers once
-    /// a batch.
-    writeback: Arc<AtomicBool>,
+    shared: Arc<Shared>,
     stats: Vec<QueueStatsHandle>,
-    tasks: Vec<(WorkerHandle, TaskId)>,
-    /// A queue was lost whose backend may still touch the guest's memory: the device does not start again.
-    lost: bool,
+    queues: QueueSet,
+    /// What the queues run with, while the device is active.
+    activation: Option<Activation>,
 }
 
 impl Blk {
@@ -74,22 +88,20 @@ impl Blk {
         let limits = Limits::new(backend.info(), options.queue_size);
         let features = features(&backend, &limits, &options);
         let config = Config::new(backend.info(), &limits, features, options.queues);
+        let queues = QueueSet::new(&options.name, &options.workers);
         let stats = (0..options.queues)
-            .filter_map(|index| {
-                let worker =
-                    options.workers.get(index % options.workers.len().max(1)).map_or("", |worker| worker.name());
-                segment.add(&format!("{}/{index} {worker}", options.name))
-            })
+            .filter_map(|index| segment.add(&format!("{}/{index} {}", options.name, queues.worker_name(index))))
             .collect();
+        let capacity_sectors = AtomicU64::new(limits.capacity_sectors);
         Blk {
             queue_sizes: vec![options.queue_size; options.queues],
             features,
             limits,
             config,
-            writeback: Arc::new(AtomicBool::new(true)),
+            shared: Arc::new(Shared { writeback: AtomicBool::new(true), capacity_sectors }),
             stats,
-            tasks: Vec::new(),
-            lost: false,
+            queues,
+            activation: None,
             backend,
             options,
         }
@@ -107,12 +119,13 @@ impl Blk {
         let setup = QueueSetup {
             name: format!("{} queue {}", self.options.name, queue.index),
             config: queue.config,
+            start: queue.start,
             event_idx: activation.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0,
             memory: activation.memory.clone(),
             backend,
             limits: self.limits,
             serial: serial.clone(),
-            writeback: self.writeback.clone(),
+            shared: self.shared.clone(),
             kick: queue.kick,
             notifier: queue.notifier,
             interrupts: activation.interrupts.clone(),
@@ -122,15 +135,8 @@ impl Blk {
         BlkQueue::new(setup).map_err(|error| error.to_string())
     }
 
-    fn attach(&mut self, activation: &Activation, queue: ActiveQueue) -> Result<(), String> {
-        let index = queue.index;
-        let in_queue = |reason: String| format!("queue {index}: {reason}");
-        let workers = &self.options.workers;
-        let worker = workers[index % workers.len()].clone();
-        let task = self.queue(activation, queue).map_err(in_queue)?;
-        let id = worker.attach(Box::new(task)).map_err(|error| in_queue(error.to_string()))?;
-        self.tasks.push((worker, id));
-        Ok(())
+    fn error(&self, reason: impl ToString) -> ActivateError {
+        ActivateError { device: self.options.name.clone(), reason: reason.to_string() }
     }
 }
 
@@ -170,7 +176,7 @@ impl DeviceModel for Blk {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        self.config.read(offset, data, self.writeback.load(Ordering::Relaxed));
+        self.config.read(offset, data, self.shared.writeback.load(Ordering::Relaxed));
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8], features: u64) {
@@ -178,59 +184,107 @@ impl DeviceModel for Blk {
         if features & 1 << VIRTIO_BLK_F_CONFIG_WCE != 0
             && let Some(&value) = config::writeback_byte(offset, data)
         {
-            self.writeback.store(value & 1 != 0, Ordering::Relaxed);
+            self.shared.writeback.store(value & 1 != 0, Ordering::Relaxed);
         }
     }
 
     fn features_accepted(&mut self, features: u64) {
         // A driver without FLUSH cannot make its writes durable, so they must be that when they complete; its
         // `writeback` starts at 0 (virtio 1.3, 5.2.5.2 and 5.2.6.2).
-        self.writeback.store(features & 1 << VIRTIO_BLK_F_FLUSH != 0, Ordering::Relaxed);
+        self.shared.writeback.store(features & 1 << VIRTIO_BLK_F_FLUSH != 0, Ordering::Relaxed);
     }
 
-    fn activate(&mut self, mut activation: Activation) -> Result<(), ActivateError> {
-        let failed = |reason| ActivateError { device: self.options.name.clone(), reason };
-        if self.lost {
-            return Err(failed(
-                "a queue of it was lost before, and its backend may still use the guest's memory".into(),
-            ));
+    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
+        if self.queues.has_lost() {
+            return Err(self.error("a queue of it was lost before, and its backend may still use the guest's memory"));
         }
-        let queues = std::mem::take(&mut activation.queues);
-        let result = self
-            .backend
-            .set_memory(Some(&activation.memory))
-            .map_err(|error| error.to_string())
-            .and_then(|()| queues.into_iter().try_for_each(|queue| self.attach(&activation, queue)));
-        result.map_err(|reason| {
-            self.deactivate();
-            ActivateError { device: self.options.name.clone(), reason }
-        })
+        self.backend.add_memory(&activation.memory).map_err(|error| self.error(error))?;
+        self.backend.remove_memory_but(Some(&activation.memory));
+        self.activation = Some(activation);
+        Ok(())
+    }
+
+    fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
+        let Some(activation) = &self.activation else { return Err(self.error("a queue starts before its device")) };
+        let index = queue.index;
+        let task = self.queue(activation, queue);
+        let attached = task.and_then(|task| self.queues.attach(index, Box::new(task)));
+        attached.map_err(|reason| self.error(format!("queue {index}: {reason}")))
+    }
+
+    fn stop_queue(&mut self, index: usize) -> Option<Position> {
+        self.queues.detach(index)
+    }
+
+    fn update_queue(&mut self, index: usize, update: QueueUpdate) {
+        self.queues.update(index, update);
+    }
+
+    fn set_memory(&mut self, memory: &GuestMemory, config: &dyn Fn(usize) -> QueueConfig) -> Result<(), ActivateError> {
+        let Some(activation) = &mut self.activation else { return Ok(()) };
+        self.backend
+            .add_memory(memory)
+            .map_err(|error| ActivateError { device: self.options.name.clone(), reason: error.to_string() })?;
+        activation.memory = memory.clone();
+        self.queues.set_memory(memory, config);
+        self.release_memory();
+        Ok(())
+    }
+
+    fn release_memory(&mut self) -> bool {
+        let waits = self.queues.collect_retired();
+        if let Some(activation) = &self.activation
+            && !waits
+        {
+            self.backend.remove_memory_but(Some(&activation.memory));
+        }
+        waits
+    }
+
+    fn refresh(&mut self) -> bool {
+        let name = &self.options.name;
+        let info = match self.backend.describe() {
+            Ok(info) => info,
+            Err(error) => {
+                warn!("{name}: stays as it is: {error}");
+                return false;
+            }
+        };
+        let old = self.limits.capacity_sectors;
+        // Only the capacity may change under a driver (virtio 1.3, 5.2.5: capacity, topology by a configuration change).
+        self.limits.capacity_sectors = Limits::new(&info, self.options.queue_size).capacity_sectors;
+        let new = self.limits.capacity_sectors;
+        if new == old {
+            return false;
+        }
+        info!("{name}: its capacity has changed from {old} to {new} sectors of 512 bytes");
+        self.config.set_capacity(new);
+        self.shared.capacity_sectors.store(new, Ordering::Relaxed);
+        true
+    }
+
+    fn change_event(&self) -> Option<RawFd> {
+        Some(self.backend.change_event())
     }
 
     fn deactivate(&mut self) {
-        for (worker, id) in self.tasks.drain(..) {
-            if worker.detach(id, &self.options.name).is_none() {
-                error!(
-                    "{}: a queue was lost on worker {}; the device stays out of service",
-                    self.options.name,
-                    worker.name()
-                );
-                self.lost = true;
-            }
-        }
+        self.queues.detach_all();
+        self.activation = None;
+    }
+
+    fn reset(&mut self) {
         // A new driver finds the cache mode as it was at the start.
-        self.writeback.store(true, Ordering::Relaxed);
+        self.shared.writeback.store(true, Ordering::Relaxed);
     }
 }
 
 impl Drop for Blk {
     fn drop(&mut self) {
         self.deactivate();
-        if self.lost {
+        if self.queues.has_lost() {
+            error!("{}: the memory of its last guest stays mapped, since a queue was lost", self.options.name);
             return;
         }
-        if let Err(error) = self.backend.set_memory(None) {
-            error!("{}: {error}", self.options.name);
-        }
+        self.backend.remove_memory_but(None);
     }
 }

@@ -2,45 +2,45 @@
 //!
 //! One turn of [`BlkQueue::poll`] takes up to [`BATCH`] requests from the ring in stages (heads, descriptors,
 //! headers), so that the cache misses of a batch overlap; offers them to the backend in one call; and tells the
-//! driver once.
+//! driver once. What changes while a queue runs is in `change`, how it ends in `ending`.
 use super::{
-    chain::{ChainParts, Inline, NO_SEGMENT, Overflow, Slot, range_action},
-    request::{Action, Data, FLUSH, Limits, Status},
+    Shared,
+    chain::{ChainParts, Inline, NO_SEGMENT, OLD_MEMORY, OVERFLOWN, Overflow, Slot, range_action},
+    change::Retiring,
+    request::{Action, Data, Limits, Status},
     tally::Tally,
 };
 use crate::{
-    memory::{GuestMemory, Translator},
+    memory::{DirtyLog, GuestMemory, Translator},
     plugin::{BackendQueue, QueueFailed},
-    ring::{QueueConfig, RingError, SplitRing},
+    ring::{QueueConfig, RingError, RingStart, SplitRing},
     stats::{QueueStatsHandle, clock},
     transport::{InterruptState, Notifier},
-    worker::{SleepFds, Task},
+    worker::{Position, QueueUpdate, SleepFds, Task},
 };
 use pollux_abi::block_v1::{BlockRequest, POLLUX_BLOCK_FLUSH};
 use std::{
     os::fd::AsRawFd,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
 };
-use tracing::error;
 use vmm_sys_util::eventfd::EventFd;
 
 /// Most requests of one turn.
 pub const BATCH: usize = 64;
+
 /// All that a queue needs.
 #[derive(Debug)]
 pub(super) struct QueueSetup {
     pub(super) name: String,
     pub(super) config: QueueConfig,
+    pub(super) start: RingStart,
     pub(super) event_idx: bool,
     pub(super) memory: GuestMemory,
     pub(super) backend: BackendQueue,
     pub(super) limits: Limits,
     pub(super) serial: String,
-    pub(super) writeback: Arc<AtomicBool>,
-    pub(super) kick: EventFd,
+    pub(super) shared: Arc<Shared>,
+    pub(super) kick: Option<EventFd>,
     pub(super) notifier: Notifier,
     pub(super) interrupts: Arc<InterruptState>,
     pub(super) stats: QueueStatsHandle,
@@ -49,7 +49,7 @@ pub(super) struct QueueSetup {
 
 /// Where the queue stands on its way to a stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     Running,
     /// Nothing new is taken; what is in flight completes.
     Draining,
@@ -61,37 +61,45 @@ enum Phase {
 /// One queue of a block device. Owned by one worker.
 #[derive(Debug)]
 pub struct BlkQueue {
-    ring: SplitRing,
-    data: Translator,
-    backend: BackendQueue,
-    slots: Box<[Slot]>,
+    pub(super) ring: SplitRing,
+    pub(super) data: Translator,
+    pub(super) backend: BackendQueue,
+    pub(super) slots: Box<[Slot]>,
     /// The segments of each slot's request.
-    inline: Box<[Inline]>,
+    pub(super) inline: Box<[Inline]>,
     /// Room for chains that outgrow it. The memory is zeroed and untouched until then.
-    overflow: Box<[Overflow]>,
+    pub(super) overflow: Box<[Overflow]>,
     /// The batch between its first and second stage.
     heads: [u16; BATCH],
     /// The batch between its second and third stage. It is kept, since clearing it every turn would cost more than a
     /// request.
     parts: Box<[ChainParts]>,
     /// Requests for the backend, those from `pending_start` on not yet taken by it.
-    pending: Vec<BlockRequest>,
-    pending_start: usize,
+    pub(super) pending: Vec<BlockRequest>,
+    pub(super) pending_start: usize,
     limits: Limits,
-    phase: Phase,
+    pub(super) phase: Phase,
     /// The driver broke the ring, or the backend has failed: the ring is not read any more.
-    broken: bool,
+    pub(super) broken: bool,
+    /// The rings were used before: the driver may wait for what it was not told of.
+    resumed: bool,
+    /// There are requests to be taken again that the process before had in flight.
+    pub(super) recovering: bool,
+    /// Where the pages are noted that the device writes.
+    pub(super) log: Option<DirtyLog>,
+    /// Memory maps that were replaced, for the sake of requests in flight.
+    pub(super) retiring: Retiring,
     /// The backend has failed and not stopped: it may touch the memory of its requests for ever.
-    lost: bool,
+    pub(super) lost: bool,
     latency_sample: u32,
     sample_countdown: u32,
     scale: clock::Scale,
-    stats: QueueStatsHandle,
-    notifier: Notifier,
-    writeback: Arc<AtomicBool>,
-    interrupts: Arc<InterruptState>,
-    kick: EventFd,
-    name: String,
+    pub(super) stats: QueueStatsHandle,
+    pub(super) notifier: Notifier,
+    shared: Arc<Shared>,
+    pub(super) interrupts: Arc<InterruptState>,
+    pub(super) kick: Option<EventFd>,
+    pub(super) name: String,
     serial: String,
 }
 
@@ -101,7 +109,8 @@ unsafe impl Send for BlkQueue {}
 
 impl BlkQueue {
     pub(super) fn new(setup: QueueSetup) -> Result<Self, RingError> {
-        let ring = SplitRing::new(&setup.config, setup.memory.translator(), setup.event_idx)?;
+        let (log, resumed) = (setup.start.log.clone(), setup.start.resumed);
+        let ring = SplitRing::start(&setup.config, setup.memory.translator(), setup.event_idx, setup.start)?;
         let size = usize::from(ring.size());
         assert!(setup.backend.depth() > size, "the backend's queue has a slot for the last flush");
         Ok(BlkQueue {
@@ -118,13 +127,17 @@ impl BlkQueue {
             limits: setup.limits,
             phase: Phase::Running,
             broken: false,
+            recovering: ring.has_left_over(),
+            resumed,
+            log,
+            retiring: Retiring::default(),
             lost: false,
             latency_sample: setup.latency_sample,
             sample_countdown: setup.latency_sample,
             scale: clock::Scale::new(),
             stats: setup.stats,
             notifier: setup.notifier,
-            writeback: setup.writeback,
+            shared: setup.shared,
             interrupts: setup.interrupts,
             kick: setup.kick,
             name: setup.name,
@@ -141,7 +154,9 @@ impl BlkQueue {
         if self.backend.in_flight() > 0 || !self.pending.is_empty() {
             work += self.reap();
         }
-        if self.phase == Phase::Running && !self.broken && self.pending.is_empty() {
+        if self.recovering {
+            work += self.recover();
+        } else if self.phase == Phase::Running && !self.broken && self.pending.is_empty() {
             work += self.accept();
         }
         if !self.pending.is_empty() {
@@ -194,27 +209,22 @@ impl BlkQueue {
         }
         tally.add_to(&self.stats);
         self.stats.in_flight.set(self.backend.in_flight().into());
+        if self.log.is_some() {
+            self.log_completed(completed);
+        }
         if let Some(failure) = failure {
             self.fail_backend(failure);
         }
         completed
     }
 
-    /// The slot beyond the ring is that of the flush at the end.
-    #[cold]
-    fn finish_flush(&mut self, status: Status) {
-        if status != Status::Ok && self.interrupts.may_log(&self.name) {
-            error!("{}: the last flush failed: the newest writes may be lost", self.name);
-        }
-        self.phase = Phase::Stopped;
-    }
-
     /// Ends a request: status byte, used ring, statistics.
     #[inline]
     fn complete(&mut self, head: u16, status: Status, tally: &mut Tally) {
         let slot = &mut self.slots[usize::from(head)];
-        debug_assert!(slot.in_use);
-        slot.in_use = false;
+        debug_assert!(slot.is_in_use());
+        let state = slot.state;
+        slot.state = state & OVERFLOWN;
         // SAFETY: `take_chain` took the pointer from a segment that was translated for this request.
         unsafe { slot.status.write_volatile(status as u8) };
         let (written, started) = (slot.written, slot.started);
@@ -223,16 +233,35 @@ impl BlkQueue {
         if started != 0 {
             self.stats.latency.record(self.scale.nanoseconds(clock::ticks().wrapping_sub(started)));
         }
+        if state & OLD_MEMORY != 0 {
+            self.retiring.request_done();
+        }
     }
 
     /// Takes a batch from the ring and turns it into requests for the backend.
     #[inline]
     fn accept(&mut self) -> usize {
-        let count = match self.ring.pop(&mut self.heads) {
-            Ok(0) => return 0,
-            Ok(count) => count,
-            Err(error) => return self.break_ring(error),
-        };
+        match self.ring.pop(&mut self.heads) {
+            Ok(0) => 0,
+            Ok(count) => self.accept_batch(count),
+            Err(error) => self.break_ring(error),
+        }
+    }
+
+    /// Takes what the process before had in flight, before anything new.
+    #[cold]
+    fn recover(&mut self) -> usize {
+        if self.broken || !self.pending.is_empty() {
+            return 0;
+        }
+        let count = self.ring.pop_left_over(&mut self.heads);
+        self.recovering = self.ring.has_left_over();
+        self.accept_batch(count)
+    }
+
+    /// Turns the chains in `heads` into requests for the backend.
+    #[inline]
+    fn accept_batch(&mut self, count: usize) -> usize {
         self.stats.batches.add(1);
         let started = self.sample();
         for (parts, &head) in self.parts.iter_mut().zip(&self.heads[..count]) {
@@ -244,7 +273,8 @@ impl BlkQueue {
             }
             self.slots[index].started = started;
         }
-        let durable = !self.writeback.load(Ordering::Relaxed);
+        let durable = !self.shared.writeback.load(Ordering::Relaxed);
+        self.limits.capacity_sectors = self.shared.capacity_sectors.load(Ordering::Relaxed);
         for index in 0..count {
             self.accept_request(self.heads[index], index, durable);
         }
@@ -313,10 +343,13 @@ impl BlkQueue {
 
     /// Ends a request that does not come from the backend.
     #[cold]
-    fn complete_alone(&mut self, head: u16, status: Status) {
+    pub(super) fn complete_alone(&mut self, head: u16, status: Status) {
         let mut tally = Tally::default();
         self.complete(head, status, &mut tally);
         tally.add_to(&self.stats);
+        if self.log.is_some() {
+            self.log_request(head);
+        }
     }
 
     #[inline]
@@ -329,74 +362,9 @@ impl BlkQueue {
         }
     }
 
-    /// The driver broke the rules: the device needs a reset, and the ring is not touched any more but for what is in
-    /// flight.
-    #[cold]
-    fn break_ring(&mut self, error: RingError) -> usize {
-        if self.interrupts.may_log(&self.name) {
-            error!("{}: the guest's driver broke its ring: {error}; the device needs a reset by the guest", self.name);
-        }
-        self.broken = true;
-        self.interrupts.fail();
-        1
-    }
-
-    /// The backend has failed: all of its requests end with an I/O error, and the device needs a reset.
-    #[cold]
-    fn fail_backend(&mut self, failure: QueueFailed) {
-        let backend = self.backend.backend().clone();
-        if self.interrupts.may_log(&self.name) {
-            let (name, plugin) = (backend.name(), backend.plugin().name());
-            error!(
-                "{}: {name}: the plugin {plugin} has failed ({failure}); the requests end with an I/O error",
-                self.name
-            );
-        }
-        self.broken = true;
-        self.stats.in_flight.set(0);
-        self.interrupts.fail();
-        // Before the driver has its buffers back, the backend must have let go of them.
-        if self.backend.stop().is_err() {
-            error!(
-                "{}: the plugin {} cannot say that it has stopped; the requests never end, and their memory is kept",
-                self.name,
-                backend.plugin().name()
-            );
-            self.lost = true;
-            self.pending.clear();
-            return;
-        }
-        for slot in self.backend.take_in_flight() {
-            match u16::try_from(slot) {
-                Ok(head) if head < self.ring.size() => self.complete_alone(head, Status::IoError),
-                _ => self.finish_flush(Status::IoError),
-            }
-        }
-        let pending = std::mem::take(&mut self.pending);
-        for request in &pending[self.pending_start..] {
-            let head = request.token as u16;
-            if head < self.ring.size() && self.slots[usize::from(head)].in_use {
-                self.complete_alone(head, Status::IoError);
-            }
-        }
-        self.pending_start = 0;
-    }
-
-    /// Goes on with a stop: once nothing is in flight, one last flush.
-    #[cold]
-    fn advance_stop(&mut self) {
-        if self.lost {
-            self.phase = Phase::Stopped;
-        }
-        if self.phase != Phase::Draining || self.backend.in_flight() > 0 || !self.pending.is_empty() {
-            return;
-        }
-        if self.backend.has_failed() || !self.backend.backend().info().offers(POLLUX_BLOCK_FLUSH) {
-            self.phase = Phase::Stopped;
-            return;
-        }
-        self.phase = Phase::Flushing;
-        self.pending.push(FLUSH.request(self.ring.size(), &[]));
+    /// The slot of a request among those that the last call of the backend has completed.
+    pub(super) fn completed_slot(&self, index: usize) -> u32 {
+        self.backend.completion(index).slot
     }
 
     fn arm_backend(&mut self, armed: bool) -> bool {
@@ -404,14 +372,6 @@ impl BlkQueue {
             self.fail_backend(failure);
             true
         })
-    }
-
-    /// Takes the kicks that came in, for the statistics and so that the descriptor is not readable any more.
-    fn take_kicks(&mut self) {
-        // EAGAIN: there were none.
-        if let Ok(kicks) = self.kick.read() {
-            self.stats.kicks.add(kicks);
-        }
     }
 }
 
@@ -421,7 +381,11 @@ impl Task for BlkQueue {
     }
 
     fn start(&mut self) -> Result<(), String> {
-        self.backend.start().map_err(|error| error.to_string())
+        self.backend.start().map_err(|error| error.to_string())?;
+        if self.resumed {
+            self.notifier.signal();
+        }
+        Ok(())
     }
 
     #[inline]
@@ -449,11 +413,23 @@ impl Task for BlkQueue {
         let _ = self.backend.stop();
     }
 
+    fn update(&mut self, update: &mut QueueUpdate) {
+        self.change(update);
+    }
+
+    fn position(&self) -> Option<Position> {
+        Some(Position { available: self.ring.next_available() })
+    }
+
     fn sleep_fds(&self) -> SleepFds {
-        SleepFds { kick: Some(self.kick.as_raw_fd()), wake: self.backend.wake_fd() }
+        SleepFds { kick: self.kick.as_ref().map(AsRawFd::as_raw_fd), wake: self.backend.wake_fd() }
     }
 
     fn arm(&mut self) -> bool {
+        // A driver that does not kick must be polled.
+        if self.kick.is_none() || self.recovering {
+            return true;
+        }
         if !self.pending.is_empty() || self.backend.in_flight() > 0 && self.backend.wake_fd().is_none() {
             return true;
         }

@@ -14,6 +14,7 @@ use pollux_abi::{
 use std::{
     ffi::c_void,
     mem::MaybeUninit,
+    os::fd::RawFd,
     ptr::null_mut,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -67,15 +68,15 @@ pub struct BlockBackend {
     instance: *mut c_void,
     info: BlockInfo,
     services: &'static HostServices,
-    /// The memory that the plugin was told of, kept mapped until it is taken back, and the regions that it knows. Also
+    /// The regions that the plugin was told of, kept mapped until they are taken back. Also
     /// keeps control calls apart, as the contract wants.
     memory: Mutex<Announced>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Announced {
-    memory: Option<GuestMemory>,
-    regions: Vec<MemoryRegion>,
+    /// Each with the map that keeps it mapped.
+    regions: Vec<(MemoryRegion, GuestMemory)>,
 }
 
 // SAFETY: control calls are made one at a time (`memory` is their lock), and may come from any thread.
@@ -91,7 +92,9 @@ impl BlockBackend {
     pub fn open(plugin: &Plugin, name: &str, options: &OpenOptions) -> Result<Arc<Self>, BackendError> {
         let table = plugin.interface::<BlockV1>(BlockV1::NAME)?;
         // A thread of the plugin's may use the services after `close`, so they are never freed.
-        let services: &'static HostServices = Box::leak(Box::new(HostServices::new(plugin.name(), name)));
+        let services = HostServices::new(plugin.name(), name)
+            .map_err(|error| BackendError::Refused { name: name.into(), reason: error.to_string() })?;
+        let services: &'static HostServices = Box::leak(Box::new(services));
         let mut flags = 0;
         if options.read_only {
             flags |= POLLUX_BLOCK_OPEN_READ_ONLY;
@@ -111,11 +114,7 @@ impl BlockBackend {
         let mut instance = null_mut();
         // SAFETY: the table was checked, and the arguments live during the call.
         with_reason(name, |error| unsafe { (table.open)(&arguments, &mut instance, error) })?;
-        let mut info = MaybeUninit::<BlockInfo>::zeroed();
-        // SAFETY: the instance was just opened.
-        let described = unsafe { (table.describe)(instance, info.as_mut_ptr()) };
-        // SAFETY: a block of integers, zeroed before.
-        let mut info = unsafe { info.assume_init() };
+        let (described, mut info) = describe(table, instance);
         if options.read_only {
             // Whatever the plugin says.
             info.flags |= POLLUX_BLOCK_INFO_READ_ONLY;
@@ -129,12 +128,11 @@ impl BlockBackend {
             services,
             memory: Mutex::default(),
         };
-        backend.check_info(described)?;
+        backend.check_info(described, &backend.info)?;
         Ok(Arc::new(backend))
     }
 
-    fn check_info(&self, described: i32) -> Result<(), BackendError> {
-        let info = &self.info;
+    fn check_info(&self, described: i32, info: &BlockInfo) -> Result<(), BackendError> {
         let power = |size: u32, least: u32| size.is_power_of_two() && (least..=1 << 20).contains(&size);
         let block = u64::from(info.logical_block_size);
         let at_least = |limit: u64, least: u64| limit == 0 || limit >= least;
@@ -159,7 +157,11 @@ impl BlockBackend {
         } else {
             return Ok(());
         };
-        Err(BackendError::Description { name: self.name.clone(), plugin: self.plugin.name().into(), what })
+        Err(self.impossible(what))
+    }
+
+    fn impossible(&self, what: String) -> BackendError {
+        BackendError::Description { name: self.name.clone(), plugin: self.plugin.name().into(), what }
     }
 
     /// The instance's name in the configuration.
@@ -177,40 +179,59 @@ impl BlockBackend {
         &self.info
     }
 
-    /// Whether the plugin has said since the last call that its description changed.
-    pub fn take_changed(&self) -> bool {
-        self.services.take_changed()
-    }
-
-    /// Tells the plugin of the guest's memory, in place of what it was told before. `None`: there is none any more. No
-    /// request may be in flight that points into memory that goes.
+    /// Asks the plugin anew what the medium is like: [`info`](Self::info) is as it was at the start.
     ///
     /// # Errors
-    /// The plugin's reason for refusing a region.
-    pub fn set_memory(&self, memory: Option<&GuestMemory>) -> Result<(), BackendError> {
-        let mut known = self.lock();
-        if let (Some(old), Some(new)) = (&known.memory, memory)
-            && old.is_same(new)
-        {
-            return Ok(());
+    /// It describes an impossible medium, or one with other blocks than before.
+    pub fn describe(&self) -> Result<BlockInfo, BackendError> {
+        self.services.take_changed();
+        let lock = self.lock();
+        let (described, info) = describe(self.table, self.instance);
+        drop(lock);
+        self.check_info(described, &info)?;
+        if info.logical_block_size != self.info.logical_block_size {
+            return Err(self.impossible(format!("its blocks had {} bytes before", self.info.logical_block_size)));
         }
-        self.forget_memory(&mut known);
-        let Some(memory) = memory else { return Ok(()) };
-        known.memory = Some(memory.clone());
+        Ok(info)
+    }
+
+    /// Becomes readable when the plugin says that its description has changed; [`describe`](Self::describe) clears it.
+    pub fn change_event(&self) -> RawFd {
+        self.services.change_event()
+    }
+
+    /// Tells the plugin of those regions of the guest's memory that it does not know yet. They stay mapped until they are taken
+    /// back.
+    ///
+    /// # Errors
+    /// The plugin's reason for refusing a region. Those before it are known then.
+    pub fn add_memory(&self, memory: &GuestMemory) -> Result<(), BackendError> {
+        let mut known = self.lock();
         for region in memory.regions() {
+            if known.regions.iter().any(|(old, _)| is_same_region(old, &region)) {
+                continue;
+            }
             // SAFETY: the instance is open; the region stays mapped until it is removed, since `known` holds it.
             with_reason(&self.name, |error| unsafe { (self.table.memory_add)(self.instance, &region, error) })?;
-            known.regions.push(region);
+            known.regions.push((region, memory.clone()));
         }
         Ok(())
     }
 
-    fn forget_memory(&self, known: &mut Announced) {
-        for region in known.regions.drain(..) {
-            // SAFETY: the instance is open, and the region was announced before and is still mapped.
-            unsafe { (self.table.memory_remove)(self.instance, &region) };
-        }
-        known.memory = None;
+    /// Takes all regions back from the plugin that are not in `memory`. No request may be in flight that points into one.
+    pub fn remove_memory_but(&self, memory: Option<&GuestMemory>) {
+        let kept = memory.map(GuestMemory::regions).unwrap_or_default();
+        let mut known = self.lock();
+        known.regions.retain_mut(|(region, holder)| {
+            let is_kept = kept.iter().any(|kept| is_same_region(kept, region));
+            match (is_kept, memory) {
+                // What a region is kept by should not keep others.
+                (true, Some(memory)) => *holder = memory.clone(),
+                // SAFETY: the instance is open, and the region was announced before and is still mapped.
+                _ => unsafe { (self.table.memory_remove)(self.instance, &*region) },
+            }
+            is_kept
+        });
     }
 
     /// Keeps control calls apart.
@@ -242,10 +263,25 @@ impl BlockBackend {
 impl Drop for BlockBackend {
     fn drop(&mut self) {
         // All queues are closed: each holds the backend.
-        self.forget_memory(&mut self.lock());
+        self.remove_memory_but(None);
         // SAFETY: opened once, closed once.
         unsafe { (self.table.close)(self.instance) };
     }
+}
+
+/// The plugin's own word on the medium, and whether it had one.
+fn describe(table: &BlockV1, instance: *mut c_void) -> (i32, BlockInfo) {
+    let mut info = MaybeUninit::<BlockInfo>::zeroed();
+    // SAFETY: the instance is open, and the caller keeps control calls apart.
+    let described = unsafe { (table.describe)(instance, info.as_mut_ptr()) };
+    // SAFETY: a block of integers, zeroed before.
+    (described, unsafe { info.assume_init() })
+}
+
+/// Whether both are the same mapping at the same guest address.
+fn is_same_region(one: &MemoryRegion, other: &MemoryRegion) -> bool {
+    let place = |region: &MemoryRegion| (region.guest_address, region.base, region.length);
+    place(one) == place(other)
 }
 
 /// Makes a control call and turns its failure into words.

@@ -1,0 +1,149 @@
+//! What changes while a queue runs: its memory map, its notifications, the log of pages that it writes. All of it is done between
+//! two turns, on the worker, and takes no longer than a turn does.
+use super::{
+    chain::{IN_USE, OLD_MEMORY},
+    queue::BlkQueue,
+};
+use crate::{
+    memory::Translator,
+    ring::QueueConfig,
+    worker::{QueueUpdate, Retired},
+};
+use pollux_abi::block_v1::POLLUX_BLOCK_READ;
+use rustix::io::{ReadWriteFlags, preadv2};
+use std::{
+    io::IoSliceMut,
+    mem::{replace, swap},
+    os::fd::{AsRawFd, BorrowedFd},
+    sync::mpsc::SyncSender,
+};
+
+/// Replaced memory maps, each with where it goes when the last request is done that was taken before the replacement.
+#[derive(Debug, Default)]
+pub(super) struct Retiring {
+    maps: Vec<(Retired, SyncSender<Retired>)>,
+    /// Requests in flight that were taken under any of them.
+    requests: u32,
+}
+
+impl Retiring {
+    /// One of those requests has ended.
+    #[cold]
+    pub(super) fn request_done(&mut self) {
+        self.requests -= 1;
+        self.release();
+    }
+
+    fn release(&mut self) {
+        if self.requests == 0 {
+            for (map, done) in self.maps.drain(..) {
+                // There is room for one. A receiver that is gone has no use for it; then it is unmapped here.
+                let _ = done.try_send(map);
+            }
+        }
+    }
+
+    /// The guest address of a host address in one of the maps.
+    fn guest_address(&self, host: *const u8) -> Option<u64> {
+        self.maps.iter().find_map(|(Retired([_, data]), _)| data.guest_address(host))
+    }
+}
+
+impl BlkQueue {
+    /// Takes up a change and leaves in its place what was there before.
+    #[cold]
+    pub(super) fn change(&mut self, update: &mut QueueUpdate) {
+        match replace(update, QueueUpdate::Empty) {
+            QueueUpdate::Memory { config, tables, data, retired } => {
+                self.adopt_memory(&config, tables, data, retired);
+            }
+            QueueUpdate::Notifier(mut notifier) => {
+                swap(&mut self.notifier, &mut notifier);
+                self.notifier.signal();
+                *update = QueueUpdate::Notifier(notifier);
+            }
+            QueueUpdate::Kick(mut kick) => {
+                self.take_kicks();
+                swap(&mut self.kick, &mut kick);
+                *update = QueueUpdate::Kick(kick);
+            }
+            QueueUpdate::Log(mut log, used) => {
+                let old = self.ring.set_log(log.clone().zip(used));
+                swap(&mut self.log, &mut log);
+                *update = QueueUpdate::Log(log.or(old.map(|(log, _)| log)), None);
+            }
+            QueueUpdate::Empty => {}
+        }
+    }
+
+    /// Goes on in another memory map. Requests in flight end in the old one, which is kept for them.
+    fn adopt_memory(&mut self, config: &QueueConfig, tables: Translator, data: Translator, done: SyncSender<Retired>) {
+        if self.broken {
+            return;
+        }
+        let tables = match self.ring.adopt(config, tables) {
+            Ok(old) => old,
+            Err(error) => {
+                // The ring stays where it was, in memory that it keeps mapped, for what is in flight.
+                self.break_ring(error);
+                return;
+            }
+        };
+        let data = replace(&mut self.data, data);
+        self.retiring.requests = 0;
+        for slot in self.slots.iter_mut().filter(|slot| slot.state & IN_USE != 0) {
+            slot.state |= OLD_MEMORY;
+            self.retiring.requests += 1;
+        }
+        self.retiring.maps.push((Retired([tables, data]), done));
+        self.retiring.release();
+    }
+
+    /// Notes what the device has written for requests that have just ended, before the driver is told of them.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn log_completed(&mut self, completed: usize) {
+        for index in 0..completed {
+            if let Ok(head) = u16::try_from(self.completed_slot(index))
+                && head < self.ring.size()
+            {
+                self.log_request(head);
+            }
+        }
+    }
+
+    /// Notes what the device has written for one request: its data, if it was read, and the status byte.
+    #[cold]
+    pub(super) fn log_request(&mut self, head: u16) {
+        let Some(log) = &self.log else { return };
+        let index = usize::from(head);
+        let slot = &self.slots[index];
+        let mark = |host: *const u8, length: u64| {
+            if let Some(address) = self.data.guest_address(host).or_else(|| self.retiring.guest_address(host)) {
+                log.mark(address, length);
+            }
+        };
+        mark(slot.status, 1);
+        // Of what does not come from the backend, only the answer to GET_ID has data that is written; to note too much does no
+        // harm.
+        if slot.operation == POLLUX_BLOCK_READ || slot.operation == u32::MAX {
+            for segment in slot.data((&self.inline[index], &self.overflow[index])) {
+                mark(segment.base, segment.length as u64);
+            }
+        }
+    }
+
+    /// Takes the kicks that came in, for the statistics and so that the descriptor is not readable any more.
+    pub(super) fn take_kicks(&mut self) {
+        let Some(kick) = &self.kick else { return };
+        // SAFETY: the descriptor is open as long as `kick` is borrowed.
+        let kick = unsafe { BorrowedFd::borrow_raw(kick.as_raw_fd()) };
+        let mut count = [0; 8];
+        // The descriptor may come from a front end, which can make it block at any time: hence RWF_NOWAIT, which an eventfd knows
+        // (Linux 5.8). EAGAIN: there were none.
+        let read = preadv2(kick, &mut [IoSliceMut::new(&mut count)], u64::MAX, ReadWriteFlags::NOWAIT);
+        if read == Ok(8) {
+            self.stats.kicks.add(u64::from_ne_bytes(count));
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! The log of guest pages that the device has written, for live migration (vhost-user document, "Migration").
+use super::ForeignMapping;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, Ordering},
+};
+
+/// Bytes of guest memory for each bit, whatever the guest's own page size (VHOST_LOG_PAGE in the document).
+const PAGE_BYTES: u64 = 4096;
+
+/// A bit for each page of guest memory, in a mapping that the front end reads and clears. Clones share it.
+#[derive(Clone, Debug)]
+pub struct DirtyLog {
+    mapping: Arc<ForeignMapping>,
+}
+
+impl DirtyLog {
+    /// The log in that mapping.
+    pub fn new(mapping: Arc<ForeignMapping>) -> Self {
+        DirtyLog { mapping }
+    }
+
+    /// Notes that `length` bytes at guest address `address` have been written. After the writes, or the front end could copy the
+    /// page before them and clear the bit. Pages beyond the end of the log are left out.
+    pub fn mark(&self, address: u64, length: u64) {
+        if length == 0 {
+            return;
+        }
+        let last = (address.saturating_add(length - 1) / PAGE_BYTES).min(self.mapping.len() as u64 * 8 - 1);
+        for page in address / PAGE_BYTES..=last {
+            self.byte(page / 8).fetch_or(1 << (page % 8), Ordering::Release);
+        }
+    }
+
+    fn byte(&self, index: u64) -> &AtomicU8 {
+        assert!(index < self.mapping.len() as u64);
+        // SAFETY: the byte was just checked to lie in the mapping, which lives as long as we. Partner: the front end's atomic
+        // exchange, with which it takes bits out.
+        unsafe { AtomicU8::from_ptr(self.mapping.as_ptr().wrapping_add(index as usize)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn marks_every_page_that_a_range_touches_and_none_beyond_the_log() {
+        let file = crate::memory::anonymous_file(c"log").expect("a file");
+        file.set_len(4096).expect("a length");
+        let log = DirtyLog::new(Arc::new(ForeignMapping::map(&file, 8, 4, true).expect("a mapping")));
+        log.mark(0, 0);
+        log.mark(4095, 2);
+        log.mark(9 * 4096, 3 * 4096);
+        log.mark(31 * 4096, 1 << 40);
+        log.mark(32 * 4096, 1);
+        log.mark(u64::MAX - 1, 8);
+        let mut bits = [0; 8];
+        file.read_exact_at(&mut bits, 4).expect("bits");
+        assert_eq!(bits, [0, 0, 0, 0, 0b11, 0b1110, 0, 0b1000_0000]);
+        file.read_exact_at(&mut bits, 12).expect("bits");
+        assert_eq!(bits, [0; 8], "behind the log");
+    }
+}

@@ -1,0 +1,307 @@
+//! The in-flight region of one split queue: which requests a device has taken and not given back, in memory that outlives the
+//! process (vhost-user document, "Inflight I/O tracking").
+//!
+//! The front end keeps the region and hands it to the next process after a crash, which [recovers](InflightQueue::recover)
+//! from it. The order of the stores is the document's: at whatever instruction the process is killed, each request is found
+//! either given back, or in flight and done once more. The front end may write to the region at any time, so nothing that is
+//! read from it is trusted to be more than a number.
+use crate::memory::ForeignMapping;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering},
+};
+
+/// Bytes of the region's header: features, version, number of descriptors, last batch head, used index.
+const HEADER_BYTES: u64 = 16;
+/// Bytes of a descriptor's state: in flight, padding, next, counter.
+const STATE_BYTES: u64 = 16;
+/// Each queue's region starts at a multiple of this.
+const ALIGNMENT: u64 = 64;
+/// The layout that we know. 0 means that nobody has used the region yet.
+const VERSION: u16 = 1;
+
+/// The region of one queue.
+#[derive(Debug)]
+pub struct InflightQueue {
+    region: *mut u8,
+    /// Entries that the region has room for.
+    room: u16,
+    /// Entries of the queue.
+    size: u16,
+    /// Orders the requests in flight.
+    counter: u64,
+    /// Given back since the last publication. Never grows beyond its capacity, the size of the queue.
+    batch: Vec<u16>,
+    _mapping: Arc<ForeignMapping>,
+}
+
+// SAFETY: the pointer leads into the mapping that the queue holds; the queue has one owner at a time.
+unsafe impl Send for InflightQueue {}
+
+/// What was found in a region.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovered {
+    /// Index of the next available entry that was not taken yet.
+    pub available: u16,
+    /// Heads of the chains that were taken and not given back, in the order in which they were taken.
+    pub heads: Vec<u16>,
+}
+
+/// Bytes that a queue of `size` entries takes.
+pub fn inflight_bytes(size: u16) -> u64 {
+    (HEADER_BYTES + STATE_BYTES * u64::from(size)).next_multiple_of(ALIGNMENT)
+}
+
+impl InflightQueue {
+    /// The region of queue `index` in a mapping for queues of `region_size` entries, of which this one has `size`. `None`: it does not
+    /// lie in the mapping, or is not aligned.
+    pub fn new(mapping: Arc<ForeignMapping>, index: usize, region_size: u16, size: u16) -> Option<Self> {
+        let bytes = inflight_bytes(region_size);
+        let offset = bytes.checked_mul(index as u64)?;
+        let fits = size <= region_size && offset.checked_add(bytes)? <= mapping.len() as u64;
+        let region = mapping.as_ptr().wrapping_add(usize::try_from(offset).ok()?);
+        let aligned = region.addr().is_multiple_of(align_of::<AtomicU64>());
+        let batch = Vec::with_capacity(size.into());
+        (fits && aligned).then_some(InflightQueue {
+            region,
+            room: region_size,
+            size,
+            counter: 0,
+            batch,
+            _mapping: mapping,
+        })
+    }
+
+    /// Finds out what the process before had in flight, given the used index that the driver can see. `None`: nobody has used
+    /// the region before; it is made ready.
+    ///
+    /// # Errors
+    /// The region is of a layout or a queue size other than ours: the number found.
+    pub fn recover(&mut self, used: u16) -> Result<Option<Recovered>, u16> {
+        let (version, size) = (self.half(8).load(Ordering::Relaxed), self.half(10).load(Ordering::Relaxed));
+        match version {
+            0 => {
+                self.begin(used);
+                return Ok(None);
+            }
+            VERSION if size == self.size => {}
+            // A driver that came after a reset may have chosen another size, with nothing in flight from before.
+            VERSION if (0..self.room).all(|head| self.flag(head).load(Ordering::Relaxed) == 0) => {
+                self.begin(used);
+                return Ok(None);
+            }
+            VERSION => return Err(size),
+            other => return Err(other),
+        }
+        self.finish_last_batch(used);
+        let mut found: Vec<(u64, u16)> = (0..self.size)
+            .filter(|&head| self.flag(head).load(Ordering::Relaxed) != 0)
+            .map(|head| (self.order(head).load(Ordering::Relaxed), head))
+            .collect();
+        found.sort_unstable();
+        self.counter = found.last().map_or(0, |(counter, _)| counter.wrapping_add(1));
+        let heads: Vec<u16> = found.into_iter().map(|(_, head)| head).collect();
+        // Whatever was taken has been given back or is in flight, so this holds whatever base the front end says.
+        Ok(Some(Recovered { available: used.wrapping_add(heads.len() as u16), heads }))
+    }
+
+    fn begin(&self, used: u16) {
+        self.half(10).store(self.size, Ordering::Relaxed);
+        self.half(12).store(0, Ordering::Relaxed);
+        self.half(14).store(used, Ordering::Relaxed);
+        self.half(8).store(VERSION, Ordering::Release);
+    }
+
+    /// The process may have died after it had shown a batch to the driver, and before it had noted that: notes it now.
+    fn finish_last_batch(&mut self, used: u16) {
+        let shown = used.wrapping_sub(self.half(14).load(Ordering::Relaxed));
+        let mut head = self.half(12).load(Ordering::Relaxed);
+        for _ in 0..shown.min(self.size) {
+            if head >= self.size {
+                break;
+            }
+            self.flag(head).store(0, Ordering::Relaxed);
+            head = self.link(head).load(Ordering::Relaxed);
+        }
+        self.half(14).store(used, Ordering::Release);
+    }
+
+    /// Notes that chains were taken, before anything is done with them. The heads are below the size of the queue.
+    pub(super) fn take(&mut self, heads: &[u16]) {
+        for &head in heads {
+            self.order(head).store(self.counter, Ordering::Relaxed);
+            self.counter = self.counter.wrapping_add(1);
+            // After the counter: a request without one is not in flight.
+            self.flag(head).store(1, Ordering::Release);
+        }
+    }
+
+    /// Notes that a chain is about to be given back: it belongs to the batch that is shown to the driver next.
+    #[inline]
+    pub(super) fn give_back(&mut self, head: u16) {
+        let last = self.half(12);
+        self.link(head).store(last.load(Ordering::Relaxed), Ordering::Relaxed);
+        last.store(head, Ordering::Release);
+        debug_assert!(self.batch.len() < self.batch.capacity());
+        self.batch.push(head);
+    }
+
+    /// Notes that the batch has been shown to the driver, whose used index is `used` now.
+    pub(super) fn published(&mut self, used: u16) {
+        while let Some(head) = self.batch.pop() {
+            // Release: after the store to the used index, by which the next process would find the batch.
+            self.flag(head).store(0, Ordering::Release);
+        }
+        self.half(14).store(used, Ordering::Release);
+    }
+
+    fn half(&self, offset: usize) -> &AtomicU16 {
+        // SAFETY: `new` checked that header and states lie in the mapping, which is aligned to 8 bytes and lives as long as we;
+        // the offsets are even. Both processes access it by plain loads and stores.
+        unsafe { AtomicU16::from_ptr(self.region.add(offset).cast()) }
+    }
+
+    fn state(&self, head: u16) -> *mut u8 {
+        debug_assert!(head < self.room);
+        self.region.wrapping_add((HEADER_BYTES + STATE_BYTES * u64::from(head)) as usize)
+    }
+
+    fn flag(&self, head: u16) -> &AtomicU8 {
+        // SAFETY: the first byte of a state, as in `half`.
+        unsafe { AtomicU8::from_ptr(self.state(head)) }
+    }
+
+    fn link(&self, head: u16) -> &AtomicU16 {
+        // SAFETY: bytes 6 and 7 of a state, as in `half`.
+        unsafe { AtomicU16::from_ptr(self.state(head).add(6).cast()) }
+    }
+
+    fn order(&self, head: u16) -> &AtomicU64 {
+        // SAFETY: bytes 8 to 15 of a state, as in `half`.
+        unsafe { AtomicU64::from_ptr(self.state(head).add(8).cast()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    const SIZE: u16 = 8;
+
+    fn mapping(file: &File) -> Arc<ForeignMapping> {
+        let bytes = 2 * inflight_bytes(SIZE);
+        file.set_len(bytes).expect("a length");
+        Arc::new(ForeignMapping::map(file, 0, bytes, true).expect("a mapping"))
+    }
+
+    /// The region of queue 1, as the next process maps it.
+    fn region(file: &File) -> InflightQueue {
+        InflightQueue::new(mapping(file), 1, SIZE, SIZE).expect("a region")
+    }
+
+    fn file() -> File {
+        crate::memory::anonymous_file(c"inflight").expect("a file")
+    }
+
+    #[test]
+    fn a_region_that_nobody_has_used_says_nothing() {
+        assert_eq!(region(&file()).recover(7), Ok(None));
+    }
+
+    #[test]
+    fn what_was_taken_and_not_given_back_is_found_in_its_order_index_0_included() {
+        let file = file();
+        let mut queue = region(&file);
+        assert_eq!(queue.recover(0), Ok(None));
+        queue.take(&[5, 0, 3]);
+        queue.take(&[1]);
+        queue.give_back(3);
+        queue.published(1);
+        drop(queue);
+        assert_eq!(region(&file).recover(1), Ok(Some(Recovered { available: 4, heads: vec![5, 0, 1] })));
+    }
+
+    #[test]
+    fn a_batch_that_the_driver_has_seen_is_not_done_again() {
+        let file = file();
+        let mut queue = region(&file);
+        assert_eq!(queue.recover(65535), Ok(None));
+        queue.take(&[0, 1, 2]);
+        queue.give_back(2);
+        queue.give_back(0);
+        // Killed after the store to the used index.
+        drop(queue);
+        assert_eq!(region(&file).recover(1), Ok(Some(Recovered { available: 2, heads: vec![1] })));
+    }
+
+    #[test]
+    fn a_batch_that_the_driver_has_not_seen_is_done_again() {
+        let file = file();
+        let mut queue = region(&file);
+        assert_eq!(queue.recover(0), Ok(None));
+        queue.take(&[0, 1, 2]);
+        queue.give_back(2);
+        queue.give_back(0);
+        // Killed before it: half a batch is no batch.
+        drop(queue);
+        assert_eq!(region(&file).recover(0), Ok(Some(Recovered { available: 3, heads: vec![0, 1, 2] })));
+    }
+
+    #[test]
+    fn two_crashes_in_a_row_keep_the_order() {
+        let file = file();
+        let mut queue = region(&file);
+        assert_eq!(queue.recover(0), Ok(None));
+        queue.take(&[4, 2]);
+        drop(queue);
+        let mut queue = region(&file);
+        let recovered = queue.recover(0).expect("our layout").expect("used before");
+        assert_eq!(recovered.heads, [4, 2]);
+        queue.take(&recovered.heads);
+        queue.take(&[1]);
+        drop(queue);
+        assert_eq!(region(&file).recover(0).expect("our layout").expect("used before").heads, [4, 2, 1]);
+    }
+
+    #[test]
+    fn nonsense_in_the_region_stays_within_bounds() {
+        let file = file();
+        let mut queue = region(&file);
+        assert_eq!(queue.recover(0), Ok(None));
+        queue.take(&[0]);
+        // A last batch head out of range, links in a circle, and a used index far away.
+        queue.half(12).store(0xffff, Ordering::Relaxed);
+        queue.half(14).store(0x1234, Ordering::Relaxed);
+        assert!(region(&file).recover(0).is_ok());
+        queue.half(12).store(1, Ordering::Relaxed);
+        queue.link(1).store(1, Ordering::Relaxed);
+        queue.half(14).store(0x1234, Ordering::Relaxed);
+        assert!(region(&file).recover(0).is_ok());
+        queue.flag(2).store(1, Ordering::Relaxed);
+        queue.half(10).store(SIZE * 2, Ordering::Relaxed);
+        assert_eq!(region(&file).recover(0), Err(SIZE * 2), "a queue of another size");
+    }
+
+    #[test]
+    fn a_driver_may_choose_another_size_when_nothing_is_in_flight() {
+        let file = file();
+        let mut queue = region(&file);
+        assert_eq!(queue.recover(0), Ok(None));
+        queue.take(&[1]);
+        queue.give_back(1);
+        queue.published(1);
+        let smaller = |file: &File| InflightQueue::new(mapping(file), 1, SIZE, SIZE / 2).expect("a region");
+        assert_eq!(smaller(&file).recover(0), Ok(None));
+        assert_eq!(smaller(&file).recover(0), Ok(Some(Recovered { available: 0, heads: vec![] })));
+    }
+
+    #[test]
+    fn a_region_beyond_the_mapping_is_refused() {
+        let file = file();
+        let mapping = mapping(&file);
+        assert!(InflightQueue::new(mapping.clone(), 2, SIZE, SIZE).is_none());
+        assert!(InflightQueue::new(mapping.clone(), 0, SIZE, SIZE * 2).is_none());
+        assert!(InflightQueue::new(mapping, usize::MAX, SIZE, SIZE).is_none());
+    }
+}
