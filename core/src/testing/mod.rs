@@ -6,6 +6,7 @@
 //! | [`blk`] | a block driver on top of it: headers, data in any cut, status |
 //! | [`disk`] | a backend linked into the process: a disk in memory, well-behaved or not |
 //! | [`build`] | plugins built for the occasion |
+//! | [`front_end`] | the same over vhost-user |
 //! | [`rig`] | a block device with all of these around it, polled by hand or by workers |
 //!
 //! Mistakes of the caller panic here, as in any test.
@@ -13,4 +14,5 @@ pub mod blk;
 pub mod build;
 pub mod disk;
 pub mod driver;
+pub mod front_end;
 pub mod rig;

@@ -1,12 +1,13 @@
 //! What all transports share: the device status machine, feature negotiation and queue set-up (virtio 1.3, 2 and 3.1).
 //!
-//! [`pci`] and [`mmio`] are register maps onto [`VirtioDevice`]. All end in
+//! [`pci`] and [`mmio`] are register maps onto [`VirtioDevice`], [`vhost_user`] is a map of messages. All end in
 //! [`DeviceModel::activate`] and [`DeviceModel::start_queue`].
 mod interrupt;
 pub mod mmio;
 pub mod pci;
 #[cfg(test)]
 mod test_device;
+pub mod vhost_user;
 
 pub use interrupt::{ISR_CONFIG, ISR_QUEUE, InterruptState, Notifier};
 

@@ -1,0 +1,232 @@
+//! A vhost-user front end for tests: the guest and the program that runs it, with a block driver on each queue.
+use super::blk::{BlkDriver, Cut, Finished, wait_for};
+use crate::memory::GuestMemory;
+use std::{
+    fs::File,
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::net::UnixStream,
+    },
+    path::Path,
+};
+use vhost::{
+    VhostBackend, VhostUserMemoryRegionInfo, VringConfigData,
+    vhost_user::{
+        Frontend, VhostUserFrontend,
+        message::{
+            VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
+            VhostUserVirtioFeatures,
+        },
+    },
+};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+/// Requests that each driver can have in flight.
+const DEPTH: usize = 64;
+/// Entries of each queue.
+pub const QUEUE_SIZE: u16 = 128;
+const LOG_VRING: u32 = 1;
+
+/// What the guest keeps through every crash of the back end.
+#[expect(missing_debug_implementations, reason = "the crate's front end has none")]
+pub struct FrontEnd {
+    /// Speaks to the back end.
+    pub wire: Frontend,
+    /// The guest's memory.
+    pub memory: GuestMemory,
+    /// A driver for each queue.
+    pub drivers: Vec<BlkDriver>,
+    /// What each queue is kicked by.
+    pub kicks: Vec<EventFd>,
+    /// What each queue is signalled by.
+    pub calls: Vec<EventFd>,
+    /// What each queue reports its failure by.
+    pub errors: Vec<EventFd>,
+    inflight: Option<(VhostUserInflight, File)>,
+    features: u64,
+}
+
+impl FrontEnd {
+    /// Connects and negotiates all that is offered. No ring is started.
+    pub fn new(path: &Path, queues: usize) -> Self {
+        let each = BlkDriver::bytes(QUEUE_SIZE, DEPTH).next_multiple_of(4096);
+        // Two regions, with a hole between them and the rest of the file behind.
+        let memory = GuestMemory::create(&[(0, each * queues as u64), (1 << 32, 1 << 20)], None).expect("guest memory");
+        let event = || EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC).expect("eventfd");
+        let events = || (0..queues).map(|_| event()).collect::<Vec<_>>();
+        let mut front = FrontEnd {
+            wire: connect(path, queues),
+            drivers: Vec::new(),
+            kicks: events(),
+            calls: events(),
+            errors: events(),
+            inflight: None,
+            features: 0,
+            memory,
+        };
+        front.negotiate();
+        let event_idx = front.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        let memory = &front.memory;
+        front.drivers = (0..queues)
+            .map(|index| BlkDriver::new(memory, index as u64 * each, QUEUE_SIZE, DEPTH, event_idx))
+            .collect();
+        front
+    }
+
+    fn negotiate(&mut self) {
+        self.wire.set_owner().expect("SET_OWNER");
+        let offered = self.wire.get_features().expect("GET_FEATURES");
+        let protocol = self.wire.get_protocol_features().expect("GET_PROTOCOL_FEATURES");
+        // BACKEND_REQ is for those who bring a channel.
+        self.wire.set_protocol_features(protocol).expect("SET_PROTOCOL_FEATURES");
+        self.features = offered & !VhostUserVirtioFeatures::LOG_ALL.bits();
+        self.wire.set_features(self.features).expect("SET_FEATURES");
+        if protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+            self.wire.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        }
+    }
+
+    /// The features that were accepted.
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// The regions of the guest's memory, as the memory table has them.
+    pub fn regions(&self) -> Vec<VhostUserMemoryRegionInfo> {
+        regions(&self.memory)
+    }
+
+    /// Sends the memory table.
+    pub fn send_memory(&self) {
+        self.wire.set_mem_table(&self.regions()).expect("SET_MEM_TABLE");
+    }
+
+    /// Asks for an in-flight region and hands it over.
+    pub fn track_inflight(&mut self) {
+        let ask = VhostUserInflight::new(0, 0, self.drivers.len() as u16, QUEUE_SIZE);
+        let (inflight, file) = self.wire.get_inflight_fd(&ask).expect("GET_INFLIGHT_FD");
+        self.wire.set_inflight_fd(&inflight, file.as_raw_fd()).expect("SET_INFLIGHT_FD");
+        self.inflight = Some((inflight, file));
+    }
+
+    /// Where the rings of a queue are, as the front end sees them.
+    pub fn addresses(&self, index: usize, log: bool) -> VringConfigData {
+        let config = self.drivers[index].ring.config();
+        let user = |address: u64| {
+            let region = self.regions()[0];
+            region.userspace_addr + address - region.guest_phys_addr
+        };
+        VringConfigData {
+            queue_max_size: QUEUE_SIZE,
+            queue_size: QUEUE_SIZE,
+            flags: if log { LOG_VRING } else { 0 },
+            desc_table_addr: user(config.descriptors),
+            used_ring_addr: user(config.device_area),
+            avail_ring_addr: user(config.driver_area),
+            log_addr: log.then_some(config.device_area),
+        }
+    }
+
+    /// Describes a queue, up to and with its kick.
+    pub fn set_up(&self, index: usize, base: u16) {
+        let wire = &self.wire;
+        wire.set_vring_num(index, QUEUE_SIZE).expect("SET_VRING_NUM");
+        wire.set_vring_base(index, base).expect("SET_VRING_BASE");
+        wire.set_vring_addr(index, &self.addresses(index, false)).expect("SET_VRING_ADDR");
+        wire.set_vring_err(index, &self.errors[index]).expect("SET_VRING_ERR");
+        wire.set_vring_call(index, &self.calls[index]).expect("SET_VRING_CALL");
+        self.send_kick(index);
+    }
+
+    /// Sends the kick descriptor of a queue.
+    pub fn send_kick(&self, index: usize) {
+        self.wire.set_vring_kick(index, &self.kicks[index]).expect("SET_VRING_KICK");
+    }
+
+    /// Enables or disables a queue.
+    pub fn enable(&mut self, index: usize, enabled: bool) {
+        self.wire.set_vring_enable(index, enabled).expect("SET_VRING_ENABLE");
+    }
+
+    /// All of it, for all queues.
+    pub fn start(&mut self) {
+        self.send_memory();
+        for index in 0..self.drivers.len() {
+            self.set_up(index, 0);
+            self.enable(index, true);
+        }
+    }
+
+    /// After a back end is gone: connects to the next one, and starts it where the last one was, as QEMU does. The base of each
+    /// ring is its used index.
+    pub fn reconnect(&mut self, path: &Path) {
+        self.wire = connect(path, self.drivers.len());
+        self.negotiate();
+        if let Some((inflight, file)) = &self.inflight {
+            self.wire.set_inflight_fd(inflight, file.as_raw_fd()).expect("SET_INFLIGHT_FD");
+        }
+        self.send_memory();
+        for index in 0..self.drivers.len() {
+            self.set_up(index, self.drivers[index].ring.used_index());
+            self.enable(index, true);
+        }
+    }
+
+    /// Stops a queue and returns its base.
+    pub fn stop(&self, index: usize) -> u16 {
+        self.wire.get_vring_base(index).expect("GET_VRING_BASE") as u16
+    }
+
+    /// Kicks a queue, wanted or not.
+    pub fn kick(&self, index: usize) {
+        self.kicks[index].write(1).expect("a kick");
+    }
+
+    /// Submits on a queue, with a kick if the device asks for one.
+    pub fn submit(&mut self, index: usize, kind: u32, sector: u64, out: &[u8], cut: &Cut) -> u16 {
+        let (head, kick) = self.drivers[index].submit(kind, sector, out, cut).expect("room for a request");
+        if kick {
+            self.kick(index);
+        }
+        head
+    }
+
+    /// Waits for the next finished request of a queue.
+    pub fn finish(&mut self, index: usize) -> Finished {
+        wait_for("a request", || self.drivers[index].pop())
+    }
+
+    /// Does one request from beginning to end.
+    pub fn request(&mut self, index: usize, kind: u32, sector: u64, out: &[u8], cut: &Cut) -> Finished {
+        self.submit(index, kind, sector, out, cut);
+        self.finish(index)
+    }
+
+    /// Reads the configuration space.
+    pub fn config(&mut self, offset: u32, length: u32) -> Vec<u8> {
+        let room = vec![0; length as usize];
+        self.wire.get_config(offset, length, VhostUserConfigFlags::WRITABLE, &room).expect("GET_CONFIG").1
+    }
+}
+
+fn connect(path: &Path, queues: usize) -> Frontend {
+    let stream = UnixStream::connect(path).expect("a back end listens");
+    Frontend::from_stream(stream, queues as u64)
+}
+
+/// The regions of guest memory, as a memory table has them.
+pub fn regions(memory: &GuestMemory) -> Vec<VhostUserMemoryRegionInfo> {
+    let region = |region: &vm_memory::GuestRegionMmap| {
+        let file = region.file_offset().expect("memory with a file");
+        VhostUserMemoryRegionInfo {
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr().addr() as u64,
+            mmap_offset: file.start(),
+            mmap_handle: file.file().as_raw_fd() as RawFd,
+        }
+    };
+    memory.map().iter().map(region).collect()
+}

@@ -1,0 +1,235 @@
+//! The device behind a socket, as all connections to it share it.
+use crate::{
+    device::{Activation, ActiveQueue, DeviceModel},
+    log_budget::LogBudget,
+    memory::GuestMemory,
+    ring::QueueConfig,
+    transport::{InterruptState, TRANSPORT_FEATURES},
+    worker::{Position, QueueUpdate},
+};
+use std::{
+    net::Shutdown,
+    os::unix::net::UnixStream,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use tracing::{debug, info};
+use vmm_sys_util::eventfd::EventFd;
+
+/// Names a connection, for ever.
+pub(super) type SessionId = u64;
+
+/// The device, and who uses it.
+pub(super) struct Device {
+    name: String,
+    features: u64,
+    queue_count: usize,
+    served: Mutex<Served>,
+    interrupts: Arc<InterruptState>,
+    watchers: Mutex<Vec<Watcher>>,
+    lines: LogBudget,
+    stopping: AtomicBool,
+}
+
+struct Served {
+    model: Box<dyn DeviceModel>,
+    /// The connection whose rings run. Another may ask and prepare, as the destination of a migration does, and take over when
+    /// this one's rings are stopped.
+    owner: Option<SessionId>,
+}
+
+/// How a connection's thread is reached.
+struct Watcher {
+    id: SessionId,
+    wake: Arc<EventFd>,
+    stream: UnixStream,
+}
+
+/// What a connection can do with the device once its rings run.
+pub(super) struct Owned<'d> {
+    served: MutexGuard<'d, Served>,
+}
+
+impl Device {
+    pub(super) fn new(model: Box<dyn DeviceModel>) -> Self {
+        Device {
+            name: model.name().into(),
+            features: model.features() | TRANSPORT_FEATURES,
+            queue_count: model.queue_sizes().len(),
+            served: Mutex::new(Served { model, owner: None }),
+            interrupts: Arc::default(),
+            watchers: Mutex::default(),
+            lines: LogBudget::of_front_end(),
+            stopping: AtomicBool::new(false),
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Features of the device and of virtio, without those of vhost-user.
+    pub(super) fn features(&self) -> u64 {
+        self.features
+    }
+
+    pub(super) fn queue_count(&self) -> usize {
+        self.queue_count
+    }
+
+    pub(super) fn interrupts(&self) -> &InterruptState {
+        &self.interrupts
+    }
+
+    /// Whether a line may be logged that a front end has caused.
+    pub(super) fn may_log(&self) -> bool {
+        self.lines.may_log(&self.name)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Served> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn read_config(&self, offset: u64, data: &mut [u8]) {
+        self.lock().model.read_config(offset, data);
+    }
+
+    pub(super) fn write_config(&self, offset: u64, data: &[u8], features: u64) {
+        self.lock().model.write_config(offset, data, features);
+    }
+
+    pub(super) fn features_accepted(&self, features: u64) {
+        self.lock().model.features_accepted(features);
+    }
+
+    /// The driver of connection `id` has reset the device, whose rings are stopped. Nothing, if another uses it.
+    pub(super) fn reset(&self, id: SessionId) {
+        let mut served = self.lock();
+        if served.owner.is_none_or(|owner| owner == id) {
+            served.model.reset();
+        }
+    }
+
+    /// The device, if connection `id` uses it.
+    pub(super) fn owned(&self, id: SessionId) -> Option<Owned<'_>> {
+        let served = self.lock();
+        (served.owner == Some(id)).then_some(Owned { served })
+    }
+
+    /// The device for connection `id`, which starts to use it unless it does already.
+    ///
+    /// # Errors
+    /// Another connection uses it, or its backend refuses the memory.
+    pub(super) fn acquire(
+        &self,
+        id: SessionId,
+        memory: &GuestMemory,
+        features: u64,
+        wake: &Arc<EventFd>,
+    ) -> Result<Owned<'_>, String> {
+        let mut served = self.lock();
+        match served.owner {
+            Some(owner) if owner == id => {}
+            Some(_) => return Err("another front end is using the device; stop that one first".into()),
+            None => {
+                self.interrupts.reset();
+                self.interrupts.set_config_event(Some(wake.clone()));
+                let (memory, interrupts) = (memory.clone(), self.interrupts.clone());
+                let activation = Activation { memory, features, interrupts };
+                served.model.activate(activation).map_err(|error| error.reason)?;
+                served.owner = Some(id);
+                info!("{}: started by the front end, features {features:#x}", self.name);
+            }
+        }
+        Ok(Owned { served })
+    }
+
+    /// Connection `id` does not use the device any more: its queues are drained and flushed.
+    pub(super) fn release(&self, id: SessionId) {
+        if let Some(mut owned) = self.owned(id) {
+            owned.served.model.deactivate();
+            owned.served.owner = None;
+            self.interrupts.set_config_event(None);
+            info!("{}: stopped", self.name);
+        }
+    }
+
+    /// Asks the backend what has become of its medium, and tells every connection if that is something new.
+    pub(super) fn refresh(&self) {
+        if self.lock().model.refresh() {
+            self.interrupts.config_changed();
+            self.wake_all();
+        }
+    }
+
+    /// The event by which the backend asks for that.
+    pub(super) fn change_event(&self) -> Option<std::os::fd::RawFd> {
+        self.lock().model.change_event()
+    }
+
+    /// Adds a connection. `false`: there are `most` already, or the server stops.
+    pub(super) fn watch(&self, id: SessionId, wake: &Arc<EventFd>, stream: UnixStream, most: usize) -> bool {
+        let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        // Partner: `stop` sets it before it takes the same lock.
+        if watchers.len() >= most || self.is_stopping() {
+            return false;
+        }
+        watchers.push(Watcher { id, wake: wake.clone(), stream });
+        true
+    }
+
+    pub(super) fn unwatch(&self, id: SessionId) {
+        self.watchers.lock().unwrap_or_else(PoisonError::into_inner).retain(|watcher| watcher.id != id);
+    }
+
+    fn wake_all(&self) {
+        for watcher in &*self.watchers.lock().unwrap_or_else(PoisonError::into_inner) {
+            if let Err(error) = watcher.wake.write(1) {
+                debug!("{}: connection {} was not woken: {error}", self.name, watcher.id);
+            }
+        }
+    }
+
+    /// All connections end. The front ends are not told before the rings are drained: until then no one else may look at them.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        for watcher in &*self.watchers.lock().unwrap_or_else(PoisonError::into_inner) {
+            // Only our own reads end, for a thread that waits for the rest of a message. A socket that is closed has none.
+            let _ = watcher.stream.shutdown(Shutdown::Read);
+        }
+        self.wake_all();
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+}
+
+impl Owned<'_> {
+    pub(super) fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), String> {
+        self.served.model.start_queue(queue).map_err(|error| error.reason)
+    }
+
+    pub(super) fn stop_queue(&mut self, index: usize) -> Option<Position> {
+        self.served.model.stop_queue(index)
+    }
+
+    pub(super) fn update_queue(&mut self, index: usize, update: QueueUpdate) {
+        self.served.model.update_queue(index, update);
+    }
+
+    pub(super) fn set_memory(
+        &mut self,
+        memory: &GuestMemory,
+        config: &dyn Fn(usize) -> QueueConfig,
+    ) -> Result<(), String> {
+        self.served.model.set_memory(memory, config).map_err(|error| error.reason)
+    }
+
+    /// Gives up what no request needs any more; returns whether there is more to come.
+    pub(super) fn release_memory(&mut self) -> bool {
+        self.served.model.release_memory()
+    }
+}

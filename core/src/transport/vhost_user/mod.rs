@@ -1,0 +1,190 @@
+//! virtio over vhost-user: the guest of another program, such as QEMU, reaches a device over a UNIX socket. The program is the
+//! front end, this process the back end (vhost-user document, <https://qemu-project.gitlab.io/qemu/interop/vhost-user.html>).
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`socket`] | the listening socket: made with its owner and mode, or inherited |
+//! | [`socket_activation`] | the sockets that a service manager has opened for this process |
+//! | `wire` | messages on their way over the socket |
+//! | `session` | one connection: what was negotiated and set up, and the thread that hears it |
+//! | `requests` | what each message does |
+//! | `vring` | a virtqueue as the front end describes it |
+//! | `table` | the front end's memory |
+//! | `event` | the front end's event descriptors |
+//! | `device` | the device, as all connections share it |
+//!
+//! Messages are heard on threads of their own, one a connection: they may wait, for a queue to drain or a front end to answer,
+//! and disturb no worker and no other device. Workers poll the rings as they do for any transport. What changes under a running
+//! ring is built on the control thread and taken up between two turns.
+//!
+//! A front end is as little trusted as a guest. A message that makes no sense ends its connection; one that cannot be done is
+//! answered with a no where the front end wants to know (REPLY_ACK), and ends the connection where it does not: it would go on
+//! in the belief that it was done.
+mod device;
+#[allow(unsafe_code)]
+mod event;
+mod requests;
+mod session;
+pub mod socket;
+#[allow(unsafe_code)] // descriptors that are ours by the environment's word
+pub mod socket_activation;
+mod table;
+mod vring;
+mod wire;
+
+use crate::device::DeviceModel;
+use device::{Device, SessionId};
+use session::Session;
+use socket::Listener;
+use std::{
+    collections::HashMap,
+    fmt, io,
+    os::{fd::AsRawFd, unix::net::UnixStream},
+    path::Path,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+use tracing::{error, warn};
+use vmm_sys_util::{
+    epoll::{ControlOperation, Epoll, EpollEvent, EventSet},
+    eventfd::{EFD_NONBLOCK, EventFd},
+};
+
+/// How long no connection is taken up after one could not be: most likely there are no more descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// One device served on one socket. `[control]`
+pub struct Server {
+    device: Arc<Device>,
+    path: std::path::PathBuf,
+    /// Rung to stop, and to look at the backend anew.
+    bell: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Server({} at {})", self.device.name(), self.path.display())
+    }
+}
+
+impl Server {
+    /// Serves `model` on `listener` until dropped or stopped.
+    ///
+    /// # Errors
+    /// Its thread cannot be started.
+    pub fn start(model: Box<dyn DeviceModel>, listener: Listener) -> io::Result<Self> {
+        let device = Arc::new(Device::new(model));
+        let bell = Arc::new(EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        let path = listener.path().to_owned();
+        let reception = Reception { device: device.clone(), listener, bell: bell.clone(), sessions: HashMap::new() };
+        let epoll = reception.epoll()?;
+        let name = format!("vhost-{}", device.name());
+        let thread = thread::Builder::new().name(name).spawn(move || reception.run(&epoll))?;
+        Ok(Server { device, path, bell, thread: Some(thread) })
+    }
+
+    /// Where it is served.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Has the backend asked what its medium is like now, and the front ends told if that is something new. Returns at once.
+    pub fn refresh(&self) {
+        if let Err(error) = self.bell.write(1) {
+            warn!("{}: cannot be looked at anew: {error}", self.device.name());
+        }
+    }
+
+    /// Drains and flushes the device, closes all connections, removes the socket. Also done by drop.
+    pub fn stop(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        self.device.stop();
+        self.refresh();
+        if thread.join().is_err() {
+            error!("{}: its server panicked; please report this", self.device.name());
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Takes up connections.
+struct Reception {
+    device: Arc<Device>,
+    listener: Listener,
+    bell: Arc<EventFd>,
+    sessions: HashMap<SessionId, JoinHandle<()>>,
+}
+
+impl Reception {
+    fn epoll(&self) -> io::Result<Epoll> {
+        let epoll = Epoll::new()?;
+        let change = self.device.change_event();
+        for fd in [self.listener.as_raw_fd(), self.bell.as_raw_fd()].into_iter().chain(change) {
+            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, fd as u64))?;
+        }
+        Ok(epoll)
+    }
+
+    fn run(mut self, epoll: &Epoll) {
+        let listener = self.listener.as_raw_fd() as u64;
+        let mut events = [EpollEvent::default(); 4];
+        let mut next: SessionId = 1;
+        while !self.device.is_stopping() {
+            let count = match epoll.wait(-1, &mut events) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    error!("{}: cannot wait for front ends: {error}; no more are served", self.device.name());
+                    break;
+                }
+            };
+            for event in &events[..count] {
+                if event.data() != listener {
+                    // EAGAIN: the event is the backend's, which is read by asking it.
+                    let _ = self.bell.read();
+                    self.device.refresh();
+                } else if !self.device.is_stopping() {
+                    self.accept(next);
+                    next += 1;
+                }
+            }
+            self.sessions.retain(|_, thread| !thread.is_finished());
+        }
+        // Each drains what it has running, then closes.
+        for (_, thread) in self.sessions.drain() {
+            if thread.join().is_err() {
+                error!("{}: a connection's thread panicked; please report this", self.device.name());
+            }
+        }
+    }
+
+    fn accept(&mut self, id: SessionId) {
+        let opened = self.listener.accept().and_then(|stream| self.open(id, stream));
+        let name = self.device.name();
+        match opened {
+            Ok(Some(thread)) => drop(self.sessions.insert(id, thread)),
+            Ok(None) if self.device.may_log() => warn!("{name}: a front end is turned away: there are too many"),
+            Err(error) => {
+                if error.kind() != io::ErrorKind::WouldBlock && self.device.may_log() {
+                    warn!("{name}: cannot take up a connection: {error}");
+                }
+                thread::sleep(ACCEPT_PAUSE);
+            }
+            Ok(None) => {}
+        }
+    }
+
+    fn open(&self, id: SessionId, stream: UnixStream) -> io::Result<Option<JoinHandle<()>>> {
+        stream.set_nonblocking(false)?;
+        let Some(session) = Session::new(id, &self.device, stream)? else { return Ok(None) };
+        let name = format!("vhost-{}/{id}", self.device.name());
+        thread::Builder::new().name(name).spawn(move || session.run()).map(Some)
+    }
+}

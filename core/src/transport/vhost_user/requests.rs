@@ -1,0 +1,372 @@
+//! What each request of the front end does (vhost-user document, "Front-end message types").
+use super::{
+    event::event,
+    session::{Failure, Inflight, Session, malformed, notifier, refused, regions_of},
+    table::SLOTS_MAX,
+    vring::Kick,
+    wire::Message,
+};
+use crate::{
+    memory::{DirtyLog, ForeignMapping, anonymous_file},
+    ring::{MAX_QUEUE_SIZE, inflight_bytes},
+    transport::STATUS_NEEDS_RESET,
+    worker::QueueUpdate,
+};
+use std::{
+    fs::File,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    sync::Arc,
+};
+use vhost::vhost_user::message::{
+    FrontendReq, VhostUserConfig, VhostUserInflight, VhostUserLog, VhostUserMemory, VhostUserMemoryRegion,
+    VhostUserProtocolFeatures, VhostUserSingleMemoryRegion, VhostUserU64, VhostUserVirtioFeatures, VhostUserVringAddr,
+    VhostUserVringState,
+};
+use vm_memory::ByteValued;
+
+/// Longest configuration space that the document knows (VHOST_USER_MAX_CONFIG_SIZE).
+const CONFIG_BYTES_MAX: u32 = 256;
+/// In the payload of a request with a descriptor for a ring: there is none.
+const NO_FILE: u64 = 1 << 8;
+/// Most queues that an in-flight region is for.
+const INFLIGHT_QUEUES_MAX: u16 = 1024;
+
+/// What we speak.
+fn protocol_features() -> VhostUserProtocolFeatures {
+    use VhostUserProtocolFeatures as F;
+    F::MQ
+        | F::LOG_SHMFD
+        | F::REPLY_ACK
+        | F::BACKEND_REQ
+        | F::CONFIG
+        | F::INFLIGHT_SHMFD
+        | F::RESET_DEVICE
+        | F::CONFIGURE_MEM_SLOTS
+        | F::STATUS
+}
+
+/// The answer to a request that has one.
+pub(super) struct Reply {
+    pub(super) payload: Vec<u8>,
+    pub(super) file: Option<File>,
+}
+
+type Answer = Result<Option<Reply>, Failure>;
+
+fn number(value: u64) -> Answer {
+    Ok(Some(Reply { payload: value.to_ne_bytes().into(), file: None }))
+}
+
+fn bytes(body: &impl ByteValued, rest: &[u8], file: Option<File>) -> Answer {
+    Ok(Some(Reply { payload: [body.as_slice(), rest].concat(), file }))
+}
+
+impl Session {
+    /// Does what a message asks for.
+    pub(super) fn request(&mut self, message: Message) -> Answer {
+        use FrontendReq as Request;
+        let Some(request) = message.request() else {
+            return Err(refused("this request is not known"));
+        };
+        match request {
+            Request::GET_FEATURES => {
+                let own = VhostUserVirtioFeatures::LOG_ALL | VhostUserVirtioFeatures::PROTOCOL_FEATURES;
+                return number(self.device.features() | own.bits());
+            }
+            Request::GET_PROTOCOL_FEATURES => return number(protocol_features().bits()),
+            Request::GET_QUEUE_NUM => return number(self.vrings.len() as u64),
+            Request::GET_MAX_MEM_SLOTS => return number(SLOTS_MAX as u64),
+            Request::GET_STATUS => return self.get_status(),
+            Request::GET_CONFIG => return self.get_config(&message),
+            Request::GET_VRING_BASE => return self.get_vring_base(&message),
+            Request::GET_INFLIGHT_FD => return self.get_inflight(&message),
+            Request::SET_LOG_BASE => return self.set_log_base(message),
+            Request::SET_FEATURES => self.set_features(&message)?,
+            Request::SET_PROTOCOL_FEATURES => self.set_protocol_features(&message)?,
+            Request::SET_OWNER => {}
+            Request::RESET_OWNER => self.disable_rings(),
+            Request::RESET_DEVICE => self.reset_device(),
+            Request::SET_STATUS => self.set_status(&message)?,
+            Request::SET_CONFIG => self.set_config(&message)?,
+            Request::SET_MEM_TABLE => self.set_mem_table(message)?,
+            Request::ADD_MEM_REG => self.add_mem_region(message)?,
+            Request::REM_MEM_REG => self.remove_mem_region(&message)?,
+            // Errors of logging have nowhere to go but our own log: the descriptor is closed.
+            Request::SET_LOG_FD => {}
+            Request::SET_VRING_NUM => self.set_vring_num(&message)?,
+            Request::SET_VRING_ADDR => self.set_vring_addr(&message)?,
+            Request::SET_VRING_BASE => self.set_vring_base(&message)?,
+            Request::SET_VRING_KICK => self.set_vring_kick(message)?,
+            Request::SET_VRING_CALL => self.set_vring_call(message)?,
+            Request::SET_VRING_ERR => self.set_vring_err(message)?,
+            Request::SET_VRING_ENABLE => self.set_vring_enable(&message)?,
+            Request::SET_INFLIGHT_FD => self.set_inflight(message)?,
+            Request::SET_BACKEND_REQ_FD => self.set_backend_channel(message)?,
+            _ => return Err(refused("this device does not offer that")),
+        }
+        Ok(None)
+    }
+
+    fn set_features(&mut self, message: &Message) -> Result<(), Failure> {
+        let features = message.body::<VhostUserU64>().map_err(malformed)?.value;
+        let old = self.driver_features();
+        let own = VhostUserVirtioFeatures::LOG_ALL | VhostUserVirtioFeatures::PROTOCOL_FEATURES;
+        let new = features & !own.bits();
+        let unknown = new & !self.device.features();
+        if unknown != 0 {
+            return Err(refused(format!("its driver accepted features that were not offered: {unknown:#x}")));
+        }
+        if new != old && self.is_running() {
+            return Err(refused("features change while rings run"));
+        }
+        self.features = features;
+        if new != old {
+            self.device.features_accepted(new);
+        }
+        self.update_logs();
+        Ok(())
+    }
+
+    fn set_protocol_features(&mut self, message: &Message) -> Result<(), Failure> {
+        let bits = message.body::<VhostUserU64>().map_err(malformed)?.value;
+        let unknown = bits & !protocol_features().bits();
+        if unknown != 0 {
+            return Err(refused(format!("protocol features {unknown:#x} were not offered")));
+        }
+        self.protocol_features = VhostUserProtocolFeatures::from_bits_truncate(bits);
+        Ok(())
+    }
+
+    /// What RESET_OWNER is for today (it is deprecated).
+    fn disable_rings(&mut self) {
+        self.stop_rings();
+        self.vrings.iter_mut().for_each(|vring| vring.enabled = false);
+    }
+
+    fn set_status(&mut self, message: &Message) -> Result<(), Failure> {
+        match message.body::<VhostUserU64>().map_err(malformed)?.value {
+            // A reset (virtio 1.3, 2.1.2).
+            0 => self.reset_device(),
+            status => self.status = status as u8 & !STATUS_NEEDS_RESET,
+        }
+        Ok(())
+    }
+
+    fn get_status(&self) -> Answer {
+        let failed = self.device.interrupts().has_failed() && self.owned().is_some();
+        number((self.status | if failed { STATUS_NEEDS_RESET } else { 0 }).into())
+    }
+
+    fn get_config(&self, message: &Message) -> Answer {
+        let (config, rest) = message.front::<VhostUserConfig>().map_err(malformed)?;
+        let (offset, size) = (config.offset, config.size);
+        if rest.len() != size as usize {
+            return Err(malformed(format!("its payload has {} bytes for {size} bytes of configuration", rest.len())));
+        }
+        if offset.checked_add(size).is_none_or(|end| end > CONFIG_BYTES_MAX) {
+            // A payload of length 0 is an error.
+            let refused = VhostUserConfig { size: 0, ..config };
+            return bytes(&refused, &[], None);
+        }
+        let mut space = vec![0; size as usize];
+        self.device.read_config(offset.into(), &mut space);
+        bytes(&config, &space, None)
+    }
+
+    fn set_config(&mut self, message: &Message) -> Result<(), Failure> {
+        let (config, space) = message.front::<VhostUserConfig>().map_err(malformed)?;
+        let (offset, size) = (config.offset, config.size);
+        if space.len() != size as usize {
+            return Err(malformed(format!("its payload has {} bytes for {size} bytes of configuration", space.len())));
+        }
+        self.device.write_config(offset.into(), space, self.driver_features());
+        Ok(())
+    }
+
+    fn set_mem_table(&mut self, message: Message) -> Result<(), Failure> {
+        let (memory, rest) = message.front::<VhostUserMemory>().map_err(malformed)?;
+        let count = memory.num_regions;
+        let regions = regions_of(rest, count).map_err(malformed)?;
+        if regions.len() != message.files.len() {
+            let files = message.files.len();
+            return Err(malformed(format!("it comes with {files} file descriptors for {count} memory regions")));
+        }
+        let table = self.table.replaced(&regions, message.files).map_err(refused)?;
+        self.adopt(table)
+    }
+
+    fn add_mem_region(&mut self, mut message: Message) -> Result<(), Failure> {
+        let region = single_region(&message)?;
+        let file = message.file().map_err(malformed)?;
+        let table = self.table.with(&region, file).map_err(refused)?;
+        self.adopt(table)
+    }
+
+    fn remove_mem_region(&mut self, message: &Message) -> Result<(), Failure> {
+        // A descriptor may come with it, and is not used.
+        let table = self.table.without(&single_region(message)?).map_err(refused)?;
+        self.adopt(table)
+    }
+
+    fn set_log_base(&mut self, mut message: Message) -> Answer {
+        let log = message.body::<VhostUserLog>().map_err(malformed)?;
+        let file = message.file().map_err(malformed)?;
+        let mapping = ForeignMapping::map(&file, log.mmap_offset, log.mmap_size, true)
+            .map_err(|error| refused(format!("the log of dirty pages: {error}")))?;
+        self.log = Some(DirtyLog::new(Arc::new(mapping)));
+        self.update_logs();
+        // The document has no word on the answer's payload: QEMU takes any, Cloud Hypervisor wants what was asked.
+        bytes(&log, &[], None)
+    }
+
+    fn set_vring_num(&mut self, message: &Message) -> Result<(), Failure> {
+        let VhostUserVringState { index, num } = message.body().map_err(malformed)?;
+        let vring = self.stopped_vring(index)?;
+        match u16::try_from(num) {
+            Ok(size) if size.is_power_of_two() && size <= MAX_QUEUE_SIZE => {
+                (vring.size, vring.failed) = (size, false);
+                Ok(())
+            }
+            _ => Err(refused(format!("a queue size of {num} is not a power of two from 1 to {MAX_QUEUE_SIZE}"))),
+        }
+    }
+
+    fn set_vring_addr(&mut self, message: &Message) -> Result<(), Failure> {
+        let addresses = message.body::<VhostUserVringAddr>().map_err(malformed)?;
+        let (index, was_logged) = (addresses.index, self.vring(addresses.index)?.log_used);
+        let vring = self.vring(index)?;
+        vring.set_addresses(&addresses).map_err(refused)?;
+        if vring.log_used != was_logged {
+            self.update_logs();
+        }
+        Ok(())
+    }
+
+    fn set_vring_base(&mut self, message: &Message) -> Result<(), Failure> {
+        let VhostUserVringState { index, num } = message.body().map_err(malformed)?;
+        let base = u16::try_from(num).map_err(|_| refused(format!("a base of {num} has more than 16 bits")))?;
+        self.stopped_vring(index)?.base = base;
+        Ok(())
+    }
+
+    fn get_vring_base(&mut self, message: &Message) -> Answer {
+        let VhostUserVringState { index, .. } = message.body().map_err(malformed)?;
+        self.vring(index).map_err(|failure| match failure {
+            // There is no answer that says no.
+            Failure::Refused(reason) => malformed(reason),
+            other => other,
+        })?;
+        self.stop_ring(index as usize);
+        let vring = self.vring(index)?;
+        vring.kick = Kick::Unset;
+        let state = VhostUserVringState::new(index, vring.base.into());
+        bytes(&state, &[], None)
+    }
+
+    fn set_vring_kick(&mut self, message: Message) -> Result<(), Failure> {
+        let (index, file) = vring_file(message)?;
+        let event = file.map(event).transpose().map_err(refused)?;
+        let copy = event.as_ref().map(|event| event.try_clone()).transpose().map_err(refused)?;
+        let vring = self.vring(index)?;
+        vring.kick = event.map_or(Kick::Polled, Kick::Event);
+        vring.failed = false;
+        self.update_ring(index as usize, QueueUpdate::Kick(copy));
+        Ok(())
+    }
+
+    fn set_vring_call(&mut self, message: Message) -> Result<(), Failure> {
+        let (index, file) = vring_file(message)?;
+        let call = file.map(event).transpose().map_err(refused)?.map(Arc::new);
+        self.vring(index)?.call = call.clone();
+        self.update_ring(index as usize, QueueUpdate::Notifier(notifier(&call)));
+        Ok(())
+    }
+
+    fn set_vring_err(&mut self, message: Message) -> Result<(), Failure> {
+        let (index, file) = vring_file(message)?;
+        self.vring(index)?.error = file.map(event).transpose().map_err(refused)?;
+        Ok(())
+    }
+
+    fn set_vring_enable(&mut self, message: &Message) -> Result<(), Failure> {
+        let VhostUserVringState { index, num } = message.body().map_err(malformed)?;
+        let vring = self.vring(index)?;
+        match num {
+            0 => {
+                vring.enabled = false;
+                self.stop_ring(index as usize);
+            }
+            1 => (vring.enabled, vring.failed) = (true, false),
+            _ => return Err(refused(format!("{num} is neither on nor off"))),
+        }
+        Ok(())
+    }
+
+    fn get_inflight(&self, message: &Message) -> Answer {
+        let asked = message.body::<VhostUserInflight>().map_err(malformed)?;
+        let (queues, queue_size) = (asked.num_queues, asked.queue_size);
+        let bytes_needed = inflight_room(queues, queue_size).map_err(malformed)?;
+        // Sealed, so that nobody can take it away: it is ours as much as the front end's.
+        let file = anonymous_file(c"pollux-inflight")
+            .and_then(|file| file.set_len(bytes_needed).map(|()| file))
+            .map_err(|error| malformed(format!("there is no memory for {bytes_needed} bytes: {error}")))?;
+        let reply = VhostUserInflight::new(bytes_needed, 0, queues, queue_size);
+        bytes(&reply, &[], Some(file))
+    }
+
+    fn set_inflight(&mut self, mut message: Message) -> Result<(), Failure> {
+        let given = message.body::<VhostUserInflight>().map_err(malformed)?;
+        let file = message.file().map_err(malformed)?;
+        if self.is_running() {
+            return Err(refused("rings are running"));
+        }
+        let (queues, queue_size) = (given.num_queues, given.queue_size);
+        let needed = inflight_room(queues, queue_size).map_err(refused)?;
+        if given.mmap_size < needed {
+            let size = given.mmap_size;
+            return Err(refused(format!("an in-flight region of {size} bytes for what takes {needed}")));
+        }
+        let mapping = ForeignMapping::map(&file, given.mmap_offset, given.mmap_size, true)
+            .map_err(|error| refused(format!("the in-flight region: {error}")))?;
+        self.inflight = Some(Inflight { mapping: Arc::new(mapping), queue_size, queues });
+        Ok(())
+    }
+
+    fn set_backend_channel(&mut self, mut message: Message) -> Result<(), Failure> {
+        let file = message.file().map_err(malformed)?;
+        let channel = UnixStream::from(OwnedFd::from(file));
+        // It is written to by a thread that must not wait for it; and what is no socket cannot be one.
+        channel.local_addr().and_then(|_| channel.set_nonblocking(true)).map_err(|error| {
+            refused(format!("its file descriptor for requests of the back end is no UNIX socket: {error}"))
+        })?;
+        self.backend_channel = Some(channel);
+        Ok(())
+    }
+}
+
+/// Bytes of an in-flight region, if it is not too large.
+fn inflight_room(queues: u16, queue_size: u16) -> Result<u64, String> {
+    if queues > INFLIGHT_QUEUES_MAX || queue_size > MAX_QUEUE_SIZE {
+        return Err(format!("there is no device with {queues} queues of {queue_size} entries"));
+    }
+    Ok(inflight_bytes(queue_size) * u64::from(queues))
+}
+
+fn single_region(message: &Message) -> Result<VhostUserMemoryRegion, Failure> {
+    // The first 8 bytes are padding; the crate's validator is for ADD_MEM_REG, and its structure derefs to the region.
+    let region = message.body::<VhostUserSingleMemoryRegion>().map_err(malformed)?;
+    Ok(*region)
+}
+
+/// The ring that a descriptor is for, and the descriptor, if there is one.
+fn vring_file(mut message: Message) -> Result<(u32, Option<File>), Failure> {
+    let value = message.body::<VhostUserU64>().map_err(malformed)?.value;
+    if value & NO_FILE != 0 {
+        if !message.files.is_empty() {
+            return Err(malformed("it says that there is no file descriptor, and comes with one"));
+        }
+        return Ok(((value & 0xff) as u32, None));
+    }
+    let file = message.file().map_err(malformed)?;
+    Ok(((value & 0xff) as u32, Some(file)))
+}

@@ -1,0 +1,427 @@
+//! One connection of a front end: what it has negotiated and set up, and the thread that hears it.
+//!
+//! The messages themselves are in [`requests`](super::requests).
+use super::{
+    device::{Device, Owned, SessionId},
+    table::MemoryTable,
+    vring::{Kick, Vring},
+    wire::{self, Message, WireError},
+};
+use crate::{
+    device::ActiveQueue,
+    memory::{DirtyLog, ForeignMapping, GuestMemory, guard},
+    ring::{InflightQueue, RingStart},
+    transport::{InterruptState, Notifier, check_features},
+    worker::QueueUpdate,
+};
+use std::{
+    io,
+    mem::take,
+    os::{fd::AsRawFd, unix::net::UnixStream},
+    sync::Arc,
+};
+use tracing::{debug, info, warn};
+use vhost::vhost_user::message::{
+    BackendReq, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+};
+use vmm_sys_util::{
+    epoll::{ControlOperation, Epoll, EpollEvent, EventSet},
+    eventfd::{EFD_NONBLOCK, EventFd},
+};
+
+/// Most connections to one device at a time: one that uses it, and others that ask or wait to take over.
+const SESSIONS_MAX: usize = 16;
+/// How often it is looked whether old memory maps can go, while there are any, in milliseconds.
+const RELEASE_INTERVAL: i32 = 20;
+
+/// Why a request was not done.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// It makes no sense: nothing more can be understood of this front end.
+    Malformed(String),
+    /// It cannot be done. The front end is told, if it asks.
+    Refused(String),
+    /// The connection has failed.
+    Wire(WireError),
+}
+
+impl From<WireError> for Failure {
+    fn from(error: WireError) -> Self {
+        Failure::Wire(error)
+    }
+}
+
+/// A request that makes no sense is told by its reason alone.
+pub(super) fn malformed(reason: impl ToString) -> Failure {
+    Failure::Malformed(reason.to_string())
+}
+
+/// A request that cannot be done, with the reason.
+pub(super) fn refused(reason: impl ToString) -> Failure {
+    Failure::Refused(reason.to_string())
+}
+
+/// The in-flight region that the front end keeps for us.
+#[derive(Debug)]
+pub(super) struct Inflight {
+    pub(super) mapping: Arc<ForeignMapping>,
+    pub(super) queue_size: u16,
+    pub(super) queues: u16,
+}
+
+/// One connection.
+pub(super) struct Session {
+    pub(super) id: SessionId,
+    pub(super) device: Arc<Device>,
+    pub(super) stream: UnixStream,
+    /// Rung by the device, its workers and the server.
+    wake: Arc<EventFd>,
+    /// As accepted, with the bits of vhost-user.
+    pub(super) features: u64,
+    pub(super) protocol_features: VhostUserProtocolFeatures,
+    /// The device status register, which the front end keeps (virtio 1.3, 2.1).
+    pub(super) status: u8,
+    pub(super) table: MemoryTable,
+    memory: Option<GuestMemory>,
+    pub(super) vrings: Vec<Vring>,
+    pub(super) inflight: Option<Inflight>,
+    pub(super) log: Option<DirtyLog>,
+    /// Where our own requests go to.
+    pub(super) backend_channel: Option<UnixStream>,
+    config_generation: u32,
+    has_failed: bool,
+    /// Old memory maps are still in use.
+    pub(super) retiring: bool,
+}
+
+impl Session {
+    /// A connection that was just made. `None`: there is no room for it.
+    pub(super) fn new(id: SessionId, device: &Arc<Device>, stream: UnixStream) -> io::Result<Option<Self>> {
+        let wake = Arc::new(EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+        if !device.watch(id, &wake, stream.try_clone()?, SESSIONS_MAX) {
+            return Ok(None);
+        }
+        Ok(Some(Session {
+            id,
+            device: device.clone(),
+            stream,
+            wake,
+            features: 0,
+            protocol_features: VhostUserProtocolFeatures::empty(),
+            status: 0,
+            table: MemoryTable::default(),
+            memory: None,
+            vrings: (0..device.queue_count()).map(|_| Vring::default()).collect(),
+            inflight: None,
+            log: None,
+            backend_channel: None,
+            config_generation: device.interrupts().config_generation(),
+            has_failed: false,
+            retiring: false,
+        }))
+    }
+
+    /// Hears the front end until it goes, or the server stops. Then the rings are drained and flushed, and only after that is the
+    /// connection closed.
+    pub(super) fn run(mut self) {
+        debug!("{}: connection {} is open", self.device.name(), self.id);
+        let end = self.listen();
+        match end {
+            Ok(()) => {}
+            Err(Failure::Wire(WireError::Closed)) => debug!("{}: connection {} is closed", self.name(), self.id),
+            Err(Failure::Malformed(reason) | Failure::Refused(reason)) if self.device.may_log() => {
+                warn!("{}: the connection to a front end is given up: {reason}", self.name());
+            }
+            Err(Failure::Wire(error)) if self.device.may_log() => {
+                warn!("{}: the connection to a front end is given up: {error}", self.name());
+            }
+            Err(_) => {}
+        }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        self.device.name()
+    }
+
+    fn listen(&mut self) -> Result<(), Failure> {
+        let failed = |error: io::Error| refused(format!("cannot wait for messages: {error}"));
+        let epoll = Epoll::new().map_err(failed)?;
+        let watch = |fd: i32, events: EventSet| {
+            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, fd as u64)).map_err(failed)
+        };
+        let (stream, wake) = (self.stream.as_raw_fd(), self.wake.as_raw_fd());
+        watch(stream, EventSet::IN)?;
+        watch(wake, EventSet::IN)?;
+        // Many wait for this one: it is never read, and each hears its edges.
+        watch(guard::damage_event().map_err(failed)?.as_raw_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED)?;
+        let mut events = [EpollEvent::default(); 4];
+        loop {
+            let timeout = if self.retiring { RELEASE_INTERVAL } else { -1 };
+            let count = match epoll.wait(timeout, &mut events) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                result => result.map_err(failed)?,
+            };
+            if self.device.is_stopping() {
+                return Ok(());
+            }
+            let is_ready = |fd: i32| events[..count].iter().any(|event| event.data() == fd as u64);
+            if is_ready(wake) {
+                self.answer_wake();
+            }
+            if self.table.is_damaged() {
+                return Err(refused("it took memory away that rings or buffers were in"));
+            }
+            if is_ready(stream) {
+                self.answer_message()?;
+            }
+            if self.retiring {
+                self.retiring = self.owned().is_some_and(|mut owned| owned.release_memory());
+            }
+        }
+    }
+
+    /// Something about the device has changed: its configuration space, or that it works at all.
+    fn answer_wake(&mut self) {
+        // EAGAIN: another look at it was enough.
+        let _ = self.wake.read();
+        let device = self.device.clone();
+        let interrupts: &InterruptState = device.interrupts();
+        let generation = interrupts.config_generation();
+        if std::mem::replace(&mut self.config_generation, generation) != generation
+            && let Some(channel) = &self.backend_channel
+            && let Err(error) = wire::request(channel, BackendReq::CONFIG_CHANGE_MSG as u32)
+        {
+            debug!("{}: the front end does not hear of a changed configuration: {error}", self.name());
+        }
+        let has_failed = interrupts.has_failed() && self.owned().is_some();
+        if has_failed && !self.has_failed {
+            self.vrings.iter().for_each(signal_error);
+        }
+        self.has_failed = has_failed;
+    }
+
+    /// Hears one message and answers it.
+    fn answer_message(&mut self) -> Result<(), Failure> {
+        let message = wire::receive(&self.stream)?;
+        let (code, name, needs_reply) = (message.code, message.name(), message.needs_reply());
+        let acknowledges = needs_reply && self.protocol_features.contains(VhostUserProtocolFeatures::REPLY_ACK);
+        tracing::trace!("{}: connection {}: {name}", self.name(), self.id);
+        let result = self.answer(message).and_then(|has_replied| self.start_rings().map(|()| has_replied));
+        match result {
+            Ok(false) if acknowledges => Ok(wire::reply(&self.stream, code, &0u64.to_ne_bytes(), None)?),
+            Ok(_) => Ok(()),
+            Err(Failure::Refused(reason)) if acknowledges => {
+                if self.device.may_log() {
+                    warn!("{}: {name} of the front end is refused: {reason}", self.name());
+                }
+                Ok(wire::reply(&self.stream, code, &1u64.to_ne_bytes(), None)?)
+            }
+            Err(Failure::Refused(reason)) => Err(refused(format!("{name}: {reason}"))),
+            Err(Failure::Malformed(reason)) => Err(malformed(format!("{name}: {reason}"))),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    fn answer(&mut self, message: Message) -> Result<bool, Failure> {
+        let code = message.code;
+        let Some(reply) = self.request(message)? else { return Ok(false) };
+        wire::reply(&self.stream, code, &reply.payload, reply.file.as_ref())?;
+        Ok(true)
+    }
+
+    /// The features of virtio that were accepted.
+    pub(super) fn driver_features(&self) -> u64 {
+        let own = VhostUserVirtioFeatures::LOG_ALL | VhostUserVirtioFeatures::PROTOCOL_FEATURES;
+        self.features & !own.bits()
+    }
+
+    pub(super) fn has_feature(&self, feature: VhostUserVirtioFeatures) -> bool {
+        self.features & feature.bits() != 0
+    }
+
+    pub(super) fn owned(&self) -> Option<Owned<'_>> {
+        self.device.owned(self.id)
+    }
+
+    /// Starts every ring that has become ready.
+    fn start_rings(&mut self) -> Result<(), Failure> {
+        // Without the protocol features there is no message to enable a ring with.
+        let by_default = !self.has_feature(VhostUserVirtioFeatures::PROTOCOL_FEATURES);
+        for index in 0..self.vrings.len() {
+            if self.memory.is_some() && self.vrings[index].is_ready(by_default) {
+                let started = self.start_ring(index);
+                if let Err(reason) = started {
+                    self.vrings[index].failed = true;
+                    signal_error(&self.vrings[index]);
+                    self.release_idle();
+                    return Err(refused(format!("queue {index} cannot start: {reason}")));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn start_ring(&mut self, index: usize) -> Result<(), String> {
+        let features = self.driver_features();
+        check_features(features, self.device.features()).map_err(|error| format!("its driver {error}"))?;
+        let memory = self.memory.clone().ok_or("there is no memory")?;
+        let vring = &self.vrings[index];
+        let start = RingStart {
+            available: vring.base,
+            resumed: true,
+            inflight: self.inflight_queue(index)?,
+            log: self.active_log(),
+            log_used: vring.log_used,
+        };
+        let kick = match &vring.kick {
+            Kick::Event(event) => Some(event.try_clone().map_err(|error| error.to_string())?),
+            Kick::Unset | Kick::Polled => None,
+        };
+        let queue =
+            ActiveQueue { index, config: vring.config(&self.table), start, kick, notifier: notifier(&vring.call) };
+        self.device.acquire(self.id, &memory, features, &self.wake)?.start_queue(queue)?;
+        self.vrings[index].running = true;
+        debug!("{}: queue {index} is started, features {features:#x}", self.name());
+        Ok(())
+    }
+
+    fn inflight_queue(&self, index: usize) -> Result<Option<InflightQueue>, String> {
+        let Some(inflight) = &self.inflight else { return Ok(None) };
+        let (mapping, size) = (inflight.mapping.clone(), self.vrings[index].size);
+        let queue = (index < usize::from(inflight.queues))
+            .then(|| InflightQueue::new(mapping, index, inflight.queue_size, size))
+            .flatten();
+        queue.map(Some).ok_or_else(|| {
+            format!("its in-flight region is for {} queues of {} entries", inflight.queues, inflight.queue_size)
+        })
+    }
+
+    /// Stops a ring, once all of its requests are done. Where it stands is its base from then on.
+    pub(super) fn stop_ring(&mut self, index: usize) {
+        if take(&mut self.vrings[index].running)
+            && let Some(mut owned) = self.device.owned(self.id)
+            && let Some(position) = owned.stop_queue(index)
+        {
+            drop(owned);
+            self.vrings[index].base = position.available;
+            debug!("{}: queue {index} is stopped at {}", self.name(), position.available);
+        }
+        self.release_idle();
+    }
+
+    pub(super) fn stop_rings(&mut self) {
+        (0..self.vrings.len()).for_each(|index| self.stop_ring(index));
+    }
+
+    /// Gives the device up when none of its rings runs.
+    fn release_idle(&mut self) {
+        if !self.is_running() {
+            self.device.release(self.id);
+        }
+    }
+
+    pub(super) fn is_running(&self) -> bool {
+        self.vrings.iter().any(|vring| vring.running)
+    }
+
+    /// The driver starts anew: all rings are stopped and disabled, and what it set is forgotten.
+    pub(super) fn reset_device(&mut self) {
+        self.stop_rings();
+        for vring in &mut self.vrings {
+            (vring.kick, vring.enabled, vring.failed, vring.base) = (Kick::Unset, false, false, 0);
+        }
+        self.status = 0;
+        self.device.reset(self.id);
+        if tracing::enabled!(tracing::Level::INFO) && self.device.may_log() {
+            info!("{}: reset", self.name());
+        }
+    }
+
+    /// Goes on with another memory table, also with running rings.
+    pub(super) fn adopt(&mut self, table: MemoryTable) -> Result<(), Failure> {
+        let memory = table.memory().map_err(refused)?;
+        let vrings = &self.vrings;
+        if let Some(mut owned) = self.device.owned(self.id) {
+            owned.set_memory(&memory, &|index| vrings[index].config(&table)).map_err(refused)?;
+            self.retiring = owned.release_memory();
+        }
+        self.table = table;
+        self.memory = Some(memory);
+        // What was not in memory before may be now.
+        self.vrings.iter_mut().for_each(|vring| vring.failed = false);
+        Ok(())
+    }
+
+    /// The log, if pages are to be logged.
+    fn active_log(&self) -> Option<DirtyLog> {
+        self.log.clone().filter(|_| self.has_feature(VhostUserVirtioFeatures::LOG_ALL))
+    }
+
+    /// Tells running rings where to log.
+    pub(super) fn update_logs(&mut self) {
+        let log = self.active_log();
+        if let Some(mut owned) = self.owned() {
+            for (index, vring) in self.vrings.iter().enumerate().filter(|(_, vring)| vring.running) {
+                owned.update_queue(index, QueueUpdate::Log(log.clone(), vring.log_used));
+            }
+        }
+    }
+
+    /// Changes something of a ring, if it runs.
+    pub(super) fn update_ring(&self, index: usize, update: QueueUpdate) {
+        if let Some(mut owned) = self.owned().filter(|_| self.vrings[index].running) {
+            owned.update_queue(index, update);
+        }
+    }
+
+    /// The ring of that index.
+    pub(super) fn vring(&mut self, index: u32) -> Result<&mut Vring, Failure> {
+        let count = self.vrings.len();
+        let vring = self.vrings.get_mut(index as usize);
+        vring.ok_or_else(|| refused(format!("there is no queue {index}: the device has {count}")))
+    }
+
+    /// As [`vring`](Self::vring), for what only a stopped ring takes.
+    pub(super) fn stopped_vring(&mut self, index: u32) -> Result<&mut Vring, Failure> {
+        let vring = self.vring(index)?;
+        if vring.running { Err(refused(format!("queue {index} is running"))) } else { Ok(vring) }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.stop_rings();
+        self.device.release(self.id);
+        self.device.unwatch(self.id);
+    }
+}
+
+/// How the driver is told of used buffers.
+pub(super) fn notifier(call: &Option<Arc<EventFd>>) -> Notifier {
+    call.as_ref().map_or_else(Notifier::silent, |call| Notifier::new(call.clone(), None))
+}
+
+/// Tells the front end that a ring does not work (SET_VRING_ERR).
+fn signal_error(vring: &Vring) {
+    if let Some(event) = &vring.error {
+        // A full counter has told it already.
+        let _ = event.write(1);
+    }
+}
+
+/// The regions of a memory table, as they stand in its message.
+pub(super) fn regions_of(bytes: &[u8], count: u32) -> Result<Vec<VhostUserMemoryRegion>, String> {
+    const BYTES: usize = size_of::<VhostUserMemoryRegion>();
+    if bytes.len() != BYTES * count as usize {
+        return Err(format!("its table of {count} memory regions has {} bytes", bytes.len()));
+    }
+    let region = |bytes: &[u8]| {
+        let word = |index: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&bytes[8 * index..8 * index + 8]);
+            u64::from_ne_bytes(word)
+        };
+        VhostUserMemoryRegion::new(word(0), word(1), word(2), word(3))
+    };
+    Ok(bytes.chunks_exact(BYTES).map(region).collect())
+}
