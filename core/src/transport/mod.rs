@@ -5,6 +5,7 @@ pub mod mmio;
 pub mod pci;
 #[cfg(test)]
 mod test_device;
+pub mod vhost_user;
 
 use crate::{
     device::{Activation, ActiveQueue, DeviceModel},
