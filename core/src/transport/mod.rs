@@ -1,6 +1,6 @@
 //! What all transports share: the device status machine, feature negotiation and queue set-up (virtio 1.3, 2 and 3.1).
 //!
-//! [`pci`] and [`mmio`] are register maps onto [`VirtioDevice`]. All end in [`DeviceModel::activate`].
+//! [`pci`] and [`mmio`] are register maps onto [`VirtioDevice`]; over [`vhost_user`] another program does its part. All end in [`DeviceModel::activate`].
 pub mod mmio;
 pub mod pci;
 #[cfg(test)]

@@ -61,7 +61,7 @@ enum Command {
     Run(run::Arguments),
     /// Serve the devices that FILE describes to the machines of other programs, over vhost-user.
     ///
-    /// FILE is one without [vm], whose devices have a socket each. SIGTERM or SIGINT end it cleanly.
+    /// FILE is one without `[vm]`, whose devices have a socket each. SIGTERM or SIGINT end it cleanly.
     Serve(serve::Arguments),
     /// Say what is wrong with FILE; start nothing.
     ///

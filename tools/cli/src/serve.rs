@@ -14,7 +14,7 @@ use tracing::info;
 /// The arguments of `pollux serve`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// The configuration, a TOML file without [vm].
+    /// The configuration, a TOML file without `[vm]`.
     file: PathBuf,
     #[command(flatten)]
     stats: StatsArguments,

@@ -109,11 +109,14 @@ fn devices_are_served_until_a_signal_and_then_come_the_numbers() {
         assert!(!path.exists(), "removed");
     }
     assert!(ran.stderr.contains("stopped by signal 15"), "{}", ran.stderr);
-    // Queues are counted from the moment that a guest activates its device, and no guest came.
+    let lines: Vec<&str> = ran.stdout.lines().collect();
+    assert_eq!(lines.len(), 3, "{}", ran.stdout);
+    assert!(lines[1].starts_with("blk0    io0") && lines[2].starts_with("blk1    io0"), "{}", ran.stdout);
     let text = fs::read(folder.path().join("stats.json")).expect("statistics");
     let json: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
-    assert_eq!(json["vcpus"], serde_json::json!([]));
-    assert!(json["queues"].is_array(), "{json}");
+    let devices: Vec<_> = json["queues"].as_array().expect("queues").iter().map(|queue| &queue["device"]).collect();
+    assert_eq!(devices, ["blk0", "blk1"]);
+    assert_eq!(json["vcpus"], serde_json::json!([]), "those are another program's");
 }
 
 #[test]
