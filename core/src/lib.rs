@@ -5,7 +5,7 @@
 //! | [`memory`] | guest memory, the choke point where a guest's address becomes a host pointer, and memory that another process owns |
 //! | [`ring`] | virtqueues as a polling device reads them |
 //! | [`device`] | device models: what a guest's driver sees |
-//! | [`transport`] | how the driver reaches a device: the status machine, and the register maps of PCI and MMIO |
+//! | [`transport`] | how the driver reaches a device: the status machine, the register maps of PCI and MMIO, vhost-user |
 //! | [`worker`] | polling threads |
 //! | [`plugin`] | the plugin host |
 //! | [`config`] | the configuration file |
@@ -13,7 +13,7 @@
 //! | [`stats`] | counters and histograms that other processes can map |
 //! | [`testing`] | a guest-side driver and a model disk, for tests and benchmarks |
 //!
-//! Unsafe code is in the modules that are marked so below, and nowhere else.
+//! Unsafe code is in the modules that are marked so below, in `transport::vhost_user::socket_activation`, and nowhere else.
 #![deny(unsafe_code)]
 
 pub mod config;

@@ -81,6 +81,15 @@ impl Shutdown {
         self.0.reason.load(Ordering::Acquire) != NOT_REQUESTED
     }
 
+    /// Waits until a stop is asked for.
+    pub fn wait(&self) {
+        let mut poll = libc::pollfd { fd: self.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        while !self.is_requested() {
+            // SAFETY: one whole pollfd. An interruption by a signal handler is a reason to look again.
+            unsafe { libc::poll(&mut poll, 1, -1) };
+        }
+    }
+
     /// The signal that asked for a stop, if it was one.
     pub fn signal(&self) -> Option<i32> {
         match self.0.reason.load(Ordering::Acquire) {
@@ -149,10 +158,15 @@ mod tests {
     fn a_request_is_seen_by_every_holder_and_stays() {
         let shutdown = Shutdown::new().unwrap();
         let other = shutdown.clone();
+        let waiting = std::thread::spawn({
+            let shutdown = shutdown.clone();
+            move || shutdown.wait()
+        });
         assert!(!readable(&shutdown) && !shutdown.is_requested());
         other.request();
         assert!(shutdown.is_requested() && readable(&shutdown) && readable(&shutdown));
         assert_eq!(shutdown.signal(), None);
+        waiting.join().unwrap();
     }
 
     #[test]

@@ -4,9 +4,14 @@ use super::{
     diagnostic::{Diagnostic, Diagnostics, Span, Spanned},
     host::cpu_list,
     suggest,
-    tables::{Draft, Entries},
+    tables::{Draft, Entries, Kind},
 };
-use crate::worker::IdlePolicy;
+use crate::{transport::vhost_user::socket::SocketSpec, worker::IdlePolicy};
+use std::{
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// Checks what could be read.
 pub(super) fn check(draft: &Draft, context: &Context<'_>, diagnostics: &Diagnostics) {
@@ -14,10 +19,15 @@ pub(super) fn check(draft: &Draft, context: &Context<'_>, diagnostics: &Diagnost
     check_references(draft, diagnostics);
     check_sharing(draft, diagnostics);
     check_room(draft, context, diagnostics);
+    check_exports(draft, diagnostics);
     if !diagnostics.has_errors() {
         // With errors, what seems to be left out or left over may be in what could not be read.
         check_spinning(draft, context, diagnostics);
         check_unused(draft, diagnostics);
+        if draft.kind == Kind::Exports && draft.devices.names.is_empty() {
+            let help = "add [device.blk0] with transport = \"vhost-user\" and socket = \"/run/pollux/blk0.sock\"";
+            diagnostics.push(Diagnostic::error("there is no device to serve").help(help));
+        }
     }
 }
 
@@ -111,7 +121,11 @@ fn check_spinning(draft: &Draft, context: &Context<'_>, diagnostics: &Diagnostic
         && usable.iter().all(is_taken)
     {
         let message = format!("workers spin on every CPU that this process may use ({})", cpu_list(usable));
-        let help = "leave one for the vCPUs, or write idle = \"adaptive\" in one of the workers";
+        let others = match draft.kind {
+            Kind::Machine => "the vCPUs",
+            Kind::Exports => "the guests",
+        };
+        let help = format!("leave one for {others}, or write idle = \"adaptive\" in one of the workers");
         diagnostics.push(Diagnostic::warning(message).at(&last.span, "").help(help));
     }
 }
@@ -181,6 +195,34 @@ fn check_room(draft: &Draft, context: &Context<'_>, diagnostics: &Diagnostics) {
             diagnostics.push(Diagnostic::error(message).at(&excess.span, "").help(help));
         }
     }
+}
+
+/// What is served needs a socket of its own.
+fn check_exports(draft: &Draft, diagnostics: &Diagnostics) {
+    let sockets: Vec<(&Device, &Spanned<SocketSpec>)> = draft
+        .devices
+        .items
+        .iter()
+        .filter_map(|device| match &device.transport {
+            Transport::VhostUser(socket) => Some((device, socket)),
+            Transport::Pci | Transport::Mmio => None,
+        })
+        .collect();
+    for (index, (device, socket)) in sockets.iter().enumerate() {
+        let is_same = |other: &Spanned<SocketSpec>| place(&other.value.path) == place(&socket.value.path);
+        if let Some((first, first_socket)) = sockets[..index].iter().find(|(_, other)| is_same(other)) {
+            let message = format!("{} and {} have the same socket", first.name.value, device.name.value);
+            let diagnostic =
+                Diagnostic::error(message).at(&socket.span, "").at(&first_socket.span, "used here already");
+            diagnostics.push(diagnostic.help("give each device a socket of its own"));
+        }
+    }
+}
+
+/// A file by its folder, whatever way leads there, and its name.
+fn place(path: &Path) -> (Option<PathBuf>, Option<&OsStr>) {
+    let folder = path.parent().map(|folder| fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned()));
+    (folder, path.file_name())
 }
 
 fn check_unused(draft: &Draft, diagnostics: &Diagnostics) {

@@ -30,6 +30,18 @@
 //! latency_sample = 16           # default: the latency of one batch in 16 is measured; 0: of none
 //! ```
 //!
+//! A file without `[vm]` describes devices that are served to the machines of other programs:
+//!
+//! ```toml
+//! [device.blk0]
+//! type = "blk"
+//! block = "disk0"
+//! workers = ["io0"]
+//! transport = "vhost-user"
+//! socket = "/run/pollux/blk0.sock"  # or { path = …, mode = "0660", owner = "qemu", group = "kvm" }
+//! queue_size = 128              # default here
+//! ```
+//!
 //! Sizes are bytes, or strings with the binary units K, M, G and T. Relative paths start at the file's own folder.
 //! Names have 1 to 20 characters.
 //!
@@ -56,7 +68,7 @@ pub use diagnostic::{Diagnostic, Label, Position, Severity, Span, Spanned};
 pub use host::{Host, HugepagePool, Limits};
 pub use options::Options;
 
-use crate::worker::IdlePolicy;
+use crate::{transport::vhost_user::socket::SocketSpec, worker::IdlePolicy};
 use diagnostic::Diagnostics;
 use read::Table;
 use std::{fs::File, io, io::Read, path::Path, path::PathBuf};
@@ -65,8 +77,8 @@ use toml::de::DeTable;
 /// Everything that a file says.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The machine.
-    pub vm: Vm,
+    /// The machine; none: the devices are served to other programs' machines, and all have a socket.
+    pub vm: Option<Vm>,
     /// Workers, in the order of the file; names are unique.
     pub workers: Vec<Worker>,
     /// Block backends, in the order of the file; names are unique.
@@ -161,12 +173,14 @@ pub struct Device {
 }
 
 /// `transport`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// virtio over PCI.
     Pci,
     /// virtio over MMIO.
     Mmio,
+    /// virtio over vhost-user, on this socket. The place is that of its path.
+    VhostUser(Spanned<SocketSpec>),
 }
 
 /// `type`, with the keys that go with it.
@@ -193,9 +207,22 @@ pub struct Blk {
     pub latency_sample: u32,
 }
 
+/// What a file is read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To run the machine in it.
+    Run,
+    /// To serve the devices in it.
+    Serve,
+    /// To see whether it is good for either.
+    Any,
+}
+
 /// What a file is checked against.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'c> {
+    /// What it is read for.
+    pub purpose: Purpose,
     /// Where relative paths start: the file's own folder.
     pub folder: &'c Path,
     /// The host.

@@ -85,7 +85,7 @@ impl<'t> Table<'t> {
     }
 
     /// The key whose value is one of a few words.
-    pub(super) fn choice<T: Copy>(&self, key: &'static str, choices: &[(&str, T)], default: T) -> T {
+    pub(super) fn choice<T: Clone>(&self, key: &'static str, choices: &[(&str, T)], default: T) -> T {
         let Some(item) = self.item(key, "") else { return default };
         let words: Vec<&str> = choices.iter().map(|(choice, _)| *choice).collect();
         let all = format!("write {}", suggest::alternatives(&words));
@@ -94,7 +94,7 @@ impl<'t> Table<'t> {
             return default;
         };
         if let Some((_, value)) = choices.iter().find(|(choice, _)| *choice == word) {
-            return *value;
+            return value.clone();
         }
         let near = suggest::nearest(word, words.iter().copied());
         let help = near.map_or(all, |near| format!("did you mean \"{near}\"?"));
@@ -119,6 +119,18 @@ impl<'t> Table<'t> {
         let mut named: Vec<_> = entries.iter().collect();
         named.sort_by_key(|(name, _)| name.span().start);
         named.into_iter().filter_map(|(name, value)| self.named_table(section, example, name, value)).collect()
+    }
+
+    /// The tables below `section` as they are, before any of them is read.
+    pub(super) fn section_values(&self, section: &str) -> Vec<&'t DeTable<'t>> {
+        let Some(DeValue::Table(entries)) = self.entries.get(section).map(|value| value.get_ref()) else {
+            return Vec::new();
+        };
+        let tables = entries.values().filter_map(|value| match value.get_ref() {
+            DeValue::Table(entries) => Some(entries),
+            _ => None,
+        });
+        tables.collect()
     }
 
     fn named_table(

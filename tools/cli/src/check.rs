@@ -1,6 +1,6 @@
 //! `pollux check`
-use crate::{Shared, Status, examine, report, units};
-use pollux_core::config::{Config, DeviceKind};
+use crate::{Shared, Status, assemble::dataplane, examine, report, units};
+use pollux_core::config::{Config, Purpose};
 use std::path::PathBuf;
 
 /// The arguments of `pollux check`.
@@ -15,7 +15,7 @@ pub(crate) struct Arguments {
 
 /// Runs the command.
 pub(crate) fn check(arguments: &Arguments, shared: &Shared) -> Status {
-    let (source, result) = examine::examine(&arguments.file, &shared.plugin_path());
+    let (source, result) = examine::examine(&arguments.file, Purpose::Any, &shared.plugin_path());
     let (found, status) = match &result {
         Ok(examined) => (&examined.warnings, Status::Success),
         Err(found) => (found, Status::BadConfiguration),
@@ -36,19 +36,14 @@ pub(crate) fn check(arguments: &Arguments, shared: &Shared) -> Status {
 /// What the configuration describes, in a line.
 fn summary(config: &Config) -> String {
     let count = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
-    let queues: usize = config
-        .devices
-        .iter()
-        .map(|device| match &device.kind {
-            DeviceKind::Blk(blk) => blk.queues.value,
-        })
-        .sum();
-    format!(
-        "good: {}, {} of memory, {} with {}, {}",
-        count(config.vm.vcpus.len(), "vCPU"),
-        units::bytes(config.vm.memory_bytes),
-        count(config.devices.len(), "device"),
-        count(queues, "queue"),
-        count(config.workers.len(), "worker"),
-    )
+    let devices =
+        format!("{} with {}", count(config.devices.len(), "device"), count(dataplane::queue_count(config), "queue"));
+    let workers = count(config.workers.len(), "worker");
+    match &config.vm {
+        Some(vm) => {
+            let (vcpus, memory) = (count(vm.vcpus.len(), "vCPU"), units::bytes(vm.memory_bytes));
+            format!("good: {vcpus}, {memory} of memory, {devices}, {workers}")
+        }
+        None => format!("good: {devices} to serve, {workers}"),
+    }
 }

@@ -1,9 +1,13 @@
-//! What `check` and `run` do first: a file becomes a configuration without mistakes, its plugins loaded and its media
+//! What every command does first: a file becomes a configuration without mistakes, its plugins loaded and its media
 //! looked at. Nothing is started and nothing is locked.
-use crate::{assemble, report::Source};
+use crate::{
+    Shared,
+    assemble::machine,
+    report::{self, Source},
+};
 use pollux_abi::block_v1::BlockInfo;
 use pollux_core::{
-    config::{self, Block, Config, Context, Device, DeviceKind, Diagnostic, Host, Span, Spanned, suggest},
+    config::{self, Block, Config, Context, Device, DeviceKind, Diagnostic, Host, Purpose, Span, Spanned, Vm, suggest},
     plugin::{BackendError, BlockBackend, OpenOptions, Plugin, PluginPath, Registry},
 };
 use pollux_vmm::boot;
@@ -23,21 +27,38 @@ pub(crate) struct Examined {
     pub(crate) warnings: Vec<Diagnostic>,
 }
 
+/// Examines `file` for a command that starts it, and shows what is found. None: nothing can be started.
+pub(crate) fn examine_and_show(file: &Path, purpose: Purpose, shared: &Shared) -> Option<Examined> {
+    let (source, result) = examine(file, purpose, &shared.plugin_path());
+    let found = match &result {
+        Ok(examined) => &examined.warnings,
+        Err(found) => found,
+    };
+    report::show(&source, found, shared.warns());
+    result.ok()
+}
+
 /// Examines `file`. The error is all that is wrong with it, warnings among it.
 ///
 /// From here on the process works in the file's folder: so a relative path in a plugin's options, which only the plugin
 /// knows to be one, starts there as every other in the file does.
-pub(crate) fn examine(file: &Path, plugin_path: &PluginPath) -> (Source, Result<Examined, Vec<Diagnostic>>) {
+pub(crate) fn examine(
+    file: &Path,
+    purpose: Purpose,
+    plugin_path: &PluginPath,
+) -> (Source, Result<Examined, Vec<Diagnostic>>) {
     let mut source = Source { name: file.display().to_string(), text: String::new() };
     let result = config::read_file(file).map_err(|diagnostic| vec![diagnostic]).and_then(|text| {
         source.text = text;
         let folder = enter_folder(file).map_err(|diagnostic| vec![diagnostic])?;
-        let (host, limits) = (Host::probe(), assemble::limits());
-        let context = Context { folder: &folder, host: &host, limits: &limits };
+        let (host, limits) = (Host::probe(), machine::limits());
+        let context = Context { purpose, folder: &folder, host: &host, limits: &limits };
         let (config, found) = config::parse(&source.text, &context);
         let Some(config) = config else { return Err(found) };
         let mut probe = Probe { plugin_path, folder: &folder, registry: Registry::default(), found };
-        probe.kernel(&config);
+        if let Some(vm) = &config.vm {
+            probe.kernel(vm);
+        }
         let plugins = probe.plugins(&config.blocks);
         let infos = probe.media(&config.blocks, &plugins);
         probe.devices(&config, &infos);
@@ -72,9 +93,8 @@ struct Probe<'p> {
 
 impl Probe<'_> {
     /// Whether the machine can start the kernel.
-    fn kernel(&mut self, config: &Config) {
-        let vm = &config.vm;
-        if let Err(error) = boot::check(&assemble::kernel_spec(config), vm.memory_bytes) {
+    fn kernel(&mut self, vm: &Vm) {
+        if let Err(error) = boot::check(&machine::kernel_spec(vm), vm.memory_bytes) {
             let about_initrd = matches!(&error, boot::Error::TooLittleMemory { what: "initrd", .. });
             let span = vm.initrd.as_ref().filter(|_| about_initrd).map_or(&vm.kernel.span, |initrd| &initrd.span);
             self.found.push(Diagnostic::error(error.to_string()).at(span, ""));

@@ -1,12 +1,16 @@
-//! `pollux`: runs virtual machines whose devices are plugins on polling cores, and checks their configuration.
+//! `pollux`: runs virtual machines whose devices are plugins on polling cores, serves such devices to the machines of
+//! other programs, and checks their configuration.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`check`] | `pollux check` |
 //! | [`run`] | `pollux run` |
-//! | [`examine`] | what both do first: a file becomes a configuration without mistakes, its plugins loaded and probed |
-//! | [`assemble`] | such a configuration becomes a machine with backends, workers and devices |
+//! | [`serve`] | `pollux serve` |
+//! | [`examine`] | what all do first: a file becomes a configuration without mistakes, its plugins loaded and probed |
+//! | [`assemble`] | such a configuration becomes backends, workers and devices, and a machine or sockets for them |
 //! | [`report`] | how mistakes in the configuration are shown |
+//! | [`service_manager`] | what a service manager such as systemd is told |
+//! | [`stats_output`] | where statistics go |
 //! | [`stats_table`] | how statistics are shown |
 //! | [`units`] | numbers for people |
 //!
@@ -18,15 +22,23 @@ mod check;
 mod examine;
 mod report;
 mod run;
+mod serve;
+mod service_manager;
+mod stats_output;
 mod stats_table;
 mod units;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use pollux_core::plugin::PluginPath;
-use std::{io, io::IsTerminal, path::PathBuf, process::ExitCode};
+use std::{
+    fmt, io,
+    io::{IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 use tracing::level_filters::LevelFilter;
 
-/// Run virtual machines whose disks are plugins on polling cores.
+/// Run virtual machines whose disks are plugins on polling cores, or serve such disks to QEMU and others.
 #[derive(Parser)]
 #[command(
     name = "pollux",
@@ -47,9 +59,13 @@ enum Command {
     ///
     /// Ctrl-A x at its console, SIGTERM or SIGINT stop it cleanly.
     Run(run::Arguments),
+    /// Serve the devices that FILE describes to the machines of other programs, over vhost-user.
+    ///
+    /// FILE is one without `[vm]`, whose devices have a socket each. SIGTERM or SIGINT end it cleanly.
+    Serve(serve::Arguments),
     /// Say what is wrong with FILE; start nothing.
     ///
-    /// Does all that `run` does before it starts: reads and cross-checks FILE, loads the plugins and looks at the
+    /// Does all that `run` and `serve` do before they start: reads and cross-checks FILE, loads the plugins and looks at the
     /// media.
     Check(check::Arguments),
 }
@@ -105,6 +121,13 @@ enum Status {
     BadConfiguration,
 }
 
+/// The reason of a failure is no log line: it is shown whatever the log level.
+fn fail(error: &dyn fmt::Display) -> Status {
+    // Nothing is left to complain to.
+    let _ = writeln!(io::stderr(), "pollux: {error}");
+    Status::Failure
+}
+
 fn main() -> ExitCode {
     let Arguments { command, shared } = Arguments::parse();
     // Standard output is the guest's console.
@@ -113,9 +136,12 @@ fn main() -> ExitCode {
         .with_ansi(io::stderr().is_terminal() && report::wants_colours())
         .with_max_level(shared.level())
         .with_target(false)
+        // They would go to standard error and panic if that is closed, on whatever thread had something to log.
+        .log_internal_errors(false)
         .init();
     let status = match command {
         Command::Run(arguments) => run::run(&arguments, &shared),
+        Command::Serve(arguments) => serve::serve(&arguments, &shared),
         Command::Check(arguments) => check::check(&arguments, &shared),
     };
     match status {

@@ -16,7 +16,7 @@ fn help_and_version_succeed_on_standard_output() {
     let folder = Folder::new();
     let version = folder.run(&["--version"]);
     assert_eq!((version.status, version.stdout), (Some(0), format!("pollux {}\n", env!("CARGO_PKG_VERSION"))));
-    for arguments in [&["--help"][..], &["help"], &["run", "--help"], &["check", "--help"]] {
+    for arguments in [&["--help"][..], &["help"], &["run", "--help"], &["serve", "--help"], &["check", "--help"]] {
         let help = folder.run(arguments);
         assert_eq!((help.status, help.stderr.as_str()), (Some(0), ""), "{arguments:?}");
         assert!(help.stdout.contains("Usage: pollux"), "{}", help.stdout);
@@ -104,7 +104,7 @@ fn a_file_that_is_no_configuration_is_named() {
         ),
     ];
     for (file, expected) in cases {
-        for command in ["check", "run"] {
+        for command in ["check", "run", "serve"] {
             let ran = folder.run(&[command, file]);
             assert_eq!((ran.status, ran.stderr.as_str()), (Some(2), expected), "{command} {file}");
         }

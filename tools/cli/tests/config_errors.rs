@@ -3,35 +3,10 @@
 //! What depends on the host's CPUs and memory is in `core/src/config/tests.rs`, where the host can be chosen.
 mod common;
 
-use common::{Folder, VM, WORKER};
-
-/// A line of a file, what is said of it, the part that is marked, and what is to be written instead.
-struct Case<'c> {
-    line: &'c str,
-    message: &'c str,
-    marked: &'c str,
-    help: &'c str,
-}
-
-const fn case<'c>(line: &'c str, message: &'c str, marked: &'c str, help: &'c str) -> Case<'c> {
-    Case { line, message, marked, help }
-}
-
-/// Checks that each line, put between `before` and `after`, is refused with its words and nothing more.
-fn refuses(before: &str, after: &str, cases: &[Case<'_>]) {
-    let folder = Folder::new();
-    let number = before.lines().count() + 1;
-    let gutter = " ".repeat(number.to_string().len());
-    for Case { line, message, marked, help } in cases {
-        let at = line.find(marked).unwrap_or_else(|| panic!("{marked} in {line}"));
-        let (indent, mark) = (" ".repeat(at), "^".repeat(marked.chars().count()));
-        let expected = format!(
-            "vm.toml:{number}:{}: error: {message}\n  {number} | {line}\n  {gutter} | {indent}{mark}\n  help: {help}\n",
-            at + 1
-        );
-        folder.refuses(&format!("{before}{line}\n{after}"), &expected);
-    }
-}
+use common::{
+    Folder, VM, WORKER,
+    cases::{case, refuses},
+};
 
 const BLOCK: &str = "[block.disk0]\nplugin = \"null\"\n";
 const DEVICE: &str = "[device.blk0]\ntype = \"blk\"\nblock = \"disk0\"\nworkers = [\"io0\"]\n";
@@ -339,7 +314,13 @@ fn devices_have_their_keys() {
                 "transport = \"vhost-user\"",
                 "the transport \"vhost-user\" is not offered by `pollux run`",
                 "\"vhost-user\"",
-                "write \"pci\" or \"mmio\"",
+                "write \"pci\" or \"mmio\"; or start it with `pollux serve` from a file without [vm]",
+            ),
+            case(
+                "socket = \"/run/x.sock\"",
+                "`socket` does not go without transport = \"vhost-user\"",
+                "\"/run/x.sock\"",
+                "remove it; sockets are for devices that `pollux serve` starts from a file without [vm]",
             ),
             case(
                 "latency_sample = 4294967296",

@@ -182,17 +182,18 @@ fn new_socket(flags: SockFlag) -> io::Result<OwnedFd> {
 const TURN_MAX: Duration = Duration::from_secs(2);
 
 /// Locks the folder of `path` against others that take over sockets in it, until the result is dropped. Without it,
-/// a second process could take the first one's new socket, which does not listen yet, for a stale one.
-fn take_turn(path: &Path) -> io::Result<File> {
-    let folder = File::open(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))?;
+/// a second process could take the first one's new socket, which does not listen yet, for a stale one. None where the
+/// folder cannot be locked: it may be written but not read, or is on a file system that knows no locks.
+fn take_turn(path: &Path) -> io::Result<Option<File>> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let Ok(folder) = File::open(folder) else { return Ok(None) };
     let deadline = Instant::now() + TURN_MAX;
     loop {
         match folder.try_lock() {
-            Ok(()) => return Ok(folder),
+            Ok(()) => return Ok(Some(folder)),
             Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
             Err(TryLockError::WouldBlock) => return Err(io::Error::other("another process has locked its folder")),
-            // Folders of some network file systems cannot be locked, and no two hosts share a socket.
-            Err(TryLockError::Error(_)) => return Ok(folder),
+            Err(TryLockError::Error(_)) => return Ok(None),
         }
     }
 }

@@ -3,6 +3,8 @@
 //! Each test file uses a part of this.
 #![allow(dead_code)]
 
+pub(crate) mod cases;
+
 use pollux_core::testing::build;
 use std::{
     fs,

@@ -1,72 +1,16 @@
-//! Each table of the format: which keys it has, what they may be, and what they are when they are left out.
-use super::{
-    Blk, Block, Config, Console, Context, Device, DeviceKind, Reboot, Transport, Vm, Worker,
-    diagnostic::{Diagnostic, Span, Spanned},
-    options,
+//! `[vm]`
+use super::reason;
+use crate::config::{
+    Console, Context, Reboot, Vm,
+    diagnostic::{Diagnostic, Spanned},
     read::Table,
     suggest,
 };
-use crate::worker::IdlePolicy;
 use pollux_abi::options::Size;
-use std::{fs, fs::File, io, path::PathBuf};
+use std::{fs, fs::File, path::PathBuf};
 
-/// What could be read of a file, however much is wrong with it.
-pub(super) struct Draft {
-    pub(super) vm: Option<Vm>,
-    pub(super) workers: Entries<Worker>,
-    pub(super) blocks: Entries<Block>,
-    pub(super) devices: Entries<Device>,
-}
-
-/// The tables of one section.
-pub(super) struct Entries<T> {
-    /// The names of all of them: a reference to a table that could not be read is no second mistake.
-    pub(super) names: Vec<String>,
-    /// Those that could be read.
-    pub(super) items: Vec<T>,
-}
-
-impl Draft {
-    /// The configuration, if every table could be read.
-    pub(super) fn finish(self) -> Option<Config> {
-        Some(Config {
-            vm: self.vm?,
-            workers: self.workers.items,
-            blocks: self.blocks.items,
-            devices: self.devices.items,
-        })
-    }
-}
-
-/// Reads the whole file.
-pub(super) fn read(root: Table<'_>, context: &Context<'_>) -> Draft {
-    let item = root.required_item("vm", "[vm] with `kernel` and `memory` below it");
-    let table = item.as_ref().and_then(|item| item.table().map(|table| table.named("[vm]")));
-    if let (Some(item), None) = (&item, &table) {
-        item.refuse("[vm] must be a table".into(), "write [vm] and its keys below it");
-    }
-    let draft = Draft {
-        vm: table.and_then(|table| vm(table, context)),
-        workers: entries(&root, "worker", worker),
-        blocks: entries(&root, "block", block),
-        devices: entries(&root, "device", device),
-    };
-    root.finish("");
-    draft
-}
-
-fn entries<T>(
-    root: &Table<'_>,
-    section: &'static str,
-    read: impl Fn(Spanned<String>, Table<'_>) -> Option<T>,
-) -> Entries<T> {
-    let tables = root.section(section);
-    let names = tables.iter().map(|(name, _)| name.value.clone()).collect();
-    Entries { names, items: tables.into_iter().filter_map(|(name, table)| read(name, table)).collect() }
-}
-
-/// `[vm]`
-fn vm(table: Table<'_>, context: &Context<'_>) -> Option<Vm> {
+/// Reads `[vm]`.
+pub(super) fn vm(table: Table<'_>, context: &Context<'_>) -> Option<Vm> {
     let vcpus = vcpus(&table, context);
     let memory = memory(&table, context);
     let kernel = table.required::<String>("kernel", "kernel = \"vmlinuz\"");
@@ -217,12 +161,6 @@ fn file(table: &Table<'_>, key: &str, name: &Spanned<String>, context: &Context<
     Spanned::new(path, name.span.clone())
 }
 
-/// The system's words without the error number.
-fn reason(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
-}
-
 fn cmdline(table: &Table<'_>, context: &Context<'_>) -> String {
     let Some(cmdline) = table.optional::<String>("cmdline", "cmdline = \"console=ttyS0\"") else {
         return String::new();
@@ -267,127 +205,4 @@ fn output_file(table: &Table<'_>, name: &Spanned<String>, context: &Context<'_>)
         table.report(Diagnostic::error(message).at(&name.span, "").help("name a file in a folder that exists"));
     }
     path
-}
-
-/// `[worker.NAME]`
-fn worker(name: Spanned<String>, table: Table<'_>) -> Option<Worker> {
-    let cpu = table.optional::<usize>("cpu", "cpu = 3");
-    let policies = [("spin", IdlePolicy::Spin), ("adaptive", IdlePolicy::Adaptive)];
-    let idle = table.choice("idle", &policies, IdlePolicy::default());
-    table.finish("");
-    Some(Worker { name, cpu, idle })
-}
-
-/// `[block.NAME]`
-fn block(name: Spanned<String>, table: Table<'_>) -> Option<Block> {
-    let plugin = table.required::<String>("plugin", "plugin = \"uring\"");
-    let options = options::read(&table);
-    let read_only = table.optional::<bool>("read_only", "read_only = true").is_some_and(|value| value.value);
-    table.finish("; what the plugin takes goes into options = { … }");
-    Some(Block { name, plugin: plugin?, options, read_only })
-}
-
-/// `[device.NAME]`
-fn device(name: Spanned<String>, table: Table<'_>) -> Option<Device> {
-    let Some(kind) = table.required::<String>("type", "type = \"blk\"") else {
-        table.give_up();
-        return None;
-    };
-    if kind.value != "blk" {
-        // Which keys it has depends on the type: no further word about them.
-        let message = format!("there is no device type \"{}\"", kind.value);
-        table.report(Diagnostic::error(message).at(&kind.span, "").help("write \"blk\""));
-        return None;
-    }
-    let transport = transport(&table);
-    let kind = blk(&table).map(DeviceKind::Blk);
-    table.finish("");
-    Some(Device { name, transport, kind: kind? })
-}
-
-fn transport(table: &Table<'_>) -> Transport {
-    let (key, example) = ("transport", "transport = \"pci\"");
-    let choices = [("pci", Transport::Pci), ("mmio", Transport::Mmio)];
-    let reserved = table.item(key, example).filter(|item| item.value.as_str() == Some("vhost-user"));
-    if let Some(item) = reserved {
-        let message = "the transport \"vhost-user\" is not offered by `pollux run`".into();
-        item.refuse(message, "write \"pci\" or \"mmio\"");
-        return Transport::Pci;
-    }
-    table.choice(key, &choices, Transport::Pci)
-}
-
-const QUEUES_MAX: u64 = 64;
-const QUEUE_SIZES: std::ops::RangeInclusive<u64> = 4..=32768;
-/// What GET_ID has room for (virtio 1.3, 5.2.6).
-const SERIAL_BYTES_MAX: usize = 20;
-
-/// The keys of `type = "blk"`.
-fn blk(table: &Table<'_>) -> Option<Blk> {
-    let block = table.required::<String>("block", "block = \"disk0\"");
-    let workers = table.required::<Vec<Spanned<String>>>("workers", "workers = [\"io0\"]");
-    let queues = number(table, "queues", "queues = 1", 1, |queues| {
-        let help = format!("write a number from 1 to {QUEUES_MAX}");
-        (!(1..=QUEUES_MAX).contains(&queues)).then(|| (format!("a device cannot have {queues} queues"), help))
-    });
-    let queue_size = number(table, "queue_size", "queue_size = 256", 256, |size| {
-        let fits = QUEUE_SIZES.contains(&size) && size.is_power_of_two();
-        let near = size.clamp(*QUEUE_SIZES.start(), *QUEUE_SIZES.end()).next_power_of_two();
-        let help = format!("write a power of two from 4 to 32768, such as {near}");
-        (!fits).then(|| (format!("a queue cannot have {size} entries"), help))
-    });
-    let latency_sample = number(table, "latency_sample", "latency_sample = 16", 16, |sample| {
-        let help = "write a smaller number, or 0 for no measurement".to_owned();
-        (sample > u32::MAX.into()).then(|| ("`latency_sample` is too large".to_owned(), help))
-    });
-    let serial = table.optional::<String>("serial", "serial = \"disk-1\"").unwrap_or(Spanned::new(String::new(), 0..0));
-    if serial.value.len() > SERIAL_BYTES_MAX || !serial.value.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
-        let message = "the guest could not read this serial number".to_owned();
-        let help = format!("write at most {SERIAL_BYTES_MAX} characters of ASCII");
-        table.report(Diagnostic::error(message).at(&serial.span, "").help(help));
-    }
-    let queue_span = queues.1.unwrap_or_else(|| table.span().clone());
-    Some(Blk {
-        block: block?,
-        workers: worker_list(table, workers?)?,
-        queues: Spanned::new(queues.0 as usize, queue_span),
-        queue_size: queue_size.0 as u16,
-        serial: serial.value,
-        latency_sample: latency_sample.0 as u32,
-    })
-}
-
-/// A number and where it was written, or its default. `wrong` says what is wrong with it, and what to write.
-fn number(
-    table: &Table<'_>,
-    key: &'static str,
-    example: &'static str,
-    default: u64,
-    wrong: impl Fn(u64) -> Option<(String, String)>,
-) -> (u64, Option<Span>) {
-    let Some(number) = table.optional::<u64>(key, example) else { return (default, None) };
-    match wrong(number.value) {
-        None => (number.value, Some(number.span)),
-        Some((message, help)) => {
-            table.report(Diagnostic::error(message).at(&number.span, "").help(help));
-            (default, None)
-        }
-    }
-}
-
-fn worker_list(table: &Table<'_>, workers: Spanned<Vec<Spanned<String>>>) -> Option<Vec<Spanned<String>>> {
-    if workers.value.is_empty() {
-        let message = format!("{} has no worker to serve it", table.name());
-        let help = "name at least one: workers = [\"io0\"]";
-        table.report(Diagnostic::error(message).at(&workers.span, "").help(help));
-        return None;
-    }
-    for (index, worker) in workers.value.iter().enumerate() {
-        if let Some(first) = workers.value[..index].iter().find(|other| other.value == worker.value) {
-            let message = format!("worker {} is named twice", worker.value);
-            let help = "name it once: queues are dealt out to the workers in turn";
-            table.report(Diagnostic::error(message).at(&worker.span, "again").at(&first.span, "first here").help(help));
-        }
-    }
-    Some(workers.value)
 }

@@ -1,3 +1,5 @@
+mod exports;
+
 use super::*;
 use std::fs;
 
@@ -30,12 +32,20 @@ impl Bench {
     }
 
     fn parse(&self, text: &str) -> (Option<Config>, Vec<Diagnostic>) {
-        parse(text, &Context { folder: self.folder.path(), host: &self.host, limits: &self.limits })
+        self.parse_for(Purpose::Any, text)
+    }
+
+    fn parse_for(&self, purpose: Purpose, text: &str) -> (Option<Config>, Vec<Diagnostic>) {
+        parse(text, &Context { purpose, folder: self.folder.path(), host: &self.host, limits: &self.limits })
     }
 
     /// What is said of `text`: severity, what the first label points at, message and help.
     fn said(&self, text: &str) -> Vec<String> {
-        let (config, diagnostics) = self.parse(text);
+        self.said_for(Purpose::Any, text)
+    }
+
+    fn said_for(&self, purpose: Purpose, text: &str) -> Vec<String> {
+        let (config, diagnostics) = self.parse_for(purpose, text);
         assert_eq!(config.is_none(), diagnostics.iter().any(Diagnostic::is_error), "{diagnostics:?}");
         let line = |diagnostic: &Diagnostic| {
             let severity = if diagnostic.is_error() { "error" } else { "warning" };
@@ -94,14 +104,15 @@ fn a_whole_file_becomes_typed_values() {
     let (config, diagnostics) = bench.parse(text);
     assert_eq!(diagnostics, []);
     let config = config.expect("nothing is wrong");
-    let pins: Vec<_> = config.vm.vcpus.iter().map(|pin| pin.as_ref().map(|pin| pin.value)).collect();
+    let vm = config.vm.expect("a machine");
+    let pins: Vec<_> = vm.vcpus.iter().map(|pin| pin.as_ref().map(|pin| pin.value)).collect();
     assert_eq!(pins, [Some(0), Some(1)]);
-    assert_eq!((config.vm.memory_bytes, config.vm.hugepages), (1 << 30, Some(2 << 20)));
-    assert_eq!(config.vm.kernel.value, bench.folder.path().join("vmlinuz"));
-    assert_eq!(config.vm.initrd.map(|initrd| initrd.value), Some(bench.folder.path().join("initrd.img")));
-    assert_eq!(config.vm.cmdline, "console=ttyS0 root=/dev/vda rw");
-    assert_eq!(config.vm.console, Console::File(bench.folder.path().join("console.log")));
-    assert_eq!(config.vm.reboot, Reboot::Exit);
+    assert_eq!((vm.memory_bytes, vm.hugepages), (1 << 30, Some(2 << 20)));
+    assert_eq!(vm.kernel.value, bench.folder.path().join("vmlinuz"));
+    assert_eq!(vm.initrd.map(|initrd| initrd.value), Some(bench.folder.path().join("initrd.img")));
+    assert_eq!(vm.cmdline, "console=ttyS0 root=/dev/vda rw");
+    assert_eq!(vm.console, Console::File(bench.folder.path().join("console.log")));
+    assert_eq!(vm.reboot, Reboot::Exit);
     let worker = &config.workers[0];
     assert_eq!((worker.name.value.as_str(), worker.idle), ("io0", IdlePolicy::Adaptive));
     assert_eq!(worker.cpu.as_ref().map(|cpu| cpu.value), Some(2));
@@ -112,7 +123,8 @@ fn a_whole_file_becomes_typed_values() {
         r#"{"deep":{"a":{"b":-1}},"depth":16,"direct":true,"path":"disk.img","ratio":0.5,"tags":["a","1979-05-27"]}"#
     );
     assert_eq!(config.blocks[0].options.json, "{}");
-    let devices: Vec<_> = config.devices.iter().map(|device| (device.name.value.as_str(), device.transport)).collect();
+    let devices: Vec<_> =
+        config.devices.iter().map(|device| (device.name.value.as_str(), device.transport.clone())).collect();
     assert_eq!(devices, [("root", Transport::Pci), ("extra", Transport::Mmio)], "in the order of the file");
     let DeviceKind::Blk(root) = &config.devices[0].kind;
     assert_eq!((root.queues.value, root.queue_size, root.latency_sample), (4, 1024, 0));
@@ -129,9 +141,10 @@ fn what_is_left_out_has_a_default() {
     let (config, diagnostics) = Bench::new().parse(&text);
     assert_eq!(diagnostics, []);
     let config = config.expect("nothing is wrong");
-    assert_eq!(config.vm.vcpus, [None]);
-    assert_eq!((config.vm.hugepages, config.vm.initrd), (None, None));
-    assert_eq!((config.vm.console, config.vm.reboot), (Console::Terminal, Reboot::Restart));
+    let vm = config.vm.expect("a machine");
+    assert_eq!(vm.vcpus, [None]);
+    assert_eq!((vm.hugepages, vm.initrd), (None, None));
+    assert_eq!((vm.console, vm.reboot), (Console::Terminal, Reboot::Restart));
     assert_eq!(config.workers[0].idle, IdlePolicy::Spin);
     assert!(!config.blocks[0].read_only);
     assert_eq!(config.devices[0].transport, Transport::Pci);
@@ -279,15 +292,19 @@ fn no_text_makes_it_panic() {
         "{VM}[worker.io0]\ncpu = 0\n[block.d]\nplugin = \"null\"\noptions = {{ a = [1, 2.5] }}\n\
          [device.d]\ntype = \"blk\"\nblock = \"d\"\nworkers = [\"io0\"]\nqueues = 2\n"
     );
+    let exported = "[worker.io0]\ncpu = 0\n[block.d]\nplugin = \"null\"\n[device.d]\ntype = \"blk\"\nblock = \"d\"\n\
+                    workers = [\"io0\"]\ntransport = \"vhost-user\"\nsocket = { path = \"d.sock\", mode = \"0660\" }\n";
+    let texts = prop::sample::select(vec![good, exported.to_owned()]);
+    let purpose = prop::sample::select(vec![Purpose::Run, Purpose::Serve, Purpose::Any]);
     let pieces = ["[", "]", "{", "}", "=", "\"", "\n", ".", ",", "vm", "worker", "-1", "1e9", "nan", "#", "é", "[["];
     let edit = (any::<prop::sample::Index>(), 0..4usize, prop::sample::select(pieces.to_vec()));
-    proptest!(|(edits in prop::collection::vec(edit, 0..6))| {
+    proptest!(|(good in texts, purpose in purpose, edits in prop::collection::vec(edit, 0..6))| {
         let mut text: Vec<char> = good.chars().collect();
         for (index, removed, inserted) in edits {
             let start = index.index(text.len());
             let end = (start + removed).min(text.len());
             text.splice(start..end, inserted.chars());
         }
-        bench.said(&text.into_iter().collect::<String>());
+        bench.said_for(purpose, &text.into_iter().collect::<String>());
     });
 }

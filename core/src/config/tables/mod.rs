@@ -1,0 +1,148 @@
+//! Each table of the format: which keys it has, what they may be, and what they are when they are left out.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `vm` | `[vm]` |
+//! | `device` | `[device.NAME]` |
+//! | `socket` | the key `socket` of a device |
+mod device;
+mod socket;
+mod vm;
+
+use super::{
+    Block, Config, Context, Device, Purpose, Vm, Worker,
+    diagnostic::{Diagnostic, Spanned},
+    options,
+    read::Table,
+};
+use crate::worker::IdlePolicy;
+use std::io;
+
+/// The key of a device's transport and the one that goes with vhost-user: they tell what a file is for.
+const TRANSPORT: &str = "transport";
+const VHOST_USER: &str = "vhost-user";
+
+/// What could be read of a file, however much is wrong with it.
+pub(super) struct Draft {
+    /// What the file is for: a machine with its devices, or devices alone.
+    pub(super) kind: Kind,
+    pub(super) vm: Option<Vm>,
+    pub(super) workers: Entries<Worker>,
+    pub(super) blocks: Entries<Block>,
+    pub(super) devices: Entries<Device>,
+}
+
+/// What a file describes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A machine and its devices.
+    Machine,
+    /// Devices for other programs' machines.
+    Exports,
+}
+
+/// The tables of one section.
+pub(super) struct Entries<T> {
+    /// The names of all of them: a reference to a table that could not be read is no second mistake.
+    pub(super) names: Vec<String>,
+    /// Those that could be read.
+    pub(super) items: Vec<T>,
+}
+
+impl Draft {
+    /// The configuration, if every table could be read.
+    pub(super) fn finish(self) -> Option<Config> {
+        let vm = match self.kind {
+            Kind::Machine => Some(self.vm?),
+            Kind::Exports => None,
+        };
+        Some(Config { vm, workers: self.workers.items, blocks: self.blocks.items, devices: self.devices.items })
+    }
+}
+
+/// Reads the whole file.
+pub(super) fn read(root: Table<'_>, context: &Context<'_>) -> Draft {
+    let kind = kind(&root, context.purpose);
+    let draft = Draft {
+        kind,
+        vm: if kind == Kind::Machine { read_vm(&root, context) } else { None },
+        workers: entries(&root, "worker", worker),
+        blocks: entries(&root, "block", block),
+        devices: entries(&root, "device", |name, table| device::device(name, table, kind, context)),
+    };
+    root.finish("");
+    draft
+}
+
+/// Decides what the file is for, and reports what does not go with the purpose. Where a file is half of one kind and
+/// half of the other, it is read as the one that leaves fewer mistakes.
+fn kind(root: &Table<'_>, purpose: Purpose) -> Kind {
+    let vm = root.item("vm", "");
+    let devices = root.section_values("device");
+    let exports =
+        devices.iter().any(|device| device.get(TRANSPORT).is_some_and(|it| it.get_ref().as_str() == Some(VHOST_USER)));
+    match (purpose, vm, exports) {
+        (Purpose::Run, None, true) => {
+            let message = "this file describes devices to serve and no machine to run";
+            let help = "start it with `pollux serve`, or add [vm] and let the devices have the transport \"pci\"";
+            root.report(Diagnostic::error(message).help(help));
+            Kind::Exports
+        }
+        (Purpose::Serve, Some(vm), _) => {
+            let help = match exports {
+                true => "remove [vm]: devices are served to the machines of other programs".to_owned(),
+                false => format!(
+                    "start the machine with `pollux run`; or, for the machines of other programs, remove [vm] and write \
+                     transport = \"{VHOST_USER}\" in the devices"
+                ),
+            };
+            vm.refuse("`pollux serve` starts no machine, but there is a [vm]".into(), help);
+            if exports { Kind::Exports } else { Kind::Machine }
+        }
+        (Purpose::Serve, None, _) | (Purpose::Any, None, true) => Kind::Exports,
+        (Purpose::Run, ..) | (Purpose::Any, ..) => Kind::Machine,
+    }
+}
+
+fn read_vm(root: &Table<'_>, context: &Context<'_>) -> Option<Vm> {
+    let item = root.required_item("vm", "[vm] with `kernel` and `memory` below it")?;
+    let Some(table) = item.table() else {
+        item.refuse("[vm] must be a table".into(), "write [vm] and its keys below it");
+        return None;
+    };
+    vm::vm(table.named("[vm]"), context)
+}
+
+fn entries<T>(
+    root: &Table<'_>,
+    section: &'static str,
+    read: impl Fn(Spanned<String>, Table<'_>) -> Option<T>,
+) -> Entries<T> {
+    let tables = root.section(section);
+    let names = tables.iter().map(|(name, _)| name.value.clone()).collect();
+    Entries { names, items: tables.into_iter().filter_map(|(name, table)| read(name, table)).collect() }
+}
+
+/// `[worker.NAME]`
+fn worker(name: Spanned<String>, table: Table<'_>) -> Option<Worker> {
+    let cpu = table.optional::<usize>("cpu", "cpu = 3");
+    let policies = [("spin", IdlePolicy::Spin), ("adaptive", IdlePolicy::Adaptive)];
+    let idle = table.choice("idle", &policies, IdlePolicy::default());
+    table.finish("");
+    Some(Worker { name, cpu, idle })
+}
+
+/// `[block.NAME]`
+fn block(name: Spanned<String>, table: Table<'_>) -> Option<Block> {
+    let plugin = table.required::<String>("plugin", "plugin = \"uring\"");
+    let options = options::read(&table);
+    let read_only = table.optional::<bool>("read_only", "read_only = true").is_some_and(|value| value.value);
+    table.finish("; what the plugin takes goes into options = { … }");
+    Some(Block { name, plugin: plugin?, options, read_only })
+}
+
+/// The system's words without the error number.
+fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
+}

@@ -1,0 +1,101 @@
+//! What devices consist of, whoever's guest uses them: backends opened, workers started, models made.
+use crate::examine::{Examined, open_options};
+use pollux_core::{
+    config::{self, Config, Device, DeviceKind},
+    device::{
+        DeviceModel,
+        blk::{Blk, BlkOptions},
+    },
+    plugin::{BackendError, BlockBackend},
+    stats::StatsSegment,
+    worker::{Worker, WorkerError, WorkerHandle},
+};
+use std::{io, sync::Arc};
+
+/// Why a configuration without mistakes could not be started.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// A medium that could be looked at could not be opened: most likely somebody else uses it.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// A worker could not be started.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+    /// There is no memory for statistics.
+    #[error("cannot make the statistics: {0}")]
+    Statistics(io::Error),
+}
+
+/// What polls the devices' queues and counts. To be dropped after the devices: workers serve them to the end.
+pub(crate) struct Dataplane {
+    pub(crate) stats: StatsSegment,
+    /// For their destructors.
+    _workers: Vec<Worker>,
+}
+
+impl Dataplane {
+    /// Opens the backends, starts the workers, and makes the device models, which are in the order of the
+    /// configuration. On an error all that was made is undone.
+    pub(crate) fn new(examined: &Examined) -> Result<(Self, Vec<Box<dyn DeviceModel>>), Error> {
+        let config = &examined.config;
+        let backends = open_backends(examined)?;
+        let stats = StatsSegment::anonymous(queue_count(config)).map_err(Error::Statistics)?;
+        let workers = spawn_workers(config)?;
+        let handles: Vec<WorkerHandle> = workers.iter().map(Worker::handle).collect();
+        let devices = config.devices.iter().zip(backends);
+        let models = devices.map(|(device, backend)| model(device, backend, &handles, &stats)).collect();
+        Ok((Dataplane { stats, _workers: workers }, models))
+    }
+}
+
+/// Number of queues of all devices.
+pub(crate) fn queue_count(config: &Config) -> usize {
+    let queues = |device: &Device| match &device.kind {
+        DeviceKind::Blk(blk) => blk.queues.value,
+    };
+    config.devices.iter().map(queues).sum()
+}
+
+/// A backend for each device, in their order. Devices that share a medium have an instance each: queues are numbered
+/// within one.
+fn open_backends(examined: &Examined) -> Result<Vec<Arc<BlockBackend>>, BackendError> {
+    let open = |device: &Device| {
+        let DeviceKind::Blk(blk) = &device.kind;
+        let name = &blk.block.value;
+        let block = examined.config.block(name).expect("references were checked");
+        BlockBackend::open(&examined.plugins[name], name, &open_options(block))
+    };
+    examined.config.devices.iter().map(open).collect()
+}
+
+/// Starts the workers that serve a device. Another would burn its CPU for nothing.
+fn spawn_workers(config: &Config) -> Result<Vec<Worker>, WorkerError> {
+    let serves = |worker: &config::Worker, device: &Device| match &device.kind {
+        DeviceKind::Blk(blk) => blk.workers.iter().any(|name| name.value == worker.name.value),
+    };
+    config
+        .workers
+        .iter()
+        .filter(|worker| config.devices.iter().any(|device| serves(worker, device)))
+        .map(|worker| Worker::spawn(&worker.name.value, worker.cpu.as_ref().map(|cpu| cpu.value), worker.idle))
+        .collect()
+}
+
+fn model(
+    device: &Device,
+    backend: Arc<BlockBackend>,
+    workers: &[WorkerHandle],
+    stats: &StatsSegment,
+) -> Box<dyn DeviceModel> {
+    let DeviceKind::Blk(blk) = &device.kind;
+    let handle = |name: &str| workers.iter().find(|worker| worker.name() == name).expect("references were checked");
+    let options = BlkOptions {
+        name: device.name.value.clone(),
+        serial: blk.serial.clone(),
+        queues: blk.queues.value,
+        queue_size: blk.queue_size,
+        workers: blk.workers.iter().map(|worker| handle(&worker.value).clone()).collect(),
+        latency_sample: blk.latency_sample,
+    };
+    Box::new(Blk::new(options, backend, stats))
+}

@@ -1,0 +1,68 @@
+//! `pollux serve`
+use crate::{
+    Shared, Status,
+    assemble::exports::{self, Exports},
+    examine::{self, Examined},
+    fail, service_manager,
+    stats_output::{self, StatsArguments, StatsPlan},
+};
+use pollux_core::{config::Purpose, transport::vhost_user::socket_activation::InheritedSockets};
+use pollux_vmm::Shutdown;
+use std::{io, path::PathBuf};
+use tracing::info;
+
+/// The arguments of `pollux serve`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The configuration, a TOML file without `[vm]`.
+    file: PathBuf,
+    #[command(flatten)]
+    stats: StatsArguments,
+}
+
+/// Why the command failed, past the configuration.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error(transparent)]
+    Stats(#[from] stats_output::Error),
+    #[error("cannot watch for signals: {0}")]
+    Signals(io::Error),
+    #[error(transparent)]
+    Exports(#[from] exports::Error),
+}
+
+/// Runs the command.
+pub(crate) fn serve(arguments: &Arguments, shared: &Shared) -> Status {
+    // First, while their descriptors have the numbers that they came with.
+    let inherited = match InheritedSockets::take() {
+        Ok(inherited) => inherited,
+        Err(error) => return fail(&error),
+    };
+    let stats = match arguments.stats.plan() {
+        Ok(plan) => plan,
+        Err(error) => return fail(&error),
+    };
+    let Some(examined) = examine::examine_and_show(&arguments.file, Purpose::Serve, shared) else {
+        return Status::BadConfiguration;
+    };
+    match start(&examined, inherited, stats) {
+        Ok(()) => Status::Success,
+        Err(error) => fail(&error),
+    }
+}
+
+fn start(examined: &Examined, inherited: InheritedSockets, stats: StatsPlan) -> Result<(), Error> {
+    let output = stats.open()?;
+    let shutdown = Shutdown::on_signals().map_err(Error::Signals)?;
+    let exports = Exports::start(examined, inherited)?;
+    service_manager::ready();
+    shutdown.wait();
+    if let Some(signal) = shutdown.signal() {
+        info!("stopped by signal {signal}");
+    }
+    service_manager::stopping();
+    // Whatever is in flight is drained and flushed before the numbers are read.
+    let stats = exports.stop();
+    output.write(&stats, &[])?;
+    Ok(())
+}
