@@ -12,9 +12,6 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::terminal;
 
-/// The signals that ask for a clean stop.
-const SIGNALS: [c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
-
 /// How long after the first request a signal is a second one. Some senders send two at once, as systemd does with
 /// SendSIGHUP, or a wrapper and the terminal; people take longer.
 const SECOND_AFTER: Duration = Duration::from_millis(500);
@@ -52,11 +49,20 @@ impl Shutdown {
     /// or later, ends the process at once, with status 128 + its number and the terminal restored. A later call takes the
     /// signals over.
     pub fn on_signals() -> io::Result<Shutdown> {
+        Shutdown::on(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
+    }
+
+    /// As [`on_signals`](Self::on_signals), without SIGHUP, which means something else to a daemon.
+    pub fn on_termination() -> io::Result<Shutdown> {
+        Shutdown::on(&[libc::SIGTERM, libc::SIGINT])
+    }
+
+    fn on(signals: &[c_int]) -> io::Result<Shutdown> {
         let shutdown = Shutdown::new()?;
         let inner = Arc::into_raw(shutdown.0.clone()).cast_mut();
         // Pairs with the load in the handler.
         FOR_SIGNALS.store(inner, Ordering::Release);
-        for signal in SIGNALS {
+        for &signal in signals {
             // SAFETY: the structure is whole, and the handler only calls async-signal-safe functions.
             let result = unsafe {
                 let mut action: libc::sigaction = std::mem::zeroed();

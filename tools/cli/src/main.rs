@@ -8,6 +8,7 @@
 //! | [`serve`] | `pollux serve` |
 //! | [`examine`] | what all do first: a file becomes a configuration without mistakes, its plugins loaded and probed |
 //! | [`assemble`] | such a configuration becomes backends, workers and devices, and a machine or sockets for them |
+//! | [`hangup`] | SIGHUP as a request to look at the media anew |
 //! | [`report`] | how mistakes in the configuration are shown |
 //! | [`service_manager`] | what a service manager such as systemd is told |
 //! | [`stats_output`] | where statistics go |
@@ -20,6 +21,7 @@
 mod assemble;
 mod check;
 mod examine;
+mod hangup;
 mod report;
 mod run;
 mod serve;
@@ -61,7 +63,8 @@ enum Command {
     Run(run::Arguments),
     /// Serve the devices that FILE describes to the machines of other programs, over vhost-user.
     ///
-    /// FILE is one without `[vm]`, whose devices have a socket each. SIGTERM or SIGINT end it cleanly.
+    /// FILE is one without `[vm]`, whose devices have a socket each. SIGTERM or SIGINT end it cleanly; at SIGHUP all
+    /// media are measured anew, and front ends told of those that were resized.
     Serve(serve::Arguments),
     /// Say what is wrong with FILE; start nothing.
     ///

@@ -3,10 +3,13 @@ use crate::{
     Shared, Status,
     assemble::exports::{self, Exports},
     examine::{self, Examined},
-    fail, service_manager,
+    fail, hangup, service_manager,
     stats_output::{self, StatsArguments, StatsPlan},
 };
-use pollux_core::{config::Purpose, transport::vhost_user::socket_activation::InheritedSockets};
+use pollux_core::{
+    config::Purpose,
+    transport::vhost_user::{Refresher, socket_activation::InheritedSockets},
+};
 use pollux_vmm::Shutdown;
 use std::{io, path::PathBuf};
 use tracing::info;
@@ -53,8 +56,16 @@ pub(crate) fn serve(arguments: &Arguments, shared: &Shared) -> Status {
 
 fn start(examined: &Examined, inherited: InheritedSockets, stats: StatsPlan) -> Result<(), Error> {
     let output = stats.open()?;
-    let shutdown = Shutdown::on_signals().map_err(Error::Signals)?;
+    let shutdown = Shutdown::on_termination().map_err(Error::Signals)?;
+    let hangup = hangup::block().map_err(Error::Signals)?;
     let exports = Exports::start(examined, inherited)?;
+    let refreshers = exports.refreshers();
+    hangup
+        .on_each(move || {
+            info!("SIGHUP: looking at all media anew");
+            refreshers.iter().for_each(Refresher::refresh);
+        })
+        .map_err(Error::Signals)?;
     service_manager::ready();
     shutdown.wait();
     if let Some(signal) = shutdown.signal() {

@@ -90,20 +90,39 @@ impl Server {
         &self.path
     }
 
-    /// Has the backend asked what its medium is like now, and the front ends told if that is something new. Returns at once.
-    pub fn refresh(&self) {
-        if let Err(error) = self.bell.write(1) {
-            warn!("{}: cannot be looked at anew: {error}", self.device.name());
-        }
+    /// A way to have the backend asked anew, for as long as it is served.
+    pub fn refresher(&self) -> Refresher {
+        Refresher { name: self.device.name().into(), bell: self.bell.clone() }
+    }
+
+    /// Has the device drained and flushed and all connections closed. Returns at once, so that several can stop together.
+    pub fn begin_stop(&self) {
+        self.device.stop();
+        self.refresher().refresh();
     }
 
     /// Drains and flushes the device, closes all connections, removes the socket. Also done by drop.
     pub fn stop(&mut self) {
         let Some(thread) = self.thread.take() else { return };
-        self.device.stop();
-        self.refresh();
+        self.begin_stop();
         if thread.join().is_err() {
             error!("{}: its server panicked; please report this", self.device.name());
+        }
+    }
+}
+
+/// A way to say that the backend's medium may have changed. `[any thread]`
+#[derive(Clone, Debug)]
+pub struct Refresher {
+    name: String,
+    bell: Arc<EventFd>,
+}
+
+impl Refresher {
+    /// Has the backend asked what its medium is like now, and the front ends told if that is something new. Returns at once.
+    pub fn refresh(&self) {
+        if let Err(error) = self.bell.write(1) {
+            warn!("{}: cannot be looked at anew: {error}", self.name);
         }
     }
 }

@@ -5,7 +5,7 @@ use pollux_core::{
     config::{Config, Device, Transport},
     stats::StatsSegment,
     transport::vhost_user::{
-        Server,
+        Refresher, Server,
         socket::{Listener, SocketError, SocketSpec},
         socket_activation::InheritedSockets,
     },
@@ -62,9 +62,16 @@ impl Exports {
         Ok(exports)
     }
 
+    /// Ways to have each backend asked anew what its medium is like.
+    pub(crate) fn refreshers(&self) -> Vec<Refresher> {
+        self.servers.iter().map(Server::refresher).collect()
+    }
+
     /// Drains and flushes every device, closes all connections, removes the sockets that were made. What is left is
     /// what they did.
     pub(crate) fn stop(mut self) -> StatsSegment {
+        // All begin before any is waited for: a slow backend holds up its own device alone.
+        self.servers.iter().for_each(Server::begin_stop);
         self.servers.iter_mut().for_each(Server::stop);
         self.dataplane.stats.clone()
     }
