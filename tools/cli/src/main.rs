@@ -2,27 +2,28 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`bench`] | `pollux bench` |
 //! | [`check`] | `pollux check` |
 //! | [`run`] | `pollux run` |
 //! | [`examine`] | what both do first: a file becomes a configuration without mistakes, its plugins loaded and probed |
 //! | [`assemble`] | such a configuration becomes a machine with backends, workers and devices |
 //! | [`report`] | how mistakes in the configuration are shown |
 //! | [`stats_table`] | how statistics are shown |
-//! | [`units`] | numbers for people |
 //!
 //! Exit status: 0 success, 1 failure, 2 a bad command line or configuration.
 #![deny(unsafe_code)]
 
 mod assemble;
+mod bench;
 mod check;
 mod examine;
 mod report;
 mod run;
 mod stats_table;
-mod units;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use pollux_core::plugin::PluginPath;
+use pollux_loadgen::units;
 use std::{io, io::IsTerminal, path::PathBuf, process::ExitCode};
 use tracing::level_filters::LevelFilter;
 
@@ -52,6 +53,11 @@ enum Command {
     /// Does all that `run` does before it starts: reads and cross-checks FILE, loads the plugins and looks at the
     /// media.
     Check(check::Arguments),
+    /// Measure the backend that serves a block device on SOCKET by vhost-user: qemu-storage-daemon, SPDK, ours.
+    ///
+    /// A driver in the place of a guest keeps requests in flight, polls for their completion, and prints throughput and
+    /// latencies. With --verify it also checks every byte.
+    Bench(Box<bench::Arguments>),
 }
 
 /// What every command takes.
@@ -117,6 +123,7 @@ fn main() -> ExitCode {
     let status = match command {
         Command::Run(arguments) => run::run(&arguments, &shared),
         Command::Check(arguments) => check::check(&arguments, &shared),
+        Command::Bench(arguments) => bench::bench(&arguments),
     };
     match status {
         Status::Success => ExitCode::SUCCESS,
