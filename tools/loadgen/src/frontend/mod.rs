@@ -305,8 +305,9 @@ impl FrontEnd {
         link.say("SET_VRING_NUM", |link| link.set_vring_num(index, config.size))?;
         link.say("SET_VRING_BASE", |link| link.set_vring_base(index, base))?;
         link.say("SET_VRING_ADDR", |link| link.set_vring_addr(index, &addresses))?;
-        link.say("SET_VRING_KICK", |link| link.set_vring_kick(index, kick))?;
+        // The kick comes last: a queue starts with it, and may have something to tell at once.
         link.say("SET_VRING_CALL", |link| link.set_vring_call(index, call))?;
+        link.say("SET_VRING_KICK", |link| link.set_vring_kick(index, kick))?;
         link.say("SET_VRING_ENABLE", |link| link.set_vring_enable(index, true))
     }
 }
