@@ -8,10 +8,12 @@ use pollux_loadgen::{
     frontend, load,
     load::Progress,
     machine::Machine,
-    report::{Report, histogram, summary, verdict},
+    report::{Report, histogram, html, json, summary, verdict},
     workload::Order,
 };
 use std::{
+    fs::File,
+    io::{self, Write},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -98,6 +100,12 @@ pub(crate) struct Arguments {
     /// Draw the latency histogram of every depth. By default only that of a single one.
     #[arg(long)]
     histogram: bool,
+    /// Print one JSON object with everything that was measured, instead of tables; or write it to FILE, beside them.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    json: Option<Option<PathBuf>>,
+    /// Write a page with plots to FILE. It needs no network.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
 }
 
 /// What to ask for.
@@ -155,6 +163,8 @@ enum Error {
     Load(#[from] frontend::Error),
     #[error("a block size of {0} bytes is too much; 1G is the end")]
     BlockSize(u64),
+    #[error("cannot write {}: {cause}", .path.display())]
+    Write { path: PathBuf, cause: io::Error },
 }
 
 /// Runs the command.
@@ -164,8 +174,9 @@ pub(crate) fn bench(arguments: &Arguments) -> Status {
         Err(error) => {
             eprintln!("pollux: {error}");
             match error {
-                Error::Load(cause) if !cause.is_usage() => Status::Failure,
-                _ => Status::BadConfiguration,
+                Error::Load(cause) if cause.is_usage() => Status::BadConfiguration,
+                Error::BlockSize(_) => Status::BadConfiguration,
+                Error::Load(_) | Error::Write { .. } => Status::Failure,
             }
         }
     }
@@ -174,14 +185,35 @@ pub(crate) fn bench(arguments: &Arguments) -> Status {
 fn measure(arguments: &Arguments) -> Result<Status, Error> {
     let plan = plan(arguments)?;
     load::check_cpus(&plan.limits.cpus)?;
+    // Before a long run whose results would be lost.
+    let json_path = arguments.json.as_ref().and_then(Option::as_deref);
+    let json_file = json_path.map(create).transpose()?;
+    let html_file = arguments.html.as_deref().map(create).transpose()?;
     let bar = Bar::new();
     let runs = plan.execute(&mut |stage, progress| bar.show(stage, progress));
     bar.finish();
     let command = std::env::args().collect::<Vec<_>>().join(" ");
     let report = Report { command, machine: Machine::new(), plan, runs: runs? };
-    report::print(&text(&report, arguments.histogram));
+    match &arguments.json {
+        Some(None) => report::print(&format!("{:#}\n", json(&report))),
+        _ => report::print(&text(&report, arguments.histogram)),
+    }
+    if let Some((path, file)) = json_file {
+        write(path, file, &format!("{:#}\n", json(&report)))?;
+    }
+    if let Some((path, file)) = html_file {
+        write(path, file, &html(&report))?;
+    }
     let failed = report.fault_count() + report.error_count() > 0;
     Ok(if failed { Status::Failure } else { Status::Success })
+}
+
+fn create(path: &Path) -> Result<(&Path, File), Error> {
+    File::create(path).map(|file| (path, file)).map_err(|cause| Error::Write { path: path.to_owned(), cause })
+}
+
+fn write(path: &Path, mut file: File, text: &str) -> Result<(), Error> {
+    file.write_all(text.as_bytes()).map_err(|cause| Error::Write { path: path.to_owned(), cause })
 }
 
 fn plan(arguments: &Arguments) -> Result<Plan, Error> {

@@ -74,6 +74,11 @@ impl<R: Ring> Queue<R> {
         self.slots.write_data(slot, bytes);
     }
 
+    /// Makes the data of a reserved slot unlike any that was written.
+    pub fn spoil_data(&mut self, slot: u16, length: usize) {
+        self.slots.spoil_data(slot, length);
+    }
+
     /// Reads the data of a slot that has just come back.
     pub fn read_data(&self, slot: u16, bytes: &mut [u8]) {
         self.slots.read_data(slot, bytes);

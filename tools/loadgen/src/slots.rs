@@ -1,5 +1,5 @@
 //! Guest memory of requests: header, status and data of each have a fixed place.
-use crate::ring::Chain;
+use crate::{ring::Chain, workload::SECTOR_BYTES};
 use pollux_core::memory::{GuestMemory, Translator};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 
@@ -147,6 +147,16 @@ impl Slots {
         let target = self.data(slot, bytes.len());
         // SAFETY: `data` checked the length; the memory is not in flight, and no slice of ours.
         unsafe { target.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+    }
+
+    /// Makes the data of a request that is not in flight unlike any that was written: what a read then leaves untouched
+    /// is no record.
+    pub fn spoil_data(&mut self, slot: u16, length: usize) {
+        let target = self.data(slot, length);
+        for offset in (0..length).step_by(SECTOR_BYTES as usize) {
+            // SAFETY: `data` checked the length, a multiple of the sector; the memory is aligned to pages.
+            unsafe { target.add(offset).cast::<u64>().write(u64::MAX) };
+        }
     }
 
     /// Copies the data of a request that has come back.

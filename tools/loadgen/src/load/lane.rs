@@ -218,7 +218,10 @@ impl<'a> Worker<'a> {
             let operation = self.lane.generator.operation(step);
             if let Some(verifier) = &mut self.lane.verifier {
                 match step {
-                    Step::Read(block) => verifier.begin_read(block),
+                    Step::Read(block) => {
+                        verifier.begin_read(block);
+                        self.queue.spoil_data(slot, operation.bytes as usize);
+                    }
                     Step::Write(block) => self.queue.write_data(slot, verifier.begin_write(block)),
                     Step::Flush => {}
                 }

@@ -1,8 +1,13 @@
 //! What came out, for people and for machines.
 mod bars;
+mod html;
+mod json;
+mod plot;
 mod table;
 
 pub use bars::histogram;
+pub use html::html;
+pub use json::json;
 pub use table::{summary, verdict};
 
 use crate::{

@@ -24,13 +24,16 @@ fn align(rows: &[Vec<String>], names: usize) -> String {
     text
 }
 
+/// What was measured, in a few lines.
+pub(super) fn about(report: &Report) -> String {
+    let targets = (0..report.plan.targets.len())
+        .map(|index| format!("{}: {}\n", report.target_name(index), target_line(report, index)));
+    targets.collect::<String>() + &workload_line(report) + "\n"
+}
+
 /// What was measured, in a few lines, and the results as tables.
 pub fn summary(report: &Report) -> String {
-    let mut text = String::new();
-    for (index, _) in report.plan.targets.iter().enumerate() {
-        text += &format!("{}: {}\n", report.target_name(index), target_line(report, index));
-    }
-    text += &format!("{}\n\n", workload_line(report));
+    let mut text = about(report) + "\n";
     if report.plan.rounds == 1 && report.plan.targets.len() == 1 {
         let mut rows = vec![headings(report)];
         rows.extend(report.runs.iter().flat_map(|run| run_rows(report, run)));
