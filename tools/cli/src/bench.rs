@@ -52,6 +52,10 @@ pub(crate) struct Arguments {
     /// End after so many requests of all queues together, instead.
     #[arg(long, short = 'n', value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     requests: Option<u64>,
+    /// Requests per second of all queues together, sent at even intervals; a latency counts from the time at which its
+    /// request was due. By default as many as can be.
+    #[arg(long, value_name = "NUMBER", value_parser = rate, conflicts_with = "interrupts")]
+    rate: Option<f64>,
     /// Time before each measurement in seconds.
     #[arg(long, value_name = "SECONDS", default_value = "0.3", value_parser = seconds)]
     warm_up: Duration,
@@ -144,6 +148,11 @@ fn size(text: &str) -> Result<u64, String> {
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.trim_end_matches('s').parse().map_err(|_| "give seconds, such as 2 or 0.5".to_owned())?;
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate: &f64| *rate > 0.0 && rate.is_finite());
+    rate.ok_or_else(|| "give requests per second, more than 0".into())
 }
 
 fn queue_size(text: &str) -> Result<u16, String> {
@@ -266,6 +275,7 @@ fn plan(arguments: &Arguments) -> Result<Plan, Error> {
             warm_up: arguments.warm_up,
             duration,
             requests: arguments.requests,
+            rate: arguments.rate,
             batch: arguments.batch,
             interrupts: arguments.interrupts,
             cpus: arguments.cpu.clone(),

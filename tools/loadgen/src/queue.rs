@@ -18,6 +18,9 @@ pub struct Counters {
     pub sleeps: u64,
 }
 
+/// A time that is not known any more.
+pub const UNKNOWN: u64 = u64::MAX;
+
 /// A request that has come back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Completion {
@@ -27,7 +30,7 @@ pub struct Completion {
     pub operation: Operation,
     /// What the device answered: 0 is success.
     pub status: u8,
-    /// When it was submitted, in ticks.
+    /// When it was submitted, as [`Queue::submit`] was told; [`UNKNOWN`] if that was before [`Queue::forget_times`].
     pub submitted_at: u64,
 }
 
@@ -93,12 +96,17 @@ impl<R: Ring> Queue<R> {
         }
     }
 
-    /// Puts the request of a reserved slot into the ring. `now`, in ticks, comes back with it.
+    /// Puts the request of a reserved slot into the ring. `now`, in any unit, comes back with it.
     #[inline]
     pub fn submit(&mut self, slot: u16, operation: Operation, now: u64) {
         let chain = self.slots.prepare(slot, &operation);
         self.requests[usize::from(slot)] = (operation, now);
         self.ring.add(slot, &chain);
+    }
+
+    /// Forgets when the requests in flight were submitted: the clock starts anew.
+    pub fn forget_times(&mut self) {
+        self.requests.iter_mut().for_each(|request| request.1 = UNKNOWN);
     }
 
     /// Shows the device what was submitted, and kicks it if it asks for that.

@@ -54,9 +54,11 @@ pub struct Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "sector {}: expected generation {}", self.sector, self.expected)?;
-        if self.expected_up_to > self.expected {
-            write!(formatter, " to {}", self.expected_up_to)?;
+        write!(formatter, "sector {}: ", self.sector)?;
+        match (self.expected, self.expected_up_to) {
+            (_, 0) => write!(formatter, "not written by this run")?,
+            (from, to) if from == to => write!(formatter, "expected generation {to}")?,
+            (from, to) => write!(formatter, "expected generation {from} to {to}")?,
         }
         match self.finding {
             Finding::NoRecord => write!(formatter, ", found no record"),

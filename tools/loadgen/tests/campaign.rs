@@ -143,3 +143,17 @@ fn wrong_data_is_told_with_sector_and_generations() {
     assert!(text.contains("NOT verified: "), "{text}");
     assert!(text.contains("and ") && text.contains(" more\n"), "{text}");
 }
+
+#[test]
+fn a_rate_is_kept_and_not_exceeded() {
+    let Some(place) = Place::new("a_rate_is_kept_and_not_exceeded") else { return };
+    let backend = place.null("s", "writable=on");
+    let limits = Limits { rate: Some(5000.0), ..limits(1000) };
+    let plan = Plan { depths: vec![8], limits, ..plan(vec![backend.socket.clone()]) };
+    let runs = plan.execute(&mut |_, _| {}).expect("a campaign");
+    let total = &runs[0].total;
+    assert_eq!(total.requests, 1000);
+    // The last of 500 on each of two queues is due after 499 steps of 400 µs.
+    assert!(total.elapsed_ns >= 199_600_000, "{} ns", total.elapsed_ns);
+    assert!(total.iops() <= 5010.0, "{} per second", total.iops());
+}

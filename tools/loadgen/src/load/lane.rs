@@ -1,7 +1,7 @@
 //! The thread of one queue: the loop that measures.
 use super::{Limits, QueueResult};
 use crate::{
-    queue::{Completion, Queue},
+    queue::{Completion, Queue, UNKNOWN},
     ring::RingError,
     slots::Kind,
     verify::Verifier,
@@ -77,6 +77,10 @@ pub(super) struct Worker<'a> {
     warm_up_ns: u64,
     duration_ns: u64,
     patience_ns: u64,
+    /// Nanoseconds from one request to the next, if they have times of their own.
+    pace_ns: Option<f64>,
+    /// When the next request goes out.
+    due_ns: f64,
     /// Ticks at the start.
     start: u64,
     /// The last look at the clock: nanoseconds since the start.
@@ -97,6 +101,7 @@ impl<'a> Worker<'a> {
         limits: &Limits,
         source: Source,
         requests: Option<u64>,
+        pace_ns: Option<f64>,
         stop: &'a AtomicBool,
     ) -> Self {
         let nanoseconds = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
@@ -112,6 +117,8 @@ impl<'a> Worker<'a> {
             warm_up_ns: nanoseconds(limits.warm_up),
             duration_ns: limits.duration.map_or(u64::MAX, nanoseconds),
             patience_ns: nanoseconds(limits.patience),
+            pace_ns,
+            due_ns: 0.0,
             start: 0,
             now: 0,
             progress: 0,
@@ -126,6 +133,7 @@ impl<'a> Worker<'a> {
 
     /// Runs until time or requests are up and nothing is in flight, or it is told to stop.
     pub(super) fn run(&mut self, done: &AtomicU64) -> Result<QueueResult, Failure> {
+        self.queue.forget_times();
         self.start = clock::ticks();
         self.begin_phase();
         loop {
@@ -138,9 +146,15 @@ impl<'a> Worker<'a> {
                 done.store(self.completed, Ordering::Relaxed);
             } else if submitted == 0 {
                 if self.queue.in_flight() == 0 {
-                    break;
+                    if self.pace_ns.is_none() || !self.wants_more() {
+                        break;
+                    }
+                    // Nothing is missing: the next request is not due yet.
+                    self.progress = self.now;
+                    std::hint::spin_loop();
+                } else {
+                    self.wait()?;
                 }
-                self.wait()?;
             }
         }
         self.result.counters = self.queue.counters();
@@ -201,8 +215,9 @@ impl<'a> Worker<'a> {
             Kind::Write => result.writes += 1,
             Kind::Flush => result.flushes += 1,
         }
-        let submitted = self.scale.nanoseconds(completion.submitted_at.wrapping_sub(self.start));
-        result.latencies.record(self.now.saturating_sub(submitted));
+        if completion.submitted_at != UNKNOWN {
+            result.latencies.record(self.now.saturating_sub(completion.submitted_at));
+        }
         result.series.add(measured, 1);
         // With a duration the time is that; otherwise up to the last request.
         result.elapsed_ns = if self.duration_ns == u64::MAX { measured } else { self.duration_ns };
@@ -212,7 +227,19 @@ impl<'a> Worker<'a> {
     #[inline]
     fn submit(&mut self) -> Result<u32, Failure> {
         let mut count = 0;
+        if self.pace_ns.is_some() {
+            self.look_at_clock();
+        }
         while self.queue.in_flight() < self.depth && self.wants_more() {
+            let at = match self.pace_ns {
+                None => self.scale.nanoseconds(clock::ticks().wrapping_sub(self.start)),
+                Some(_) if self.due_ns > self.now as f64 => break,
+                Some(pace) => {
+                    let due = self.due_ns;
+                    self.due_ns += pace;
+                    due as u64
+                }
+            };
             let Some(step) = self.next_step() else { break };
             let Some(slot) = self.queue.reserve() else { break };
             let operation = self.lane.generator.operation(step);
@@ -226,8 +253,7 @@ impl<'a> Worker<'a> {
                     Step::Flush => {}
                 }
             }
-            let ticks = clock::ticks();
-            self.queue.submit(slot, operation, ticks);
+            self.queue.submit(slot, operation, at);
             if !self.batch {
                 self.queue.publish()?;
             }
@@ -263,7 +289,8 @@ impl<'a> Worker<'a> {
 
     /// Nothing came and nothing can go: polls again, or sleeps.
     fn wait(&mut self) -> Result<(), Failure> {
-        if self.interrupts {
+        // A driver whose next request has its time cannot sleep.
+        if self.interrupts && self.pace_ns.is_none() {
             self.queue.sleep(NAP)?;
         } else {
             std::hint::spin_loop();

@@ -32,6 +32,9 @@ pub struct Limits {
     pub duration: Option<Duration>,
     /// Requests of all queues together.
     pub requests: Option<u64>,
+    /// Requests per second of all queues together: each goes out at its time, and its latency counts from then on, even
+    /// if it had to wait for room. `None`: as many as can be.
+    pub rate: Option<f64>,
     /// Publish once for all requests that can go out, not one by one.
     pub batch: bool,
     /// Sleep until the device interrupts, instead of polling.
@@ -49,6 +52,7 @@ impl Default for Limits {
             warm_up: Duration::ZERO,
             duration: None,
             requests: None,
+            rate: None,
             batch: false,
             interrupts: false,
             cpus: Vec::new(),
@@ -215,7 +219,7 @@ impl Load {
     /// # Errors
     /// As [`run`](Self::run).
     pub fn read_back(&mut self, front_end: &mut FrontEnd, limits: &Limits) -> Result<Outcome, Error> {
-        let limits = Limits { warm_up: Duration::ZERO, duration: None, requests: None, ..limits.clone() };
+        let limits = Limits { warm_up: Duration::ZERO, duration: None, requests: None, rate: None, ..limits.clone() };
         self.drive(front_end, &limits, Source::ReadBack, &mut |_| {})
     }
 
@@ -307,7 +311,8 @@ fn work(
     // The remainder goes to the first queues.
     let (index, count) = (index as u64, count as u64);
     let share = |requests: u64| requests / count + u64::from(index < requests % count);
-    let mut worker = Worker::new(queue, lane, limits, source, limits.requests.map(share), &shared.stop);
+    let pace = limits.rate.map(|rate| 1e9 * count as f64 / rate);
+    let mut worker = Worker::new(queue, lane, limits, source, limits.requests.map(share), pace, &shared.stop);
     shared.start.wait();
     let result = worker.run(&shared.done[index as usize]);
     if result.is_err() {

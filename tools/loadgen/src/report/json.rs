@@ -56,7 +56,7 @@ fn targets(report: &Report) -> Vec<Value> {
 
 fn plan(report: &Report) -> Value {
     let plan = &report.plan;
-    let Limits { warm_up, duration, requests, batch, interrupts, cpus, .. } = &plan.limits;
+    let Limits { warm_up, duration, requests, rate, batch, interrupts, cpus, .. } = &plan.limits;
     let indirect = match plan.options.indirect {
         Indirect::Auto => "auto",
         Indirect::Always => "always",
@@ -69,6 +69,7 @@ fn plan(report: &Report) -> Value {
         "warm_up_s": warm_up.as_secs_f64(),
         "duration_s": duration.map(|duration| duration.as_secs_f64()),
         "requests": requests,
+        "rate": rate,
         "batch": batch,
         "interrupts": interrupts,
         "indirect": indirect,

@@ -164,13 +164,14 @@ fn workload_line(report: &Report) -> String {
     let time = limits.duration.map(|time| format!("{:.3} s", time.as_secs_f64()));
     let count = limits.requests.map(|requests| format!("{} requests", units::count(requests)));
     let length: Vec<String> = count.into_iter().chain(time).collect();
+    let rate = limits.rate.map(|rate| format!(", {rate} a second")).unwrap_or_default();
     let cpus = match limits.cpus.as_slice() {
         [] => "not pinned".to_owned(),
         cpus => format!("on CPU {}", cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(",")),
     };
     let how = if limits.interrupts { "waits for interrupts" } else { "polls" };
     let batch = if limits.batch { ", publishes once a batch" } else { "" };
-    format!("{order} {what} of {bytes}, {}; the driver {how}{batch}, {cpus}", length.join(" or "))
+    format!("{order} {what} of {bytes}{rate}, {}; the driver {how}{batch}, {cpus}", length.join(" or "))
 }
 
 /// What the check of the data found; empty without one.
