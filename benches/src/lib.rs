@@ -11,14 +11,9 @@ use pollux_core::{
         driver::{Buffer, SplitDriver},
     },
 };
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    thread,
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
+
+pub use pollux_loadgen::roundtrip::{median, pin};
 
 /// Bytes of a request's data.
 pub const BLOCK_BYTES: u64 = 4096;
@@ -102,51 +97,7 @@ pub fn backend(name: &str, options: &str) -> Arc<BlockBackend> {
         .expect("a backend")
 }
 
-/// The time in nanoseconds that a cache line takes from one CPU to another and back, as the median of many short
-/// measurements. What goes between driver and device is bound by it, and on a virtual machine it changes while one
-/// watches: print it beside every result.
+/// The time in nanoseconds that a cache line takes from one CPU to another and back.
 pub fn round_trip_ns(first: usize, second: usize) -> f64 {
-    const TRIPS: u64 = 2000;
-    let ball = Arc::new(AtomicU64::new(0));
-    let theirs = ball.clone();
-    let rounds = 41;
-    let partner = thread::spawn(move || {
-        pin(second);
-        for turn in 0..rounds * TRIPS {
-            while theirs.load(Ordering::Acquire) != 2 * turn + 1 {
-                std::hint::spin_loop();
-            }
-            theirs.store(2 * turn + 2, Ordering::Release);
-        }
-    });
-    let ours = thread::spawn(move || {
-        pin(first);
-        let mut results: Vec<f64> = (0..rounds)
-            .map(|round| {
-                let start = clock::ticks();
-                for turn in round * TRIPS..(round + 1) * TRIPS {
-                    ball.store(2 * turn + 1, Ordering::Release);
-                    while ball.load(Ordering::Acquire) != 2 * turn + 2 {
-                        std::hint::spin_loop();
-                    }
-                }
-                clock::Scale::new().nanoseconds(clock::ticks().wrapping_sub(start)) as f64 / TRIPS as f64
-            })
-            .collect();
-        median(&mut results)
-    });
-    let result = ours.join().expect("a measurement");
-    partner.join().expect("its partner");
-    result
-}
-
-/// Pins the calling thread.
-pub fn pin(cpu: usize) {
-    assert!(core_affinity::set_for_current(core_affinity::CoreId { id: cpu }), "CPU {cpu} can be used");
-}
-
-/// The median. Sorts the values.
-pub fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    pollux_loadgen::roundtrip::round_trip_ns(first, second).expect("two CPUs that can be used")
 }

@@ -3,6 +3,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`bench`] | `pollux bench` |
 //! | [`check`] | `pollux check` |
 //! | [`run`] | `pollux run` |
 //! | [`serve`] | `pollux serve` |
@@ -13,12 +14,12 @@
 //! | [`service_manager`] | what a service manager such as systemd is told |
 //! | [`stats_output`] | where statistics go |
 //! | [`stats_table`] | how statistics are shown |
-//! | [`units`] | numbers for people |
 //!
 //! Exit status: 0 success, 1 failure, 2 a bad command line or configuration.
 #![deny(unsafe_code)]
 
 mod assemble;
+mod bench;
 mod check;
 mod examine;
 mod hangup;
@@ -28,10 +29,10 @@ mod serve;
 mod service_manager;
 mod stats_output;
 mod stats_table;
-mod units;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use pollux_core::plugin::PluginPath;
+use pollux_loadgen::units;
 use std::{
     fmt, io,
     io::{IsTerminal, Write},
@@ -71,6 +72,11 @@ enum Command {
     /// Does all that `run` and `serve` do before they start: reads and cross-checks FILE, loads the plugins and looks at the
     /// media.
     Check(check::Arguments),
+    /// Measure the backend that serves a block device on SOCKET by vhost-user: qemu-storage-daemon, SPDK, ours.
+    ///
+    /// A driver in the place of a guest keeps requests in flight, polls for their completion, and prints throughput and
+    /// latencies. With --verify it also checks every byte.
+    Bench(Box<bench::Arguments>),
 }
 
 /// What every command takes.
@@ -146,6 +152,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments, &shared),
         Command::Serve(arguments) => serve::serve(&arguments, &shared),
         Command::Check(arguments) => check::check(&arguments, &shared),
+        Command::Bench(arguments) => bench::bench(&arguments),
     };
     match status {
         Status::Success => ExitCode::SUCCESS,

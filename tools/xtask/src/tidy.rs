@@ -84,8 +84,9 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ("pollux-abi", &[]),
     ("pollux-core", &["pollux-abi"]),
     ("pollux-vmm", &["pollux-core"]),
-    ("pollux", &["pollux-abi", "pollux-core", "pollux-vmm"]),
-    ("pollux-benches", &["pollux-abi", "pollux-core", "pollux-vmm"]),
+    ("pollux-loadgen", &["pollux-abi", "pollux-core"]),
+    ("pollux", &["pollux-abi", "pollux-core", "pollux-loadgen", "pollux-vmm"]),
+    ("pollux-benches", &["pollux-abi", "pollux-core", "pollux-loadgen", "pollux-vmm"]),
     ("xtask", &[]),
 ];
 

@@ -1,7 +1,7 @@
 //! Numbers for people.
 
 /// Bytes with a binary unit and three digits: `64.0 MiB`.
-pub(crate) fn bytes(bytes: u64) -> String {
+pub fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     if bytes < 1024 {
         return format!("{bytes} B");
@@ -17,7 +17,7 @@ pub(crate) fn bytes(bytes: u64) -> String {
 }
 
 /// A time of `nanoseconds`: `1.25 µs`.
-pub(crate) fn time(nanoseconds: u64) -> String {
+pub fn time(nanoseconds: u64) -> String {
     let value = nanoseconds as f64;
     match nanoseconds {
         0..1_000 => format!("{nanoseconds} ns"),
@@ -28,7 +28,7 @@ pub(crate) fn time(nanoseconds: u64) -> String {
 }
 
 /// A count with its thousands apart: `1,234,567`.
-pub(crate) fn count(number: u64) -> String {
+pub fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {

@@ -1,0 +1,42 @@
+//! A guest-side block driver in user space, which measures and verifies any vhost-user-blk backend.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`frontend`] | the front end: negotiation, shared memory, queues, coming back after a crash of the backend |
+//! | [`ring`] | the driver's side of a virtqueue |
+//! | [`slots`] | the memory of requests: header, status, data |
+//! | [`queue`] | a queue with its requests: submit, publish and kick, pop |
+//! | [`workload`] | what is asked for: the mix, the range, the order |
+//! | [`verify`] | records in blocks, and whether they came back |
+//! | [`load`] | a workload on a front end: a thread a queue, warm-up, time |
+//! | [`latency`], [`series`] | latencies; throughput over time |
+//! | [`roundtrip`], [`machine`] | what the machine is worth at the moment |
+//! | [`campaign`] | rounds: several depths, one target or two in turn |
+//! | [`report`] | table, histogram, JSON, HTML |
+//! | [`units`] | numbers for people |
+//!
+//! Unsafe code is in the modules that are marked so below, and nowhere else.
+#![deny(unsafe_code)]
+
+pub mod campaign;
+pub mod frontend;
+pub mod latency;
+pub mod load;
+pub mod machine;
+pub mod queue;
+pub mod report;
+#[allow(unsafe_code)]
+pub mod ring;
+pub mod roundtrip;
+pub mod series;
+#[allow(unsafe_code)]
+pub mod slots;
+pub mod units;
+pub mod verify;
+#[allow(unsafe_code)]
+mod wait;
+pub mod workload;
+
+pub use frontend::{Error, FrontEnd, Indirect, Options};
+pub use load::{Ended, Limits, Load, Outcome};
+pub use workload::Workload;

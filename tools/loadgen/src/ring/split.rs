@@ -1,0 +1,411 @@
+//! A split virtqueue (virtio 1.3, 2.7) as the Linux driver runs it.
+use super::{CHAIN_LENGTH, Chain, Ring, RingError};
+use pollux_core::{
+    memory::{GuestMemory, Translator},
+    ring::QueueConfig,
+    testing::driver::{Descriptor, INDIRECT, NEXT, SplitDriver, WRITE},
+};
+use std::sync::atomic::{AtomicU16, Ordering, fence};
+
+/// Bytes that an indirect table takes: three descriptors, and not two tables in one cache line.
+const TABLE_BYTES: u64 = 64;
+/// `flags` of the available ring: no interrupts. `flags` of the used ring: no kicks.
+const NO_NOTIFICATION: u16 = 1;
+
+/// The driver's side of one split ring. Each slot has descriptors of its own, which are written anew for every request
+/// as Linux does.
+#[derive(Debug)]
+pub struct SplitRing {
+    descriptors: *mut Descriptor,
+    available: *mut u16,
+    used: *mut u16,
+    /// Indirect tables; null: chains are direct.
+    tables: *mut Descriptor,
+    tables_address: u64,
+    size: u16,
+    event_idx: bool,
+    available_index: u16,
+    published_index: u16,
+    last_used: u16,
+    /// `last_used` at the last [`silence`](Ring::silence).
+    silenced_at: u16,
+    in_flight: Box<[bool]>,
+    count: u16,
+    config: QueueConfig,
+    _memory: Translator,
+}
+
+// SAFETY: the pointers lead to a shared mapping that `_memory` keeps alive; one thread at a time has the ring.
+unsafe impl Send for SplitRing {}
+
+impl SplitRing {
+    /// Bytes of guest memory, from a page border on, for a ring of `size` and `slots` requests.
+    pub fn bytes(size: u16, slots: u16) -> u64 {
+        SplitDriver::bytes(size) + (TABLE_BYTES * u64::from(slots)).next_multiple_of(4096)
+    }
+
+    /// Most slots that a ring of `size` has room for.
+    pub fn slots_max(size: u16, indirect: bool) -> u16 {
+        if indirect { size } else { size / CHAIN_LENGTH }
+    }
+
+    /// Lays out a ring at guest-physical `base`, a page border.
+    ///
+    /// # Panics
+    /// The size is no power of two, the slots do not fit into it, or it is not in guest memory.
+    pub fn new(memory: &GuestMemory, base: u64, size: u16, slots: u16, indirect: bool, event_idx: bool) -> Self {
+        assert!(
+            size.is_power_of_two() && slots <= Self::slots_max(size, indirect),
+            "{slots} slots fit a ring of {size}"
+        );
+        // The layout is that of the tests' driver.
+        let config = SplitDriver::new(memory, base, size, event_idx).config();
+        let mut translator = memory.translator();
+        let start = translator.translate(base, Self::bytes(size, slots)).expect("the ring lies in guest memory");
+        let at = |address: u64| start.wrapping_add((address - base) as usize);
+        let tables_address = base + SplitDriver::bytes(size);
+        let mut ring = SplitRing {
+            descriptors: at(config.descriptors).cast(),
+            available: at(config.driver_area).cast(),
+            used: at(config.device_area).cast(),
+            tables: if indirect { at(tables_address).cast() } else { std::ptr::null_mut() },
+            tables_address,
+            size,
+            event_idx,
+            available_index: 0,
+            published_index: 0,
+            last_used: 0,
+            silenced_at: 0,
+            in_flight: vec![false; slots.into()].into(),
+            count: 0,
+            config,
+            _memory: translator,
+        };
+        ring.silence_now();
+        ring
+    }
+
+    /// The used index as the device left it.
+    #[inline(always)]
+    fn used_index(&self) -> u16 {
+        // Partner: the device's release store after it has written used elements.
+        // SAFETY: the index is the second word of the used ring.
+        unsafe { AtomicU16::from_ptr(self.used.add(1)) }.load(Ordering::Acquire)
+    }
+
+    /// Puts a head into the available ring at `index`.
+    #[inline(always)]
+    fn write_available(&mut self, index: u16, head: u16) {
+        // SAFETY: the available ring has `size` entries, a power of two, after two words.
+        unsafe { self.available.add(2 + usize::from(index & (self.size - 1))).write_volatile(head) };
+    }
+
+    #[inline(always)]
+    fn write_used_event(&mut self, event: u16) {
+        // SAFETY: the last word of the available ring.
+        unsafe { self.available.add(2 + usize::from(self.size)).write_volatile(event) };
+    }
+
+    fn silence_now(&mut self) {
+        self.silenced_at = self.last_used;
+        if self.event_idx {
+            // An index that was passed long ago.
+            self.write_used_event(self.last_used.wrapping_sub(0x4000));
+        } else {
+            // SAFETY: the flags are the first word of the available ring.
+            unsafe { self.available.write_volatile(NO_NOTIFICATION) };
+        }
+    }
+
+    fn head(&self, slot: u16) -> u16 {
+        if self.tables.is_null() { slot * CHAIN_LENGTH } else { slot }
+    }
+
+    /// The slot in flight whose head is `head`.
+    #[inline(always)]
+    fn slot(&self, head: u32) -> Result<u16, RingError> {
+        let stride = if self.tables.is_null() { u32::from(CHAIN_LENGTH) } else { 1 };
+        let slot = head / stride;
+        if head.is_multiple_of(stride) && self.in_flight.get(slot as usize) == Some(&true) {
+            return Ok(slot as u16);
+        }
+        Err(RingError::NotInFlight(head))
+    }
+
+    /// The head in the used ring at `index`.
+    #[inline(always)]
+    fn used_head(&self, index: u16) -> u32 {
+        // SAFETY: the used ring has `size` elements of 8 bytes, a power of two, after two words.
+        unsafe { self.used.add(2 + 4 * usize::from(index & (self.size - 1))).cast::<u32>().read_volatile() }
+    }
+}
+
+/// Writes the chain into `table`, whose first descriptor has the number `first`.
+///
+/// # Safety
+/// `table` has room for [`CHAIN_LENGTH`] descriptors.
+#[inline(always)]
+unsafe fn write_chain(table: *mut Descriptor, first: u16, chain: &Chain) -> u16 {
+    let write = |index: u16, address: u64, length: u32, flags: u16| {
+        let next = if flags & NEXT != 0 { first + index + 1 } else { 0 };
+        // SAFETY: the index is below CHAIN_LENGTH, for which the caller has room.
+        unsafe { table.add(index.into()).write_volatile(Descriptor { address, length, flags, next }) };
+    };
+    write(0, chain.header, 16, NEXT);
+    let mut last = 1;
+    if chain.length > 0 {
+        write(1, chain.data, chain.length, if chain.device_writes { NEXT | WRITE } else { NEXT });
+        last = 2;
+    }
+    write(last, chain.status, 1, WRITE);
+    last + 1
+}
+
+impl Ring for SplitRing {
+    #[inline]
+    fn add(&mut self, slot: u16, chain: &Chain) {
+        let flag = &mut self.in_flight[usize::from(slot)];
+        debug_assert!(!*flag, "slot {slot} is free");
+        *flag = true;
+        self.count += 1;
+        let head = self.head(slot);
+        // SAFETY: `new` checked that the slots' descriptors fit the table, and reserved a table for each slot.
+        unsafe {
+            let own = self.descriptors.add(head.into());
+            if self.tables.is_null() {
+                write_chain(own, head, chain);
+            } else {
+                let offset = TABLE_BYTES * u64::from(slot);
+                let count = write_chain(self.tables.byte_add(offset as usize), 0, chain);
+                let (address, length) = (self.tables_address + offset, 16 * u32::from(count));
+                own.write_volatile(Descriptor { address, length, flags: INDIRECT, next: 0 });
+            }
+        }
+        self.write_available(self.available_index, head);
+        self.available_index = self.available_index.wrapping_add(1);
+    }
+
+    #[inline]
+    fn publish(&mut self) -> bool {
+        let old = std::mem::replace(&mut self.published_index, self.available_index);
+        let new = self.available_index;
+        // Partner: the device's acquire load of the index, before it reads entries and descriptors.
+        // SAFETY: the index is the second word of the available ring.
+        unsafe { AtomicU16::from_ptr(self.available.add(1)) }.store(new, Ordering::Release);
+        // Partner: the device's fence between asking for kicks and looking at the index once more (2.7.13.4.1).
+        fence(Ordering::SeqCst);
+        if self.event_idx {
+            // SAFETY: the last word of the used ring.
+            let event = unsafe { self.used.add(2 + 4 * usize::from(self.size)).read_volatile() };
+            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
+        } else {
+            // SAFETY: the first word of the used ring.
+            unsafe { self.used.read_volatile() & NO_NOTIFICATION == 0 }
+        }
+    }
+
+    #[inline]
+    fn pop(&mut self) -> Result<Option<u16>, RingError> {
+        let ahead = self.used_index().wrapping_sub(self.last_used);
+        if ahead == 0 {
+            return Ok(None);
+        }
+        if ahead > self.count {
+            return Err(RingError::UsedIndex(ahead, self.count));
+        }
+        let slot = self.slot(self.used_head(self.last_used))?;
+        self.last_used = self.last_used.wrapping_add(1);
+        self.in_flight[usize::from(slot)] = false;
+        self.count -= 1;
+        Ok(Some(slot))
+    }
+
+    #[inline]
+    fn silence(&mut self) {
+        // The event index must move before the used index has gone once round to it.
+        if self.last_used.wrapping_sub(self.silenced_at) >= 0x2000 {
+            self.silence_now();
+        }
+    }
+
+    fn arm(&mut self) -> bool {
+        if self.event_idx {
+            self.write_used_event(self.last_used);
+        } else {
+            // SAFETY: the flags are the first word of the available ring.
+            unsafe { self.available.write_volatile(0) };
+        }
+        // Partner: the device's fence between its used index and its look at our event (2.7.7.2).
+        fence(Ordering::SeqCst);
+        let nothing = self.used_index() == self.last_used;
+        if !nothing {
+            self.silence_now();
+        }
+        nothing
+    }
+
+    fn config(&self) -> QueueConfig {
+        self.config
+    }
+
+    fn base(&self) -> u16 {
+        self.used_index()
+    }
+
+    fn replay(&mut self) {
+        // What the device gave back and nobody has popped is finished.
+        let used = self.used_index();
+        let mut pending = self.in_flight.clone();
+        let mut index = self.last_used;
+        while index != used {
+            if let Ok(slot) = self.slot(self.used_head(index)) {
+                pending[usize::from(slot)] = false;
+            }
+            index = index.wrapping_add(1);
+        }
+        for slot in (0..pending.len() as u16).filter(|&slot| pending[usize::from(slot)]) {
+            self.write_available(index, self.head(slot));
+            index = index.wrapping_add(1);
+        }
+        debug_assert_eq!(index, self.available_index, "as many requests as the indices say");
+    }
+
+    fn in_flight(&self) -> u16 {
+        self.count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHAIN: Chain = Chain { header: 0x8000, data: 0x9000, length: 512, device_writes: true, status: 0x8010 };
+
+    /// A ring of 16 with 5 slots, and the device's side of it from the dataplane.
+    fn pair(indirect: bool, event_idx: bool) -> (SplitRing, pollux_core::ring::SplitRing) {
+        let memory = GuestMemory::create(&[(0, 1 << 20)], None).expect("memory");
+        let ring = SplitRing::new(&memory, 0, 16, 5, indirect, event_idx);
+        let device = pollux_core::ring::SplitRing::new(&ring.config(), memory.translator(), event_idx).expect("a ring");
+        (ring, device)
+    }
+
+    fn take(device: &mut pollux_core::ring::SplitRing) -> Vec<u16> {
+        let mut heads = [0; 16];
+        let count = device.pop(&mut heads).expect("an honest driver");
+        heads[..count].to_vec()
+    }
+
+    #[test]
+    fn chains_arrive_as_they_were_described_and_come_back_in_any_order() {
+        use pollux_abi::block_v1::Segment;
+        for indirect in [false, true] {
+            let (mut ring, mut device) = pair(indirect, true);
+            let flush = Chain { length: 0, ..CHAIN };
+            ring.add(3, &CHAIN);
+            ring.add(1, &flush);
+            assert!(take(&mut device).is_empty(), "nothing is shown before publish");
+            ring.publish();
+            let heads = take(&mut device);
+            let empty = Segment { base: std::ptr::null_mut(), length: 0 };
+            let (mut inline, mut overflow) = ([empty; 8], [empty; 8]);
+            let mut list = pollux_core::ring::SegmentList::new(&mut inline, &mut overflow);
+            let mut data = ring._memory.memory().translator();
+            let chain = device.walk(heads[0], &mut data, &mut list).expect("a good chain");
+            assert_eq!((chain.readable_bytes, chain.writable_bytes), (16, 513), "indirect: {indirect}");
+            let mut list = pollux_core::ring::SegmentList::new(&mut inline, &mut overflow);
+            let chain = device.walk(heads[1], &mut data, &mut list).expect("a good chain");
+            assert_eq!((chain.readable_bytes, chain.writable_bytes), (16, 1), "indirect: {indirect}");
+            device.push_used(heads[1], 1);
+            device.push_used(heads[0], 513);
+            device.publish();
+            assert_eq!((ring.pop(), ring.pop(), ring.pop()), (Ok(Some(1)), Ok(Some(3)), Ok(None)));
+        }
+    }
+
+    #[test]
+    fn the_driver_kicks_exactly_when_the_device_asks_for_it() {
+        for event_idx in [false, true] {
+            let (mut ring, mut device) = pair(false, event_idx);
+            let mut kicks = Vec::new();
+            for turn in 0..40_000u32 {
+                let asked = turn % 1000 == 7;
+                if asked {
+                    device.enable_kicks();
+                }
+                ring.add(0, &CHAIN);
+                if ring.publish() {
+                    kicks.push(turn);
+                }
+                device.disable_kicks();
+                for head in take(&mut device) {
+                    device.push_used(head, 1);
+                }
+                device.publish();
+                assert_eq!(ring.pop(), Ok(Some(0)));
+                ring.silence();
+                assert!(!device.needs_signal(), "turn {turn}: the driver polls");
+            }
+            assert_eq!(
+                kicks,
+                (0..40).map(|thousand| thousand * 1000 + 7).collect::<Vec<_>>(),
+                "EVENT_IDX: {event_idx}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_armed_ring_gets_one_interrupt() {
+        for event_idx in [false, true] {
+            let (mut ring, mut device) = pair(true, event_idx);
+            ring.add(0, &CHAIN);
+            ring.publish();
+            assert!(ring.arm(), "nothing has come back");
+            let heads = take(&mut device);
+            device.push_used(heads[0], 1);
+            device.publish();
+            assert!(device.needs_signal(), "EVENT_IDX: {event_idx}");
+            assert!(!ring.arm(), "something has come back");
+        }
+    }
+
+    #[test]
+    fn a_device_that_breaks_the_ring_is_found_out() {
+        let (mut ring, mut device) = pair(false, true);
+        ring.add(0, &CHAIN);
+        ring.publish();
+        device.push_used(3, 1);
+        device.publish();
+        assert_eq!(ring.pop(), Err(RingError::NotInFlight(3)));
+        let (mut ring, mut device) = pair(false, true);
+        ring.add(0, &CHAIN);
+        device.push_used(0, 1);
+        device.push_used(0, 1);
+        device.publish();
+        assert_eq!(ring.pop(), Err(RingError::UsedIndex(2, 1)));
+    }
+
+    #[test]
+    fn replay_names_exactly_the_requests_in_flight() {
+        let (mut ring, mut device) = pair(false, true);
+        for slot in 0..4 {
+            ring.add(slot, &CHAIN);
+        }
+        ring.publish();
+        let heads = take(&mut device);
+        // Two finish, out of order; one of them is popped before the device is lost.
+        device.push_used(heads[3], 1);
+        device.publish();
+        assert_eq!(ring.pop(), Ok(Some(3)));
+        device.push_used(heads[1], 1);
+        device.publish();
+        assert_eq!(ring.base(), 2);
+        ring.replay();
+        let entries: Vec<u16> = (2..4u16)
+            // SAFETY: entries 2 and 3 of a ring of 16.
+            .map(|index| unsafe { ring.available.add(2 + usize::from(index)).read() })
+            .collect();
+        assert_eq!(entries, [0, 2 * CHAIN_LENGTH]);
+        assert_eq!(ring.pop(), Ok(Some(1)), "what had come back before can still be popped");
+        assert_eq!(ring.in_flight(), 2);
+    }
+}
