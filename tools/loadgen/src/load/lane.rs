@@ -158,9 +158,9 @@ impl<'a> Worker<'a> {
             }
         }
         self.result.counters = self.queue.counters();
-        if self.result.elapsed_ns == 0 {
-            // No completion told the time.
-            self.result.elapsed_ns = self.measured_ns();
+        // Up to the last request, unless the time was up.
+        if self.measured_ns() >= self.duration_ns {
+            self.result.elapsed_ns = self.duration_ns;
         }
         Ok(std::mem::take(&mut self.result))
     }
@@ -219,8 +219,7 @@ impl<'a> Worker<'a> {
             result.latencies.record(self.now.saturating_sub(completion.submitted_at));
         }
         result.series.add(measured, 1);
-        // With a duration the time is that; otherwise up to the last request.
-        result.elapsed_ns = if self.duration_ns == u64::MAX { measured } else { self.duration_ns };
+        result.elapsed_ns = measured;
     }
 
     /// Sends what may be in flight. Returns how many.
