@@ -43,8 +43,8 @@ impl Backend {
             .stdin(Stdio::null())
             .spawn();
         let Ok(child) = started else {
-            println!(
-                "skipped: {test}: qemu-storage-daemon is not installed (Debian: qemu-system-common or qemu-utils)"
+            eprintln!(
+                "SKIPPED: {test}: qemu-storage-daemon is not installed (Debian: qemu-system-common or qemu-utils)"
             );
             return None;
         };

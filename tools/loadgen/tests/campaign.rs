@@ -126,6 +126,16 @@ fn a_measurement_by_time_fills_its_time_and_the_warm_up_is_not_in_it() {
     let sum: f64 = rates.iter().map(|rate| rate * step).sum();
     assert!((sum - total.requests as f64).abs() < 0.5, "{sum} of {}", total.requests);
     assert!(histogram(&total.latencies).lines().count() > 2);
+    // With both, what comes first ends it, and the time is what it took.
+    let limits = Limits { requests: Some(500), duration: Some(Duration::from_secs(60)), ..Limits::default() };
+    let plan = Plan { limits, ..plan };
+    let total = plan.execute(&mut |_, _| {}).expect("a campaign").remove(0).total;
+    assert!(
+        total.requests == 500 && total.elapsed_ns < 60_000_000_000,
+        "{} in {} ns",
+        total.requests,
+        total.elapsed_ns
+    );
 }
 
 #[test]

@@ -158,9 +158,9 @@ impl<'a> Worker<'a> {
             }
         }
         self.result.counters = self.queue.counters();
-        if self.result.elapsed_ns == 0 {
-            // No completion told the time.
-            self.result.elapsed_ns = self.measured_ns();
+        // Up to the last request, unless the time was up.
+        if self.measured_ns() >= self.duration_ns {
+            self.result.elapsed_ns = self.duration_ns;
         }
         Ok(std::mem::take(&mut self.result))
     }
@@ -219,8 +219,7 @@ impl<'a> Worker<'a> {
             result.latencies.record(self.now.saturating_sub(completion.submitted_at));
         }
         result.series.add(measured, 1);
-        // With a duration the time is that; otherwise up to the last request.
-        result.elapsed_ns = if self.duration_ns == u64::MAX { measured } else { self.duration_ns };
+        result.elapsed_ns = measured;
     }
 
     /// Sends what may be in flight. Returns how many.
@@ -330,5 +329,87 @@ impl<'a> Worker<'a> {
     #[inline(always)]
     fn measured_ns(&self) -> u64 {
         if self.measuring { self.now - self.warm_up_ns } else { 0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ring::{Ring, SplitRing},
+        slots::Slots,
+        workload::{Span, Workload},
+    };
+    use pollux_core::{
+        memory::GuestMemory,
+        testing::{
+            disk::{self, Behaviour},
+            rig,
+        },
+        worker::Task,
+    };
+    use std::thread;
+
+    const DEPTH: u16 = 16;
+    const BYTES: u64 = 1 << 20;
+
+    /// Runs a load against a device of the dataplane itself, polled by another thread.
+    fn run(workload: &Workload, limits: &Limits, indirect: bool) -> (QueueResult, Lane) {
+        let memory = GuestMemory::create(&[(0, 4 << 20)], None).expect("memory");
+        let ring = SplitRing::new(&memory, 0, 64, DEPTH, indirect, true);
+        let config = ring.config();
+        let slots = Slots::new(&memory, SplitRing::bytes(64, DEPTH), DEPTH, workload.block_bytes);
+        let mut queue = Queue::new(ring, slots).expect("a queue");
+        let backend = disk::open("loadgen", BYTES, Behaviour::default()).expect("a disk");
+        let mut device = rig::prepared_queue(backend, &memory, config);
+        let span = Span { first: 0, count: BYTES / u64::from(workload.block_bytes) };
+        let verifier = Some(Verifier::new(7, span, workload.block_bytes));
+        let mut lane = Lane { generator: Generator::new(workload, 0, span), verifier };
+        let (stop, done, ended) = (AtomicBool::new(false), AtomicU64::new(0), AtomicBool::new(false));
+        let result = thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    device.poll();
+                }
+            });
+            let mut run =
+                |source, requests| Worker::new(&mut queue, &mut lane, limits, source, requests, None, &stop).run(&done);
+            let result = run(Source::Workload, limits.requests);
+            let back = run(Source::ReadBack, None);
+            ended.store(true, Ordering::Relaxed);
+            back.and(result).expect("an honest device")
+        });
+        (result, lane)
+    }
+
+    #[test]
+    fn a_load_on_our_own_device_is_verified() {
+        let workload = Workload { read_share: 50, ..Workload::default() };
+        for (indirect, batch, depth) in [(false, false, 1), (true, false, DEPTH), (true, true, DEPTH), (false, true, 5)]
+        {
+            let case = format!("indirect {indirect}, batch {batch}, depth {depth}");
+            let limits = Limits { depth, batch, requests: Some(3000), ..Limits::default() };
+            let (result, lane) = run(&workload, &limits, indirect);
+            assert_eq!((result.requests, result.errors, result.bytes), (3000, 0, 3000 * 4096), "{case}");
+            assert!(result.reads > 1000 && result.writes > 1000, "{case}");
+            let verifier = lane.verifier.expect("a verifier");
+            assert_eq!(verifier.faults(), [], "{case}");
+            assert_eq!(verifier.checked(), result.reads + verifier.written().count() as u64, "{case}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_asked_for_beyond_the_depth() {
+        let workload = Workload::default();
+        let memory = GuestMemory::create(&[(0, 4 << 20)], None).expect("memory");
+        let ring = SplitRing::new(&memory, 0, 64, DEPTH, true, true);
+        let slots = Slots::new(&memory, SplitRing::bytes(64, DEPTH), DEPTH, 4096);
+        let mut queue = Queue::new(ring, slots).expect("a queue");
+        let span = Span { first: 0, count: 100 };
+        let mut lane = Lane { generator: Generator::new(&workload, 0, span), verifier: None };
+        let stop = AtomicBool::new(false);
+        let limits = Limits { depth: 7, patience: Duration::from_millis(20), ..Limits::default() };
+        let mut worker = Worker::new(&mut queue, &mut lane, &limits, Source::Workload, None, None, &stop);
+        assert!(matches!(worker.run(&AtomicU64::new(0)), Err(Failure::Stalled(7))), "nobody answers");
     }
 }

@@ -196,7 +196,7 @@ fn latency_cells(latencies: &Latencies) -> Vec<String> {
 fn run_table(report: &Report) -> String {
     let mut headings = strings(&["", "round", "queue", "IOPS", "MiB/s", "ns per I/O"]);
     headings.extend(QUANTILES.map(|(_, name)| name.to_owned()));
-    headings.extend(strings(&["max", "errors", "kicks", "interrupts", "round trip before, after, ns"]));
+    headings.extend(strings(&["max", "errors", "kicks", "interrupts", "round trip, ns"]));
     let mut rows = Vec::new();
     for run in &report.runs {
         let trips = run.round_trip_ns.map_or("-".into(), |(before, after)| format!("{before:.0}, {after:.0}"));

@@ -158,12 +158,16 @@ fn workload_line(report: &Report) -> String {
     let what = match workload.read_share {
         0 => "writes".to_owned(),
         100.. => "reads".to_owned(),
-        share => format!("requests, {share} % of them reads,"),
+        _ => "requests".to_owned(),
     };
     let bytes = units::bytes(workload.block_bytes.into());
     let time = limits.duration.map(|time| format!("{:.3} s", time.as_secs_f64()));
     let count = limits.requests.map(|requests| format!("{} requests", units::count(requests)));
     let length: Vec<String> = count.into_iter().chain(time).collect();
+    let mix = match workload.read_share {
+        share @ 1..100 => format!(", {share} % of them reads"),
+        _ => String::new(),
+    };
     let rate = limits.rate.map(|rate| format!(", {rate} a second")).unwrap_or_default();
     let cpus = match limits.cpus.as_slice() {
         [] => "not pinned".to_owned(),
@@ -171,7 +175,11 @@ fn workload_line(report: &Report) -> String {
     };
     let how = if limits.interrupts { "waits for interrupts" } else { "polls" };
     let batch = if limits.batch { ", publishes once a batch" } else { "" };
-    format!("{order} {what} of {bytes}{rate}, {}; the driver {how}{batch}, {cpus}", length.join(" or "))
+    let warm_up = match limits.warm_up.as_secs_f64() {
+        0.0 => String::new(),
+        seconds => format!(" after {seconds:.3} s of warm-up"),
+    };
+    format!("{order} {what} of {bytes}{mix}{rate}, {}{warm_up}; the driver {how}{batch}, {cpus}", length.join(" or "))
 }
 
 /// What the check of the data found; empty without one.
