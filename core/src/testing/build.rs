@@ -16,6 +16,19 @@ fn profile_folder() -> PathBuf {
 /// Builds the plugin of the workspace's package `package` (such as `pollux-null`) in the profile of this executable,
 /// and returns its file.
 pub fn plugin(package: &str) -> PathBuf {
+    let file = package_folder(package).join(format!("lib{}.so", package.replace('-', "_")));
+    // Cargo leaves files as the umask says; a plugin that others may write is refused.
+    protect(&file);
+    file
+}
+
+/// Builds the program of the workspace's package `package` likewise, and returns its file.
+pub fn program(package: &str) -> PathBuf {
+    package_folder(package).join(package)
+}
+
+/// Builds a package in the profile of this executable, and returns the folder with what came of it.
+fn package_folder(package: &str) -> PathBuf {
     let folder = profile_folder();
     let profile = match folder.file_name().and_then(|name| name.to_str()) {
         Some("debug") | None => "dev",
@@ -28,10 +41,7 @@ pub fn plugin(package: &str) -> PathBuf {
         .output()
         .expect("cargo");
     assert!(output.status.success(), "{package}: {}", String::from_utf8_lossy(&output.stderr));
-    let file = folder.join(format!("lib{}.so", package.replace('-', "_")));
-    // Cargo leaves files as the umask says; a plugin that others may write is refused.
-    protect(&file);
-    file
+    folder
 }
 
 /// Compiles a plugin in C from `source` and returns its file, of which there is a new one each time.

@@ -24,6 +24,8 @@ pub(super) struct Retiring {
     maps: Vec<(Retired, SyncSender<Retired>)>,
     /// Requests in flight that were taken under any of them.
     requests: u32,
+    /// For maps that were not taken up, since the ring is broken: the one before is in use until the queue ends.
+    refused: Vec<SyncSender<Retired>>,
 }
 
 impl Retiring {
@@ -79,6 +81,7 @@ impl BlkQueue {
     /// Goes on in another memory map. Requests in flight end in the old one, which is kept for them.
     fn adopt_memory(&mut self, config: &QueueConfig, tables: Translator, data: Translator, done: SyncSender<Retired>) {
         if self.broken {
+            self.retiring.refused.push(done);
             return;
         }
         let tables = match self.ring.adopt(config, tables) {
@@ -86,6 +89,7 @@ impl BlkQueue {
             Err(error) => {
                 // The ring stays where it was, in memory that it keeps mapped, for what is in flight.
                 self.break_ring(error);
+                self.retiring.refused.push(done);
                 return;
             }
         };

@@ -165,11 +165,14 @@ impl Reception {
                 }
             };
             for event in &events[..count] {
+                if self.device.is_stopping() {
+                    break;
+                }
                 if event.data() != listener {
                     // EAGAIN: the event is the backend's, which is read by asking it.
                     let _ = self.bell.read();
                     self.device.refresh();
-                } else if !self.device.is_stopping() {
+                } else {
                     self.accept(next);
                     next += 1;
                 }

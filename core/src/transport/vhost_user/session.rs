@@ -206,7 +206,10 @@ impl Session {
         let (code, name, needs_reply) = (message.code, message.name(), message.needs_reply());
         let acknowledges = needs_reply && self.protocol_features.contains(VhostUserProtocolFeatures::REPLY_ACK);
         tracing::trace!("{}: connection {}: {name}", self.name(), self.id);
-        let result = self.answer(message).and_then(|has_replied| self.start_rings().map(|()| has_replied));
+        let result = self.answer(message).and_then(|has_replied| {
+            // A question makes no ring ready.
+            if has_replied { Ok(true) } else { self.start_rings().map(|()| false) }
+        });
         match result {
             Ok(false) if acknowledges => Ok(wire::reply(&self.stream, code, &0u64.to_ne_bytes(), None)?),
             Ok(_) => Ok(()),
