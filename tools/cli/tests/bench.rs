@@ -43,9 +43,7 @@ impl Backend {
             .stdin(Stdio::null())
             .spawn();
         let Ok(child) = started else {
-            eprintln!(
-                "SKIPPED: {test}: qemu-storage-daemon is not installed (Debian: qemu-system-common or qemu-utils)"
-            );
+            eprintln!("SKIPPED: {test}: qemu-storage-daemon is not installed (Debian: qemu-utils)");
             return None;
         };
         let backend = Backend(child);

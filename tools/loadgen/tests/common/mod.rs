@@ -28,7 +28,7 @@ impl Place {
         let found =
             Command::new(PROGRAM).arg("--version").stdout(Stdio::null()).status().is_ok_and(|end| end.success());
         if !found {
-            eprintln!("SKIPPED: {test}: {PROGRAM} is not installed (Debian: qemu-system-common or qemu-utils)");
+            eprintln!("SKIPPED: {test}: {PROGRAM} is not installed (Debian: qemu-utils)");
             return None;
         }
         Some(Place { folder: tempfile::tempdir().expect("a folder") })
