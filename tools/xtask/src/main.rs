@@ -7,6 +7,7 @@
 mod cargo_test;
 mod demo;
 mod host;
+mod image;
 mod lab;
 mod lab_tests;
 mod process;
