@@ -38,6 +38,9 @@ pub(super) const QEMU: &str = "qemu-system-x86_64";
 /// How long a guest may take for a step, on a machine with other work to do.
 const STEP_LIMIT: Duration = Duration::from_secs(90);
 const MEMORY: &str = "256M";
+/// Emulation on a busy host now and then loses the one interrupt that an idle processor's timer was set for, after which that
+/// processor sleeps for ever (the kernel: "rcu_preempt kthread timer wakeup didn't happen"). A tick that repeats gets over it.
+const PERIODIC_TICK: &str = "nohz=off highres=off";
 
 impl Machine {
     /// # Errors
@@ -58,7 +61,7 @@ impl Machine {
             .arg("-initrd")
             .arg(spec.initrd)
             .arg("-append")
-            .arg(format!("{QUICK_BOOT} {}", spec.command_line).trim())
+            .arg(format!("{QUICK_BOOT} {PERIODIC_TICK} {}", spec.command_line).trim())
             // A place to plug in another disk.
             .args(["-device", "pcie-root-port,id=spare,chassis=1"]);
         for (index, (socket, queues)) in spec.disks.iter().enumerate() {
