@@ -53,6 +53,8 @@ static int fd, number;
 static uint64_t first_block, blocks;
 static uint32_t *holds;
 static aio_context_t aio;
+// Only the device writes here, so that a live migration that misses what it writes is found out.
+static uint8_t *read_buffer;
 static uint64_t random_state;
 
 struct run {
@@ -176,11 +178,11 @@ static void write_runs(uint8_t *buffer, const struct run *runs, int count, uint6
 	shared->worker[number].writes += count;
 }
 
-static void read_runs(uint8_t *buffer, const struct run *runs, int count) {
-	transfer(buffer, runs, count, IOCB_CMD_PREAD);
+static void read_runs(const struct run *runs, int count) {
+	transfer(read_buffer, runs, count, IOCB_CMD_PREAD);
 	for (int i = 0; i < count; i++)
 		for (uint64_t block = 0; block < runs[i].count; block++)
-			check_block(buffer + ((size_t)i * RUN_BLOCKS_MAX + block) * BLOCK, runs[i].block + block);
+			check_block(read_buffer + ((size_t)i * RUN_BLOCKS_MAX + block) * BLOCK, runs[i].block + block);
 	shared->worker[number].reads += count;
 }
 
@@ -255,7 +257,7 @@ static void one_round(uint8_t *buffer, struct run *runs, uint64_t round) {
 			struct run again[BATCH];
 			for (int i = 0; i < BATCH; i++)
 				again[i] = runs[random_below(count)];
-			read_runs(buffer, again, BATCH);
+			read_runs(again, BATCH);
 		}
 		if (random_below(16) == 0)
 			flush();
@@ -267,13 +269,15 @@ static void one_round(uint8_t *buffer, struct run *runs, uint64_t round) {
 }
 
 static void worker_main(int is_check) {
-	uint8_t *buffer = mmap(NULL, (size_t)BATCH * RUN_BLOCKS_MAX * BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	size_t bytes = (size_t)BATCH * RUN_BLOCKS_MAX * BLOCK;
+	uint8_t *buffer = mmap(NULL, 2 * bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	struct run *runs = calloc(blocks, sizeof *runs);
 	cpu_set_t processor;
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	holds = malloc(blocks * sizeof *holds);
 	if (buffer == MAP_FAILED || !runs || !holds || syscall(SYS_io_setup, BATCH, &aio) != 0)
 		fail("no memory");
+	read_buffer = buffer + bytes;
 	memset(holds, 0xff, blocks * sizeof *holds);
 	CPU_ZERO(&processor);
 	CPU_SET(number % sysconf(_SC_NPROCESSORS_ONLN), &processor);
@@ -284,9 +288,9 @@ static void worker_main(int is_check) {
 	for (uint64_t done = 0; !is_check && !shared->stop && (rounds == 0 || done < rounds); done++)
 		one_round(buffer, runs, ++round);
 	for (uint64_t i = 0, count = cut(runs); i < count; i++) {
-		read_runs(buffer, runs + i, 1);
+		read_runs(runs + i, 1);
 		for (uint64_t block = 0; is_check && block < runs[i].count; block++)
-			check_sectors(buffer + block * BLOCK, runs[i].block + block, trim ? 0 : round, round + 1, trim);
+			check_sectors(read_buffer + block * BLOCK, runs[i].block + block, trim ? 0 : round, round + 1, trim);
 	}
 	exit(0);
 }
