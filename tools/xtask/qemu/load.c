@@ -253,7 +253,7 @@ static void one_round(uint8_t *buffer, struct run *runs, uint64_t round) {
 	for (uint64_t at = 0; at < count; at += BATCH) {
 		int batch = count - at < BATCH ? count - at : BATCH;
 		write_runs(buffer, runs + at, batch, round);
-		if (random_below(2) == 0) {
+		for (int turn = 0; turn < 3; turn++) {
 			struct run again[BATCH];
 			for (int i = 0; i < BATCH; i++)
 				again[i] = runs[random_below(count)];
