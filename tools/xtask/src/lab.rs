@@ -1,6 +1,5 @@
 //! The lab, `tools/lab`: a VM whose `/dev/kvm` boots stock kernels, on machines whose own does not.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -52,13 +51,17 @@ impl Lab {
         finished.output.lines().last().map(PathBuf::from).ok_or_else(|| format!("lab path {name} printed nothing"))
     }
 
-    /// Makes an initial RAM disk for a guest that runs a script.
+    /// Makes an initial RAM disk for a guest that runs a script, with other files, each at a path in the guest.
     ///
     /// # Errors
     /// The lab's own words.
-    pub(crate) fn initrd_that_runs(&self, script: &Path, output: &Path) -> Result<(), String> {
+    pub(crate) fn initrd_that_runs(&self, script: &Path, files: &[(&Path, &str)], output: &Path) -> Result<(), String> {
         let modules = "--modules=virtio_pci virtio_mmio virtio_blk ext4 crc32c_generic";
-        let arguments = ["initrd".as_ref(), "-o".as_ref(), output, "--run".as_ref(), script, modules.as_ref()];
+        let files: Vec<PathBuf> =
+            files.iter().map(|(source, place)| format!("--file={}:{place}", source.display()).into()).collect();
+        let mut arguments: Vec<&Path> =
+            vec!["initrd".as_ref(), "-o".as_ref(), output, "--run".as_ref(), script, modules.as_ref()];
+        arguments.extend(files.iter().map(PathBuf::as_path));
         self.tool("lab", "making an initrd", &arguments).map(drop)
     }
 
@@ -108,12 +111,3 @@ impl Lab {
 
 /// The status by which the lab says that it, not the command, failed.
 const LAB_FAILED: i32 = 125;
-
-/// Makes an image of zeroes that takes no room.
-///
-/// # Errors
-/// The file cannot be made.
-pub(crate) fn blank_image(path: &Path, bytes: u64) -> Result<(), String> {
-    let sized = fs::File::create(path).and_then(|file| file.set_len(bytes));
-    sized.map_err(|error| format!("{}: {error}", path.display()))
-}

@@ -1,16 +1,19 @@
 //! `cargo xtask demo` and `cargo xtask test`: the two commands that a fresh Debian machine needs.
 //!
 //! Each does its own set-up. [`demo`] boots a Debian guest whose disks are plugins, `cargo xtask test` checks everything: its
-//! steps are in that module, the guests in the lab in [`lab_tests`], the rules about the tree in [`tidy`].
+//! steps are in that module, the guests in the lab in [`lab_tests`], those of QEMU in [`qemu_tests`], the rules about the tree
+//! in [`tidy`].
 #![forbid(unsafe_code)]
 
 mod cargo_test;
 mod demo;
 mod host;
+mod image;
 mod lab;
 mod lab_tests;
 mod process;
 mod project;
+mod qemu_tests;
 mod setup;
 mod summary;
 mod test;
@@ -22,6 +25,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use project::Project;
+use qemu_tests::BackendKind;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Set-up, demo and tests of Pollux")]
@@ -55,6 +59,21 @@ enum Task {
         #[arg(long, value_name = "FILE")]
         pollux: Option<PathBuf>,
     },
+    /// Run the tests named with QEMU as the front end of `pollux serve`, or all of them
+    QemuTest {
+        /// Names, as `cargo xtask test` prints them without "qemu: "
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
+        /// Print what each guest and the backend print
+        #[arg(long, short)]
+        verbose: bool,
+        /// Test this program, such as target/release/pollux, instead of building one
+        #[arg(long, value_name = "FILE")]
+        pollux: Option<PathBuf>,
+        /// What serves the disks
+        #[arg(long, value_enum, default_value = "pollux")]
+        backend: BackendKind,
+    },
     /// Check the rules about the source tree
     Tidy,
 }
@@ -65,6 +84,9 @@ fn main() -> ExitCode {
         Task::Demo => demo::demo(&project),
         Task::Test { steps, lab_selftest } => Ok(test::test(&project, &steps, lab_selftest)),
         Task::LabTest { names, verbose, pollux } => test::lab_test(&project, &names, verbose, pollux),
+        Task::QemuTest { names, verbose, pollux, backend } => {
+            test::qemu_test(&project, &names, verbose, pollux, backend)
+        }
         Task::Tidy => Ok(test::tidy(&project)),
     });
     match result {

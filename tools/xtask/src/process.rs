@@ -127,7 +127,7 @@ fn wait(child: &mut Child, start: Instant, limit: Duration, timed_out: &mut bool
 }
 
 /// The lines that come through a pipe, as text.
-fn lines_of(reader: PipeReader) -> Receiver<String> {
+pub(crate) fn lines_of(reader: PipeReader) -> Receiver<String> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let mut reader = BufReader::new(reader);
@@ -180,7 +180,7 @@ fn parent(process: u32) -> Option<u32> {
 }
 
 /// One line on the terminal that tells what runs, for how long, and what it said last. Nothing in a pipe.
-struct Progress<'a> {
+pub(crate) struct Progress<'a> {
     label: &'a str,
     shown: bool,
     start: Instant,
@@ -190,17 +190,17 @@ struct Progress<'a> {
 const COLUMNS: usize = 79;
 
 impl<'a> Progress<'a> {
-    fn new(label: &'a str, wanted: bool) -> Self {
+    pub(crate) fn new(label: &'a str, wanted: bool) -> Self {
         Progress { label, shown: wanted && io::stderr().is_terminal(), start: Instant::now(), last: String::new() }
     }
 
-    fn line(&mut self, line: &str) {
+    pub(crate) fn line(&mut self, line: &str) {
         if self.shown && !line.trim().is_empty() {
             self.last = line.chars().filter(|character| !character.is_control()).collect();
         }
     }
 
-    fn tick(&self) {
+    pub(crate) fn tick(&self) {
         if self.shown {
             let text = format!("{} ({} s) {}", self.label, self.start.elapsed().as_secs(), self.last.trim());
             let text: String = text.chars().take(COLUMNS).collect();
@@ -208,7 +208,7 @@ impl<'a> Progress<'a> {
         }
     }
 
-    fn clear(&self) {
+    pub(crate) fn clear(&self) {
         if self.shown {
             eprint!("\r\x1b[K");
         }

@@ -9,6 +9,7 @@ use crate::demo;
 use crate::lab_tests;
 use crate::process::{Finished, Run};
 use crate::project::Project;
+use crate::qemu_tests::{self, BackendKind};
 use crate::setup::{self, TEST_TOOLS};
 use crate::summary::{Outcome, Summary, Tally};
 use crate::tidy;
@@ -57,6 +58,10 @@ pub(crate) fn test(project: &Project, wanted: &[String], lab_selftest: bool) -> 
         // Without names this has no error.
         let _ = lab_tests::run(project, &built_pollux(project), &[], false, &mut summary);
     }
+    if is_wanted("qemu") {
+        // The same.
+        let _ = qemu_tests::run(project, &built_pollux(project), BackendKind::Pollux, &[], false, &mut summary);
+    }
     if is_wanted("demo") {
         summary.step("demo", || demo::as_test(project));
     }
@@ -77,15 +82,38 @@ pub(crate) fn lab_test(
     pollux: Option<PathBuf>,
 ) -> Result<bool, String> {
     let mut summary = Summary::default();
-    let pollux = match pollux {
-        Some(pollux) => path::absolute(&pollux).map_err(|error| format!("{}: {error}", pollux.display()))?,
-        None => {
-            summary.step("build", || build(project));
-            built_pollux(project)
-        }
-    };
+    let pollux = given_or_built(project, pollux, &mut summary)?;
     lab_tests::run(project, &pollux, names, verbose, &mut summary)?;
     Ok(summary.close())
+}
+
+/// Runs tests with QEMU alone.
+///
+/// # Errors
+/// A name is unknown.
+pub(crate) fn qemu_test(
+    project: &Project,
+    names: &[String],
+    verbose: bool,
+    pollux: Option<PathBuf>,
+    backend: BackendKind,
+) -> Result<bool, String> {
+    let mut summary = Summary::default();
+    let pollux = match backend {
+        BackendKind::Pollux => given_or_built(project, pollux, &mut summary)?,
+        BackendKind::QemuStorageDaemon => built_pollux(project),
+    };
+    qemu_tests::run(project, &pollux, backend, names, verbose, &mut summary)?;
+    Ok(summary.close())
+}
+
+/// The program that a user names, or else the one that is built now.
+fn given_or_built(project: &Project, pollux: Option<PathBuf>, summary: &mut Summary) -> Result<PathBuf, String> {
+    if let Some(pollux) = pollux {
+        return path::absolute(&pollux).map_err(|error| format!("{}: {error}", pollux.display()));
+    }
+    summary.step("build", || build(project));
+    Ok(built_pollux(project))
 }
 
 /// Checks the rules about the tree alone.

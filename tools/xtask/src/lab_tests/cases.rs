@@ -3,7 +3,8 @@
 use serde_json::Value;
 
 use super::Case;
-use super::guest::{Bench, Disk, Guest, Init, Kernel, Ran};
+use super::guest::{Bench, Guest, Init, Kernel, Ran};
+use crate::image::Disk;
 
 /// All tests, in the order in which they run.
 pub(super) const ALL: &[Case] = &[

@@ -1,15 +1,15 @@
 //! A guest in the lab: its files, its run, and what is asked of it afterwards.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::lab::{Lab, LabRun, QUICK_BOOT, blank_image};
-use crate::process::{Finished, Run};
+use crate::image::{self, Disk, Images};
+use crate::lab::{Lab, LabRun, QUICK_BOOT};
+use crate::process::Finished;
 use crate::project::Project;
 
 /// What the tests share: the programs to test, the lab, and a folder for each test.
@@ -31,6 +31,7 @@ pub(super) struct Guest<'a> {
     pub(super) config: &'a str,
     pub(super) kernel: Kernel,
     pub(super) init: Init<'a>,
+    /// Made anew for the run. The first is `/dev/vda` in the lab.
     pub(super) disks: &'a [Disk<'a>],
     /// A script that runs `pollux run` in the lab itself; without one, that is the command.
     pub(super) host_script: Option<&'a str>,
@@ -54,17 +55,6 @@ pub(super) enum Init<'a> {
     Root,
 }
 
-/// A disk image, made anew for the run. The first is `/dev/vda` in the lab.
-#[derive(Clone, Copy)]
-pub(super) enum Disk<'a> {
-    /// A root file system with busybox and this script as its `/init`.
-    Root(&'a str),
-    /// An empty ext4 file system of so many MiB.
-    Ext4(u64),
-    /// Zeroes, so many MiB.
-    Blank(u64),
-}
-
 /// A guest's run.
 pub(super) struct Ran {
     finished: Finished,
@@ -73,8 +63,6 @@ pub(super) struct Ran {
 }
 
 const RUN_LIMIT: Duration = Duration::from_secs(240);
-const TOOL_LIMIT: Duration = Duration::from_secs(120);
-const ROOT_MIB: u64 = 96;
 
 impl Bench<'_> {
     /// Makes a guest's files and runs it in the lab.
@@ -93,13 +81,14 @@ impl Bench<'_> {
         self.link("kernel", &self.lab.path(kernel)?)?;
         let initrd = self.folder.join("initrd");
         match guest.init {
-            Init::Script(script) => self.lab.initrd_that_runs(&self.source(script), &initrd)?,
+            Init::Script(script) => self.lab.initrd_that_runs(&self.source(script), &[], &initrd)?,
             Init::Root => self.link("initrd", &self.lab.path("initrd-root")?)?,
         }
+        let images = Images { lab: self.lab, scripts: &self.source(""), folder: &self.folder };
         let mut disks = Vec::new();
         for (index, disk) in guest.disks.iter().enumerate() {
             let image = self.folder.join(format!("disk{index}.img"));
-            self.make_disk(*disk, &image)?;
+            images.make(*disk, &image)?;
             disks.push(image);
         }
         if !self.pollux.exists() {
@@ -136,44 +125,6 @@ impl Bench<'_> {
 
     fn link(&self, name: &str, target: &Path) -> Result<(), String> {
         symlink(target, self.folder.join(name)).map_err(describe(target))
-    }
-
-    fn make_disk(&self, disk: Disk<'_>, image: &Path) -> Result<(), String> {
-        match disk {
-            Disk::Blank(mebibytes) => blank_image(image, mebibytes << 20),
-            Disk::Ext4(mebibytes) => {
-                blank_image(image, mebibytes << 20)?;
-                self.tool("mke2fs", &["-q", "-F", "-t", "ext4", text(image)]).map(drop)
-            }
-            Disk::Root(script) => {
-                let tree = self.folder.join("root");
-                self.make_root_tree(&tree, script)?;
-                blank_image(image, ROOT_MIB << 20)?;
-                let arguments = ["-q", "-F", "-t", "ext4", "-E", "root_owner=0:0", "-d", text(&tree), text(image)];
-                self.tool("mke2fs", &arguments).map(drop)
-            }
-        }
-    }
-
-    fn make_root_tree(&self, tree: &Path, script: &str) -> Result<(), String> {
-        for folder in ["bin", "dev", "mnt", "proc", "sys"] {
-            fs::create_dir_all(tree.join(folder)).map_err(describe(tree))?;
-        }
-        let busybox = self.lab.path("busybox")?;
-        for (source, name) in [(&busybox, "bin/busybox"), (&self.source(script), "init")] {
-            let place = tree.join(name);
-            fs::copy(source, &place).map_err(describe(source))?;
-            fs::set_permissions(&place, fs::Permissions::from_mode(0o755)).map_err(describe(&place))?;
-        }
-        Ok(())
-    }
-
-    fn tool(&self, program: &str, arguments: &[&str]) -> Result<Finished, String> {
-        let finished = run_tool(&self.folder, program, arguments)?;
-        if finished.succeeded() {
-            return Ok(finished);
-        }
-        Err(format!("{program}: {}\n{}", finished.ending(), finished.tail(10)))
     }
 }
 
@@ -232,13 +183,7 @@ impl Ran {
     /// # Errors
     /// What is wrong with it.
     pub(super) fn expect_clean(&self, disk: usize) -> Result<(), String> {
-        let image = text(&self.disks[disk]);
-        run_tool(&self.folder, "e2fsck", &["-E", "journal_only", "-fp", image])?;
-        let check = run_tool(&self.folder, "e2fsck", &["-fn", image])?;
-        if check.succeeded() {
-            return Ok(());
-        }
-        Err(format!("disk {disk} has a broken file system:\n{}", check.tail(20)))
+        image::expect_clean(&self.disks[disk])
     }
 
     /// The SHA-256 sum of a file in an image's file system.
@@ -246,26 +191,13 @@ impl Ran {
     /// # Errors
     /// There is no such file.
     pub(super) fn sha256_in(&self, disk: usize, file: &str) -> Result<String, String> {
-        let dump = format!("dump {file} copy");
-        run_tool(&self.folder, "debugfs", &["-R", &dump, text(&self.disks[disk])])?;
-        let sum = run_tool(&self.folder, "sha256sum", &["copy"])?;
-        let sum = sum.output.split_whitespace().next().unwrap_or_default();
-        if sum.len() == 64 { Ok(sum.to_owned()) } else { self.fail(&format!("no {file} on disk {disk}")) }
+        image::sha256_in(&self.disks[disk], file).or_else(|why| self.fail(&why))
     }
 
     /// An error with the end of the output.
     pub(super) fn fail<T>(&self, why: &str) -> Result<T, String> {
         Err(format!("{why}:\n{}", self.finished.tail(40)))
     }
-}
-
-fn run_tool(folder: &Path, program: &str, arguments: &[&str]) -> Result<Finished, String> {
-    let mut command = Command::new(program);
-    // File system tools are where only root's path looks.
-    let path = std::env::var("PATH").unwrap_or_default();
-    command.args(arguments).current_dir(folder).env("PATH", format!("{path}:/usr/sbin:/sbin")).env("LC_ALL", "C");
-    let log = folder.join(format!("{program}.log"));
-    Run { label: program, log, limit: TOOL_LIMIT, echo: false }.run(&mut command)
 }
 
 fn describe<E: std::fmt::Display>(path: &Path) -> impl Fn(E) -> String {

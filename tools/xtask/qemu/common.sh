@@ -1,0 +1,25 @@
+# Sourced by the scripts of guests.
+stty -echo
+
+fail() {
+  echo "GUEST FAILED: $*"
+  exit 1
+}
+
+# Waits until the host sends this word.
+await_word() {
+  while read -r word; do
+    [ "$word" = "$1" ] && return
+  done
+  fail "the console closed before the host said $1"
+}
+
+# Waits until a test comes true: await "what" [ TEST ].
+await() {
+  what=$1; shift
+  tries=1200
+  until "$@"; do
+    tries=$((tries - 1)); [ $tries -gt 0 ] || fail "waited in vain until $what"
+    usleep 50000
+  done
+}
