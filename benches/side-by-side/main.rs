@@ -1,7 +1,8 @@
 //! Pollux and qemu-storage-daemon on the same work, in turn: `cargo bench --bench side_by_side`.
 //!
 //! Both serve vhost-user-blk from the same CPU, one driver on another CPU measures both, A B A B, and whoever is not measured is
-//! stopped meanwhile (SIGSTOP), so that neither polls while the other works. Medians and spread of the rounds, and beside them the
+//! stopped meanwhile (SIGSTOP), so that neither polls while the other works. Where there is nothing but memory behind the device, an ideal
+//! one takes its turn as well: a loop on the same ring in the driver's process, without vhost-user, plugin or device model. Medians and spread of the rounds, and beside them the
 //! time of a cache line from one CPU to the other and back: on a virtual machine it changes from minute to minute, and with it
 //! everything else. Compare within a row.
 #![allow(missing_docs)]
@@ -10,11 +11,12 @@ mod work;
 
 use pollux_loadgen::{
     Limits, Options, Workload,
-    campaign::{Plan, Run, Spread, Target, ratio, summaries},
+    campaign::{Plan, Run, Spread, Target, summaries},
+    ideal,
     load::usable_cpus,
 };
 use rival::Rival;
-use std::{env, error::Error, fs, path::PathBuf, time::Duration};
+use std::{env, error::Error, fs, io, path::PathBuf, time::Duration};
 use work::Work;
 
 const DEPTHS: [u16; 4] = [1, 8, 32, 128];
@@ -92,20 +94,48 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// Who is measured.
+enum Side {
+    Server(Rival),
+    /// The loop of the load generator, which shares its process.
+    Ideal(ideal::Kind),
+}
+
+impl Side {
+    fn target(&self) -> Target {
+        match self {
+            Side::Server(rival) => Target::Socket(rival.socket().into()),
+            Side::Ideal(kind) => Target::Ideal(*kind),
+        }
+    }
+
+    /// Lets it have its CPU, or takes it away.
+    fn run(&self, runs: bool) -> io::Result<()> {
+        match self {
+            Side::Server(rival) if runs => rival.go_on(),
+            Side::Server(rival) => rival.stop(),
+            Side::Ideal(_) => Ok(()),
+        }
+    }
+}
+
 fn measure(work: Work, arguments: &Arguments, server: usize, driver: usize) -> Result<Vec<Run>, Box<dyn Error>> {
     let folder = work.folder()?;
-    let rivals =
-        [Rival::pollux(work, folder.path(), server)?, Rival::qemu_storage_daemon(work, folder.path(), server)?];
-    rivals.iter().try_for_each(Rival::stop)?;
+    let mut sides = vec![
+        Side::Server(Rival::pollux(work, folder.path(), server)?),
+        Side::Server(Rival::qemu_storage_daemon(work, folder.path(), server)?),
+    ];
+    sides.extend(work.ideal().map(Side::Ideal));
+    sides.iter().try_for_each(|side| side.run(false))?;
     let mut runs = Vec::new();
     for depth in DEPTHS {
         for round in 0..arguments.rounds {
-            for (index, rival) in rivals.iter().enumerate() {
+            for (index, side) in sides.iter().enumerate() {
                 let plan = Plan {
-                    targets: vec![Target::Socket(rival.socket().into())],
+                    targets: vec![side.target()],
                     depths: vec![depth],
                     rounds: 1,
-                    workload: Workload::default(),
+                    workload: Workload { size: Some(work::SIZE), ..Workload::default() },
                     options: Options { depth, ..Options::default() },
                     limits: Limits {
                         warm_up: arguments.duration / 5,
@@ -116,9 +146,9 @@ fn measure(work: Work, arguments: &Arguments, server: usize, driver: usize) -> R
                     verify: false,
                     pair: Some((driver, server)),
                 };
-                rival.go_on()?;
+                side.run(true)?;
                 let measured = plan.execute(&mut |_, _| {});
-                rival.stop()?;
+                side.run(false)?;
                 runs.extend(measured?.into_iter().map(|run| Run { target: index, round, ..run }));
             }
         }
@@ -126,20 +156,35 @@ fn measure(work: Work, arguments: &Arguments, server: usize, driver: usize) -> R
     Ok(runs)
 }
 
+/// Requests per second of Pollux divided by those of another, round by round.
+fn ratio(runs: &[Run], depth: u16, other: usize) -> String {
+    let of = |target: usize| {
+        runs.iter().filter(move |run| (run.depth, run.target) == (depth, target)).map(|run| run.total.iops())
+    };
+    let spread = Spread::new(of(0).zip(of(other)).map(|(ours, theirs)| ours / theirs));
+    spread.map_or("-".into(), |ratio| format!("{:.2} ({:.2} to {:.2})", ratio.median, ratio.min, ratio.max))
+}
+
 fn print_table(work: Work, runs: &[Run]) {
     println!("{}", work.title());
-    println!("{:>5}  {:<26} {:<26} {:<22} round trip", "depth", "Pollux", "qemu-storage-daemon", "Pollux / qemu");
+    println!(
+        "{:>5}  {:<27} {:<24} {:<22} {:<22} {:<20} round trip",
+        "depth", "Pollux", "qemu-storage-daemon", "ideal", "Pollux / qemu", "Pollux / ideal"
+    );
     let thousand =
         |spread: &Spread| format!("{:.1} ({:.1} to {:.1})", spread.median / 1e3, spread.min / 1e3, spread.max / 1e3);
     for depth in DEPTHS {
-        let sides: Vec<_> = summaries(runs).into_iter().filter(|summary| summary.depth == depth).collect();
-        let (Some(ratio), [ours, theirs]) = (ratio(runs, depth), &sides[..]) else { continue };
-        let ratio = format!("{:.2} ({:.2} to {:.2})", ratio.median, ratio.min, ratio.max);
+        let sides = summaries(runs);
+        let rate = |target: usize| {
+            let side = sides.iter().find(|side| (side.depth, side.target) == (depth, target));
+            side.map_or("-".into(), |side| thousand(&side.iops))
+        };
         let trips = runs.iter().filter(|run| run.depth == depth).filter_map(|run| run.round_trip_ns);
         let trip = Spread::new(trips.flat_map(|(before, after)| [before, after]));
         let trip =
             trip.map_or("-".into(), |trip| format!("{:.0} ns ({:.0} to {:.0})", trip.median, trip.min, trip.max));
-        println!("{depth:>5}  {:<26} {:<26} {ratio:<22} {trip}", thousand(&ours.iops), thousand(&theirs.iops));
+        let [qemu, best] = [1, 2].map(|other| ratio(runs, depth, other));
+        println!("{depth:>5}  {:<27} {:<24} {:<22} {qemu:<22} {best:<20} {trip}", rate(0), rate(1), rate(2));
     }
     println!();
 }
@@ -147,7 +192,7 @@ fn print_table(work: Work, runs: &[Run]) {
 fn json(work: Work, runs: &[Run]) -> serde_json::Value {
     let run = |run: &Run| {
         serde_json::json!({
-            "server": if run.target == 0 { "pollux" } else { "qemu-storage-daemon" },
+            "server": match run.target { 0 => "pollux", 1 => "qemu-storage-daemon", _ => "ideal" },
             "depth": run.depth,
             "round": run.round,
             "iops": run.total.iops(),

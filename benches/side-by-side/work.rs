@@ -1,4 +1,5 @@
 //! What both servers do.
+use pollux_loadgen::ideal;
 use std::{fs::File, io, path::Path};
 use tempfile::TempDir;
 
@@ -32,6 +33,15 @@ impl Work {
             Work::Null => "null: the null plugin, and null-co",
             Work::Memory => "memory: the mem plugin, and a file on tmpfs by native AIO",
             Work::File => "file: a file on the disk of this machine with O_DIRECT, io_uring on both sides",
+        }
+    }
+
+    /// The ideal device that does the same, where there is one.
+    pub(crate) fn ideal(self) -> Option<ideal::Kind> {
+        match self {
+            Work::Null => Some(ideal::Kind::Null),
+            Work::Memory => Some(ideal::Kind::Memory),
+            Work::File => None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Rounds: each depth, each target, several times, targets in turn, so that what the machine does meanwhile meets all alike.
 use crate::{
     frontend::{Error, Facts, FrontEnd, Options},
+    ideal,
     load::{Ended, Limits, Load, Outcome, Progress, QueueResult},
     roundtrip,
     verify::Fault,
@@ -18,20 +19,30 @@ pub enum Target {
     Socket(PathBuf),
     /// The devices of a configuration, started in this process.
     Config(PathBuf),
+    /// The device that no other can beat.
+    Ideal(ideal::Kind),
 }
 
 impl Target {
-    /// A regular file whose name ends in `.toml` is a configuration; all else is a socket.
+    /// `ideal:null` and `ideal:memory` are the ideal device, a regular file whose name ends in `.toml` is a configuration; all
+    /// else is a socket.
     pub fn new(path: &Path) -> Self {
+        match path.to_str() {
+            Some("ideal:null") => return Target::Ideal(ideal::Kind::Null),
+            Some("ideal:memory") => return Target::Ideal(ideal::Kind::Memory),
+            _ => {}
+        }
         let is_config =
             path.extension().is_some_and(|end| end == "toml") && fs::metadata(path).is_ok_and(|file| file.is_file());
         if is_config { Target::Config(path.to_owned()) } else { Target::Socket(path.to_owned()) }
     }
 
-    fn connect(&self, options: &Options) -> Result<FrontEnd, Error> {
+    /// `cpu` is where the ideal device polls.
+    fn connect(&self, options: &Options, cpu: Option<usize>) -> Result<FrontEnd, Error> {
         match self {
             Target::Socket(path) => FrontEnd::connect(path, options),
             Target::Config(path) => Err(Error::Configuration { path: path.clone() }),
+            Target::Ideal(kind) => FrontEnd::ideal(*kind, cpu, options),
         }
     }
 }
@@ -40,6 +51,8 @@ impl fmt::Display for Target {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Target::Socket(path) | Target::Config(path) => path.display().fmt(formatter),
+            Target::Ideal(ideal::Kind::Null) => formatter.write_str("ideal:null"),
+            Target::Ideal(ideal::Kind::Memory) => formatter.write_str("ideal:memory"),
         }
     }
 }
@@ -139,7 +152,7 @@ impl Plan {
     fn measure(&self, index: usize, depth: u16, round: u32, observe: &mut dyn FnMut(Progress)) -> Result<Run, Error> {
         let limits = Limits { depth, ..self.limits.clone() };
         let before = self.round_trip();
-        let mut front_end = self.targets[index].connect(&self.options)?;
+        let mut front_end = self.targets[index].connect(&self.options, self.pair.map(|(_, peer)| peer))?;
         let mut load = Load::new(&self.workload, &mut front_end, self.verify)?;
         let outcome = load.run(&mut front_end, &limits, observe)?;
         lost_is_an_error(&outcome, &front_end)?;

@@ -10,6 +10,7 @@
 //! | [`verify`] | records in blocks, and whether they came back |
 //! | [`load`] | a workload on a front end: a thread a queue, warm-up, time |
 //! | [`latency`], [`series`] | latencies; throughput over time |
+//! | [`ideal`] | the device that no other can beat, to measure others against |
 //! | [`roundtrip`], [`machine`] | what the machine is worth at the moment |
 //! | [`campaign`] | rounds: several depths, one target or two in turn |
 //! | [`report`] | table, histogram, JSON, HTML |
@@ -20,6 +21,8 @@
 
 pub mod campaign;
 pub mod frontend;
+#[allow(unsafe_code)]
+pub mod ideal;
 pub mod latency;
 pub mod load;
 pub mod machine;

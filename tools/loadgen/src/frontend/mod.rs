@@ -7,6 +7,7 @@ pub use error::Error;
 pub use facts::Facts;
 
 use crate::{
+    ideal,
     queue::Queue,
     ring::{CHAIN_LENGTH, Ring, SplitRing},
     slots::Slots,
@@ -129,17 +130,47 @@ struct Agreed {
     facts: Facts,
 }
 
+/// Who serves the queues.
+#[derive(Debug)]
+enum Peer {
+    /// A backend behind a socket.
+    Backend(Link),
+    /// A loop in this process, which goes with the front end.
+    Ideal(#[expect(dead_code, reason = "ends when dropped")] Option<ideal::Device>),
+}
+
 /// A front end: memory and queues, and the connection to the backend that serves them.
 #[derive(Debug)]
 pub struct FrontEnd {
     path: PathBuf,
     options: Options,
-    link: Link,
+    peer: Peer,
     features: u64,
     facts: Facts,
     memory: GuestMemory,
     queues: Vec<Queue>,
     inflight: Option<Inflight>,
+}
+
+impl Peer {
+    /// Sends a message. The ideal device needs none.
+    fn say<T>(
+        &mut self,
+        message: &'static str,
+        send: impl FnOnce(&mut Frontend) -> vhost::Result<T>,
+    ) -> Result<T, Error> {
+        match self {
+            Peer::Backend(link) => link.say(message, send),
+            Peer::Ideal(_) => Err(Error::System { what: message, cause: std::io::ErrorKind::NotConnected.into() }),
+        }
+    }
+
+    fn is_alive(&self) -> bool {
+        match self {
+            Peer::Backend(link) => link.is_alive(),
+            Peer::Ideal(_) => true,
+        }
+    }
 }
 
 impl FrontEnd {
@@ -150,7 +181,35 @@ impl FrontEnd {
     pub fn connect(path: &Path, options: &Options) -> Result<Self, Error> {
         let mut link = Link::connect(path, options.queues, options.patience)?;
         let agreed = negotiate(&mut link, path, options)?;
-        let facts = agreed.facts;
+        let mut made = Self::with(Peer::Backend(link), path, options, agreed.facts, agreed.features)?;
+        made.start(agreed.slots)?;
+        Ok(made)
+    }
+
+    /// A front end of the ideal device, which polls on `cpu`, or on any.
+    ///
+    /// # Errors
+    /// No memory or thread.
+    pub fn ideal(kind: ideal::Kind, cpu: Option<usize>, options: &Options) -> Result<Self, Error> {
+        let facts = Facts {
+            capacity: ideal::CAPACITY,
+            block_bytes: 512,
+            queues: options.queues.into(),
+            flush: true,
+            indirect: options.indirect != Indirect::Never,
+            event_idx: options.event_idx,
+            ..Facts::default()
+        };
+        let mut made = Self::with(Peer::Ideal(None), Path::new("the ideal device"), options, facts, 0)?;
+        let rings: Vec<_> = made.queues.iter().map(|queue| queue.ring().config()).collect();
+        let device = ideal::Device::start(kind, &made.memory, &rings, cpu)
+            .map_err(|cause| Error::System { what: "start a thread", cause })?;
+        made.peer = Peer::Ideal(Some(device));
+        Ok(made)
+    }
+
+    /// Memory and queues for a device of these facts.
+    fn with(peer: Peer, path: &Path, options: &Options, facts: Facts, features: u64) -> Result<Self, Error> {
         let size = options.queue_size(facts.indirect)?;
         let ring_bytes = SplitRing::bytes(size, options.depth);
         let each = ring_bytes + Slots::bytes(options.depth, options.block_bytes);
@@ -165,11 +224,8 @@ impl FrontEnd {
             })
             .collect::<Result<_, _>>()
             .map_err(|cause| Error::System { what: "create an event file descriptor", cause })?;
-        let features = agreed.features;
         let (path, options) = (path.to_owned(), options.clone());
-        let mut made = FrontEnd { path, options, link, features, facts, memory, queues, inflight: None };
-        made.start(agreed.slots)?;
-        Ok(made)
+        Ok(FrontEnd { path, options, peer, features, facts, memory, queues, inflight: None })
     }
 
     /// Connects again after the backend was lost, as QEMU does: the same memory, the same record of requests in flight, and
@@ -190,7 +246,7 @@ impl FrontEnd {
         if agreed.facts != self.facts {
             return Err(changed("its device", format!("{:?}", self.facts), format!("{:?}", agreed.facts)));
         }
-        self.link = link;
+        self.peer = Peer::Backend(link);
         self.path = path.to_owned();
         if self.inflight.is_none() {
             self.queues.iter_mut().for_each(|queue| queue.ring_mut().replay());
@@ -225,13 +281,13 @@ impl FrontEnd {
 
     /// Whether the backend is still connected.
     pub fn is_alive(&self) -> bool {
-        self.link.is_alive()
+        self.peer.is_alive()
     }
 
     /// The connection and the queues, for different threads.
     pub(crate) fn split(&mut self) -> (impl Fn() -> bool + use<'_>, &mut [Queue]) {
-        let link = &self.link;
-        (move || link.is_alive(), &mut self.queues)
+        let peer = &self.peer;
+        (move || peer.is_alive(), &mut self.queues)
     }
 
     /// Hands memory and queues over, in the order of QEMU.
@@ -242,15 +298,15 @@ impl FrontEnd {
                 Some(inflight) => inflight,
                 None => {
                     let wanted = VhostUserInflight::new(0, 0, self.options.queues, size);
-                    let (layout, file) = self.link.say("GET_INFLIGHT_FD", |link| link.get_inflight_fd(&wanted))?;
+                    let (layout, file) = self.peer.say("GET_INFLIGHT_FD", |link| link.get_inflight_fd(&wanted))?;
                     Inflight { layout, file }
                 }
             };
             // Kept whatever happens: it may be handed over again.
             let Inflight { layout, file } = self.inflight.insert(inflight);
-            self.link.say("SET_INFLIGHT_FD", |link| link.set_inflight_fd(layout, file.as_raw_fd()))?;
+            self.peer.say("SET_INFLIGHT_FD", |link| link.set_inflight_fd(layout, file.as_raw_fd()))?;
         }
-        self.link.say("SET_FEATURES", |link| link.set_features(self.features))?;
+        self.peer.say("SET_FEATURES", |link| link.set_features(self.features))?;
         self.share_memory(by_slots)?;
         for index in 0..self.queues.len() {
             self.start_queue(index)?;
@@ -276,16 +332,16 @@ impl FrontEnd {
             })
             .collect();
         if !by_slots {
-            return self.link.say("SET_MEM_TABLE", |link| link.set_mem_table(&regions)).map(drop);
+            return self.peer.say("SET_MEM_TABLE", |link| link.set_mem_table(&regions)).map(drop);
         }
         for region in &regions {
-            self.link.say("ADD_MEM_REG", |link| link.add_mem_region(region))?;
+            self.peer.say("ADD_MEM_REG", |link| link.add_mem_region(region))?;
         }
         Ok(())
     }
 
     fn start_queue(&mut self, index: usize) -> Result<(), Error> {
-        let FrontEnd { link, queues, memory, .. } = self;
+        let FrontEnd { peer, queues, memory, .. } = self;
         let queue = &queues[index];
         let config = queue.ring().config();
         // Rings are named by addresses of this process.
@@ -302,13 +358,13 @@ impl FrontEnd {
         };
         let (kick, call) = queue.events();
         let base = queue.ring().base();
-        link.say("SET_VRING_NUM", |link| link.set_vring_num(index, config.size))?;
-        link.say("SET_VRING_BASE", |link| link.set_vring_base(index, base))?;
-        link.say("SET_VRING_ADDR", |link| link.set_vring_addr(index, &addresses))?;
+        peer.say("SET_VRING_NUM", |link| link.set_vring_num(index, config.size))?;
+        peer.say("SET_VRING_BASE", |link| link.set_vring_base(index, base))?;
+        peer.say("SET_VRING_ADDR", |link| link.set_vring_addr(index, &addresses))?;
         // The kick comes last: a queue starts with it, and may have something to tell at once.
-        link.say("SET_VRING_CALL", |link| link.set_vring_call(index, call))?;
-        link.say("SET_VRING_KICK", |link| link.set_vring_kick(index, kick))?;
-        link.say("SET_VRING_ENABLE", |link| link.set_vring_enable(index, true))
+        peer.say("SET_VRING_CALL", |link| link.set_vring_call(index, call))?;
+        peer.say("SET_VRING_KICK", |link| link.set_vring_kick(index, kick))?;
+        peer.say("SET_VRING_ENABLE", |link| link.set_vring_enable(index, true))
     }
 }
 
@@ -316,7 +372,7 @@ impl Drop for FrontEnd {
     /// Stops the queues, as a front end that goes in peace does. A backend that is gone need not answer.
     fn drop(&mut self) {
         for index in 0..self.queues.len() {
-            if !self.is_alive() || self.link.say("GET_VRING_BASE", |link| link.get_vring_base(index)).is_err() {
+            if !self.is_alive() || self.peer.say("GET_VRING_BASE", |link| link.get_vring_base(index)).is_err() {
                 return;
             }
         }

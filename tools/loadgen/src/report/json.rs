@@ -46,6 +46,7 @@ fn targets(report: &Report) -> Vec<Value> {
         let kind = match target {
             Target::Socket(_) => "socket",
             Target::Config(_) => "config",
+            Target::Ideal(_) => "ideal",
         };
         let run = report.runs.iter().find(|run| run.target == index);
         json!({ "path": target.to_string(), "kind": kind, "device": run.map(|run| run.facts),
