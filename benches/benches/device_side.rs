@@ -8,16 +8,15 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use pollux_abi::block_v1::Segment;
 use pollux_benches::{Prepared, backend};
 use pollux_core::{
-    ring::{SegmentList, SplitRing},
+    ring::{Ring, SegmentList, SplitRing},
     testing::{driver::SplitDriver, rig::prepared_queue},
-    worker::Task,
 };
 use std::{hint::black_box, ptr::null_mut, time::Duration};
 
 const DEPTHS: [usize; 4] = [1, 8, 32, 128];
 
 /// Takes and returns all there is, with the work on each chain that every device has to do.
-fn ring_turn(ring: &mut SplitRing, data: &mut pollux_core::memory::Translator) {
+fn ring_turn(ring: &mut impl Ring, data: &mut pollux_core::memory::Translator) {
     let empty = Segment { base: null_mut(), length: 0 };
     let (mut inline, mut overflow, mut heads) = ([empty; 6], [empty; 8], [0; 64]);
     loop {

@@ -1,13 +1,10 @@
 //! A guest that changes headers and descriptors while the device looks at them gets one of the two versions, never a
 //! mixture that was not checked, and harms nobody.
-use pollux_core::{
-    testing::{
-        blk::{Cut, IN, IOERR, OK, OUT, UNSUPP, pattern},
-        disk::{self, Behaviour},
-        driver::{Descriptor, NEXT, WRITE},
-        rig::Rig,
-    },
-    worker::Task,
+use pollux_core::testing::{
+    blk::{Cut, IN, IOERR, OK, OUT, UNSUPP, pattern},
+    disk::{self, Behaviour},
+    driver::{Descriptor, NEXT, WRITE},
+    rig::Rig,
 };
 use std::{
     sync::atomic::{AtomicBool, Ordering},

@@ -5,7 +5,6 @@ use pollux_core::testing::{
     disk::{self, Behaviour},
     rig::Rig,
 };
-use pollux_core::worker::Task;
 use proptest::prelude::*;
 
 const SECTORS: u64 = 512;

@@ -41,7 +41,7 @@ fn must_fail(what: &str, spoil: impl FnOnce(&mut Rig)) {
     assert_eq!(rig.driver.ring.used_count(), 0, "{what}: nothing was returned");
     // It stays quiet from then on.
     for _ in 0..100 {
-        assert_eq!(pollux_core::worker::Task::poll(&mut rig.queue), 0, "{what}");
+        assert_eq!(rig.queue.poll(), 0, "{what}");
     }
 }
 
@@ -168,7 +168,7 @@ fn a_chain_made_available_twice_makes_the_device_ask_for_a_reset() {
     });
     let mut rig = Rig::new(disk::open("twice-held", DISK_BYTES, Behaviour::Held).expect("disk"), SIZE, true);
     let (head, _) = rig.driver.submit(IN, 0, &[], &Cut::plain(0, 512)).expect("room");
-    pollux_core::worker::Task::poll(&mut rig.queue);
+    rig.queue.poll();
     rig.driver.ring.push_head(head);
     rig.driver.ring.publish();
     rig.wait_for_failure();
@@ -261,7 +261,7 @@ fn a_buffer_over_two_memory_regions_works() {
     ring.push_head(0);
     ring.publish();
     let (_, written) = wait_for("a request", || {
-        pollux_core::worker::Task::poll(&mut rig.queue);
+        rig.queue.poll();
         rig.driver.ring.pop_used()
     });
     assert_eq!(written, 4097);

@@ -6,7 +6,7 @@ use pollux_core::{
         rig::{Guest, Rig},
     },
     transport::STATUS_NEEDS_RESET,
-    worker::{IdlePolicy, Task, Worker},
+    worker::{IdlePolicy, Worker},
 };
 
 const EVENT_IDX: u64 = 1 << 29;

@@ -3,7 +3,7 @@
 use pollux_abi::block_v1::Segment;
 use pollux_core::{
     memory::{GuestMemory, Translator},
-    ring::{Chain, SegmentList, SplitRing},
+    ring::{Chain, Ring, SegmentList, SplitRing},
     testing::driver::{Buffer, SplitDriver},
 };
 use proptest::prelude::*;

@@ -5,12 +5,14 @@
 mod chain;
 mod inflight;
 mod split;
+mod table;
 
 pub use chain::{Chain, SegmentList};
 pub use inflight::{InflightQueue, inflight_bytes};
 pub use split::SplitRing;
 
-use crate::memory::DirtyLog;
+use crate::memory::{DirtyLog, Translator};
+use std::fmt::Debug;
 
 /// Most descriptors in one table or queue (virtio 1.3, 2.7: the queue size is at most 32768).
 pub const MAX_QUEUE_SIZE: u16 = 32768;
@@ -31,17 +33,94 @@ pub struct QueueConfig {
 /// Where a ring begins.
 #[derive(Debug, Default)]
 pub struct RingStart {
-    /// Index of the next available entry that the device takes.
-    pub available: u16,
-    /// Whether the rings may have been used before: then the used index goes on from what is in memory, and the driver is told
-    /// once that something may wait for it.
+    /// Where the device goes on, as [`Ring::base`] says it. `None`: at the beginning.
+    pub base: Option<u32>,
+    /// Whether the rings may have been used before: then the used index of a split ring goes on from what is in memory, and the
+    /// driver is told once that something may wait for it.
     pub resumed: bool,
-    /// What notes the requests in flight. What it remembers overrides `available`.
+    /// What notes the requests in flight. What it remembers overrides `base`.
     pub inflight: Option<InflightQueue>,
     /// The log for pages that the device writes, if there is one.
     pub log: Option<DirtyLog>,
     /// The guest address by which the used ring is logged, if it is.
     pub log_used: Option<u64>,
+}
+
+/// A virtqueue, device side: owned by one worker, which polls it. Chains are named by 16 bits below [`size`](Ring::size).
+///
+/// A turn takes a batch by [`pop`](Ring::pop), [walks](Ring::walk) all of its chains before it pops again, gives any number of
+/// chains back by [`push_used`](Ring::push_used), shows them to the driver by [`publish`](Ring::publish), and asks
+/// [`needs_signal`](Ring::needs_signal) once. Whoever is generic over this pays nothing for it.
+pub trait Ring: Debug + Send + Sized + 'static {
+    /// Takes over a queue whose driver has set it up and not used it yet. Kicks are switched off: the owner polls.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    fn new(config: &QueueConfig, tables: Translator, event_idx: bool) -> Result<Self, RingError> {
+        Self::start(config, tables, event_idx, RingStart::default())
+    }
+
+    /// Takes over a queue that its driver has set up, new or where somebody else has stopped or died. Kicks are switched off.
+    ///
+    /// # Errors
+    /// The size is not allowed, or a part does not lie in guest memory or is not aligned; or the region for requests in flight is
+    /// of another queue.
+    fn start(config: &QueueConfig, tables: Translator, event_idx: bool, start: RingStart) -> Result<Self, RingError>;
+
+    /// Moves the ring to where it is in another memory map. Returns the translator for the old one, which must be kept as long as
+    /// a request is in flight that was taken under it.
+    ///
+    /// # Errors
+    /// It is not in that map: the ring is as it was, and must not be popped from any more.
+    fn adopt(&mut self, config: &QueueConfig, tables: Translator) -> Result<Translator, RingError>;
+
+    /// Sets which log notes changes of the rings, and by which guest address. Returns what was there.
+    fn set_log(&mut self, log: Option<(DirtyLog, u64)>) -> Option<(DirtyLog, u64)>;
+
+    /// Where the ring stands, as GET_VRING_BASE of vhost-user has it.
+    fn base(&self) -> u32;
+
+    /// Number of descriptors.
+    fn size(&self) -> u16;
+
+    /// Takes chains that the driver has made available, at most `heads.len()`, and returns how many. Each must be
+    /// [walked](Self::walk) before the next call, and given back by [`push_used`](Self::push_used).
+    ///
+    /// # Errors
+    /// The driver broke the ring.
+    fn pop(&mut self, heads: &mut [u16]) -> Result<usize, RingError>;
+
+    /// Takes chains that the process before had in flight, as [`pop`](Self::pop) takes new ones. 0: there are no more.
+    fn pop_left_over(&mut self, heads: &mut [u16]) -> usize;
+
+    /// Whether there are chains for [`pop_left_over`](Self::pop_left_over).
+    fn has_left_over(&self) -> bool;
+
+    /// Whether the driver has made chains available that were not popped yet.
+    fn has_available(&self) -> bool;
+
+    /// Follows the chain `head` and puts its buffers into `segments`, those to read first. Empty buffers are left out.
+    ///
+    /// # Errors
+    /// The driver broke the ring.
+    fn walk(&mut self, head: u16, data: &mut Translator, segments: &mut SegmentList<'_>) -> Result<Chain, RingError>;
+
+    /// Gives the chain back, of which the device has written `written` bytes from the start of the writable part. The driver
+    /// sees it after [`publish`](Self::publish).
+    fn push_used(&mut self, head: u16, written: u32);
+
+    /// Shows the driver everything that was pushed. Returns whether there was anything.
+    fn publish(&mut self) -> bool;
+
+    /// Whether the driver wants to be told of what was published since the last call. Call it once per batch.
+    fn needs_signal(&mut self) -> bool;
+
+    /// Asks the driver for no kicks: the owner polls.
+    fn disable_kicks(&mut self);
+
+    /// Asks the driver for a kick with its next chain. Returns whether there is one already, in which case the owner must not
+    /// sleep.
+    fn enable_kicks(&mut self) -> bool;
 }
 
 /// How a driver broke its ring. The device needs a reset then (virtio 1.3, 2.1.2).

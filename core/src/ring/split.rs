@@ -1,20 +1,16 @@
 //! The split virtqueue (virtio 1.3, 2.7), device side.
-use super::{Chain, InflightQueue, MAX_QUEUE_SIZE, QueueConfig, RingError, RingStart, SegmentList};
+use super::{
+    Chain, InflightQueue, MAX_QUEUE_SIZE, QueueConfig, Ring, RingError, RingStart, SegmentList,
+    table::{Buffer, DESCRIPTOR_INDIRECT, DESCRIPTOR_NEXT, MAX_CHAIN, Table},
+};
 use crate::memory::{DirtyLog, Translator, prefetch};
-use pollux_abi::block_v1::Segment;
 use std::{
     ptr::{read_volatile, write_volatile},
     sync::atomic::{AtomicU16, Ordering, fence},
 };
 
-const DESCRIPTOR_NEXT: u16 = 1;
-const DESCRIPTOR_WRITE: u16 = 2;
-const DESCRIPTOR_INDIRECT: u16 = 4;
 const AVAILABLE_NO_INTERRUPT: u16 = 1;
 const USED_NO_NOTIFY: u16 = 1;
-
-/// Descriptors that are followed in any case, however small the queue. More than any device takes buffers.
-const MAX_CHAIN: u16 = 1024;
 
 /// A descriptor as read from guest memory, once.
 #[derive(Clone, Copy, Debug)]
@@ -23,14 +19,6 @@ struct Descriptor {
     length: u32,
     flags: u16,
     next: u16,
-}
-
-/// Where the descriptors of a chain are: the queue's own table, an indirect one, or an indirect one that reaches over
-/// memory regions (guest address instead of a pointer).
-#[derive(Clone, Copy, Debug)]
-enum Table {
-    Host(*const [u64; 2], u16),
-    Guest(u64, u16),
 }
 
 /// A split virtqueue. Owned by one worker.
@@ -97,21 +85,8 @@ impl Parts {
 // SAFETY: the pointers lead to a shared mapping that the translator keeps alive, and the ring has one owner at a time.
 unsafe impl Send for SplitRing {}
 
-impl SplitRing {
-    /// Takes over a queue whose driver has set it up and not used it yet. Kicks are switched off: the owner polls.
-    ///
-    /// # Errors
-    /// As [`start`](Self::start).
-    pub fn new(config: &QueueConfig, tables: Translator, event_idx: bool) -> Result<Self, RingError> {
-        Self::start(config, tables, event_idx, RingStart::default())
-    }
-
-    /// Takes over a queue that its driver has set up, new or where somebody else has stopped or died. Kicks are switched off.
-    ///
-    /// # Errors
-    /// The size is not allowed, or a part does not lie in guest memory or is not aligned (virtio 1.3, 2.7); or the region for
-    /// requests in flight is of another queue.
-    pub fn start(
+impl Ring for SplitRing {
+    fn start(
         config: &QueueConfig,
         mut tables: Translator,
         event_idx: bool,
@@ -125,7 +100,7 @@ impl SplitRing {
             used,
             size: config.size,
             event_idx,
-            next_available: start.available,
+            next_available: start.base.unwrap_or(0) as u16,
             next_used: 0,
             published_used: 0,
             signalled_used: 0,
@@ -141,73 +116,26 @@ impl SplitRing {
         Ok(ring)
     }
 
-    /// Goes on where somebody else has stopped, or died.
-    fn resume(&mut self) -> Result<(), RingError> {
-        // SAFETY: the index is the second 16-bit word of the used ring.
-        let used = unsafe { AtomicU16::from_ptr(self.used.add(1)) }.load(Ordering::Acquire);
-        (self.next_used, self.published_used, self.signalled_used) = (used, used, used);
-        let Some(inflight) = &mut self.inflight else { return Ok(()) };
-        if let Some(found) = inflight.recover(used).map_err(RingError::Inflight)? {
-            self.next_available = found.available;
-            self.left_over = found.heads;
-            self.left_over.reverse();
-        }
-        Ok(())
-    }
-
-    /// Moves the ring to where it is in another memory map. Returns the translator for the old one, which must be kept as long as
-    /// a request is in flight that was taken under it.
-    ///
-    /// # Errors
-    /// It is not in that map: the ring is as it was, and must not be popped from any more.
-    pub fn adopt(&mut self, config: &QueueConfig, mut tables: Translator) -> Result<Translator, RingError> {
+    fn adopt(&mut self, config: &QueueConfig, mut tables: Translator) -> Result<Translator, RingError> {
         let Parts { descriptors, available, used } = Parts::find(config, &mut tables)?;
         (self.descriptors, self.available, self.used) = (descriptors, available, used);
         Ok(std::mem::replace(&mut self.tables, tables))
     }
 
-    /// Sets which log notes changes of the used ring, and by which guest address. Returns what was there.
-    pub fn set_log(&mut self, log: Option<(DirtyLog, u64)>) -> Option<(DirtyLog, u64)> {
+    fn set_log(&mut self, log: Option<(DirtyLog, u64)>) -> Option<(DirtyLog, u64)> {
         std::mem::replace(&mut self.log, log)
     }
 
-    /// Index of the next available entry that was not taken yet.
-    pub fn next_available(&self) -> u16 {
-        self.next_available
+    fn base(&self) -> u32 {
+        self.next_available.into()
     }
 
-    /// Takes the heads of chains that the process before had in flight, as [`pop`](Self::pop) takes new ones. 0: there are no
-    /// more.
-    #[cold]
-    pub fn pop_left_over(&mut self, heads: &mut [u16]) -> usize {
-        let count = heads.len().min(self.left_over.len());
-        heads[..count].fill_with(|| self.left_over.pop().unwrap_or_default());
-        self.note_taken(&heads[..count]);
-        count
-    }
-
-    /// Whether there are chains for [`pop_left_over`](Self::pop_left_over).
-    pub fn has_left_over(&self) -> bool {
-        !self.left_over.is_empty()
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn note_taken(&mut self, heads: &[u16]) {
-        if let Some(inflight) = &mut self.inflight {
-            inflight.take(heads);
-        }
-    }
-
-    /// Number of descriptors.
-    pub fn size(&self) -> u16 {
+    fn size(&self) -> u16 {
         self.size
     }
 
-    /// Takes the heads of chains that the driver has made available, at most `heads.len()`, and returns how many.
-    /// Each must be [walked](Self::walk) and given back by [`push_used`](Self::push_used).
     #[inline]
-    pub fn pop(&mut self, heads: &mut [u16]) -> Result<usize, RingError> {
+    fn pop(&mut self, heads: &mut [u16]) -> Result<usize, RingError> {
         // Partner: the driver's write barrier between filling the ring and storing the index (virtio 1.3, 2.7.13.3).
         let ready = self.available_index(Ordering::Acquire).wrapping_sub(self.next_available);
         if ready == 0 {
@@ -237,39 +165,44 @@ impl SplitRing {
         Ok(count)
     }
 
-    /// Whether the driver has made chains available that were not popped yet.
+    #[cold]
+    fn pop_left_over(&mut self, heads: &mut [u16]) -> usize {
+        let count = heads.len().min(self.left_over.len());
+        heads[..count].fill_with(|| self.left_over.pop().unwrap_or_default());
+        self.note_taken(&heads[..count]);
+        count
+    }
+
+    fn has_left_over(&self) -> bool {
+        !self.left_over.is_empty()
+    }
+
     #[inline]
-    pub fn has_available(&self) -> bool {
+    fn has_available(&self) -> bool {
         self.available_index(Ordering::Acquire) != self.next_available
     }
 
-    /// Follows the chain that starts at `head` and puts its buffers into `segments`, those to read first. Empty buffers
-    /// are left out.
     #[inline]
-    pub fn walk(
-        &mut self,
-        head: u16,
-        data: &mut Translator,
-        segments: &mut SegmentList<'_>,
-    ) -> Result<Chain, RingError> {
+    fn walk(&mut self, head: u16, data: &mut Translator, segments: &mut SegmentList<'_>) -> Result<Chain, RingError> {
         let mut chain = Chain::default();
         let mut table = Table::Host(self.descriptors, self.size);
         let mut descriptor = self.descriptor(table, head)?;
         if descriptor.flags & DESCRIPTOR_INDIRECT != 0 {
-            table = self.indirect_table(head, descriptor)?;
+            let Descriptor { address, length, flags, .. } = descriptor;
+            table = Table::indirect(head, address, length, flags, &mut self.tables)?;
             descriptor = self.descriptor(table, 0)?;
         }
-        let (Table::Host(_, entries) | Table::Guest(_, entries)) = table;
         // A chain visits each entry of its table at most once, or it has a loop (virtio 1.3, 2.7.5.1). Nor may it be
         // longer than the queue (2.7.5.3.1); drivers of small queues do not heed that, so it is only a bound on our
         // work.
-        let mut left = entries.min(self.size.max(MAX_CHAIN));
+        let mut left = table.entries().min(self.size.max(MAX_CHAIN));
         loop {
             if descriptor.flags & DESCRIPTOR_INDIRECT != 0 {
                 // A table within a table, or in the middle of a chain (virtio 1.3, 2.7.5.3.1).
                 return Err(RingError::Indirect(head));
             }
-            self.add_buffer(head, descriptor, data, segments, &mut chain)?;
+            let Descriptor { address, length, flags, .. } = descriptor;
+            chain.add(head, Buffer { address, length, flags }, data, segments)?;
             if descriptor.flags & DESCRIPTOR_NEXT == 0 {
                 return Ok(chain);
             }
@@ -281,10 +214,8 @@ impl SplitRing {
         }
     }
 
-    /// Gives the chain back, of which the device has written `written` bytes from the start of the writable part. The
-    /// driver sees it after [`publish`](Self::publish).
     #[inline]
-    pub fn push_used(&mut self, head: u16, written: u32) {
+    fn push_used(&mut self, head: u16, written: u32) {
         let slot = usize::from(self.next_used & (self.size - 1));
         let element = u64::from(head) | u64::from(written) << 32;
         // SAFETY: the ring of `size` elements of 8 bytes follows flags and index (4 bytes); `new` checked that it
@@ -296,9 +227,8 @@ impl SplitRing {
         }
     }
 
-    /// Shows the driver everything that was pushed. Returns whether there was anything.
     #[inline]
-    pub fn publish(&mut self) -> bool {
+    fn publish(&mut self) -> bool {
         if self.published_used == self.next_used {
             return false;
         }
@@ -310,6 +240,71 @@ impl SplitRing {
         }
         self.published_used = self.next_used;
         true
+    }
+
+    #[inline]
+    fn needs_signal(&mut self) -> bool {
+        // Partner: the driver's full barrier between asking for notifications and looking at the used index once
+        // more. Without ours the read below could pass the store in `publish` and a wake-up be lost (virtio 1.3,
+        // 2.7.7.2 and 2.7.10).
+        fence(Ordering::SeqCst);
+        let old = std::mem::replace(&mut self.signalled_used, self.published_used);
+        if self.event_idx {
+            // SAFETY: used_event follows the available ring; `new` checked that it lies in guest memory.
+            let event = unsafe { read_volatile(self.available.add(2 + usize::from(self.size))) };
+            // vring_need_event (virtio 1.3, 2.7.10): did the index pass the event?
+            self.published_used.wrapping_sub(event).wrapping_sub(1) < self.published_used.wrapping_sub(old)
+        } else {
+            // SAFETY: the flags are the first word of the available ring.
+            unsafe { read_volatile(self.available) & AVAILABLE_NO_INTERRUPT == 0 }
+        }
+    }
+
+    fn disable_kicks(&mut self) {
+        if self.event_idx {
+            // The driver kicks when its index passes the event. An event half a lap ahead keeps it silent until `pop`
+            // moves it on.
+            self.parked_event = self.next_available.wrapping_add(0x8000);
+            self.write_available_event(self.parked_event);
+        } else {
+            self.write_used_flags(USED_NO_NOTIFY);
+        }
+    }
+
+    fn enable_kicks(&mut self) -> bool {
+        if self.event_idx {
+            self.write_available_event(self.next_available);
+        } else {
+            self.write_used_flags(0);
+        }
+        // Partner: the driver's full barrier between storing its index and reading our request (virtio 1.3,
+        // 2.7.13.4.1).
+        fence(Ordering::SeqCst);
+        self.has_available()
+    }
+}
+
+impl SplitRing {
+    /// Goes on where somebody else has stopped, or died.
+    fn resume(&mut self) -> Result<(), RingError> {
+        // SAFETY: the index is the second 16-bit word of the used ring.
+        let used = unsafe { AtomicU16::from_ptr(self.used.add(1)) }.load(Ordering::Acquire);
+        (self.next_used, self.published_used, self.signalled_used) = (used, used, used);
+        let Some(inflight) = &mut self.inflight else { return Ok(()) };
+        if let Some(found) = inflight.recover(used).map_err(RingError::Inflight)? {
+            self.next_available = found.available;
+            self.left_over = found.heads;
+            self.left_over.reverse();
+        }
+        Ok(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn note_taken(&mut self, heads: &[u16]) {
+        if let Some(inflight) = &mut self.inflight {
+            inflight.take(heads);
+        }
     }
 
     #[cold]
@@ -330,51 +325,6 @@ impl SplitRing {
         }
     }
 
-    /// Whether the driver wants to be told of what was published since the last call. Call it once per batch.
-    #[inline]
-    pub fn needs_signal(&mut self) -> bool {
-        // Partner: the driver's full barrier between asking for notifications and looking at the used index once
-        // more. Without ours the read below could pass the store in `publish` and a wake-up be lost (virtio 1.3,
-        // 2.7.7.2 and 2.7.10).
-        fence(Ordering::SeqCst);
-        let old = std::mem::replace(&mut self.signalled_used, self.published_used);
-        if self.event_idx {
-            // SAFETY: used_event follows the available ring; `new` checked that it lies in guest memory.
-            let event = unsafe { read_volatile(self.available.add(2 + usize::from(self.size))) };
-            // vring_need_event (virtio 1.3, 2.7.10): did the index pass the event?
-            self.published_used.wrapping_sub(event).wrapping_sub(1) < self.published_used.wrapping_sub(old)
-        } else {
-            // SAFETY: the flags are the first word of the available ring.
-            unsafe { read_volatile(self.available) & AVAILABLE_NO_INTERRUPT == 0 }
-        }
-    }
-
-    /// Asks the driver for no kicks: the owner polls.
-    pub fn disable_kicks(&mut self) {
-        if self.event_idx {
-            // The driver kicks when its index passes the event. An event half a lap ahead keeps it silent until `pop`
-            // moves it on.
-            self.parked_event = self.next_available.wrapping_add(0x8000);
-            self.write_available_event(self.parked_event);
-        } else {
-            self.write_used_flags(USED_NO_NOTIFY);
-        }
-    }
-
-    /// Asks the driver for a kick with its next chain. Returns whether there is one already, in which case the owner
-    /// must not sleep.
-    pub fn enable_kicks(&mut self) -> bool {
-        if self.event_idx {
-            self.write_available_event(self.next_available);
-        } else {
-            self.write_used_flags(0);
-        }
-        // Partner: the driver's full barrier between storing its index and reading our request (virtio 1.3,
-        // 2.7.13.4.1).
-        fence(Ordering::SeqCst);
-        self.has_available()
-    }
-
     fn available_index(&self, order: Ordering) -> u16 {
         // SAFETY: the index is the second 16-bit word of the available ring, which `new` checked.
         unsafe { AtomicU16::from_ptr(self.available.add(1).cast_mut()) }.load(order)
@@ -392,107 +342,7 @@ impl SplitRing {
 
     #[inline(always)]
     fn descriptor(&mut self, table: Table, index: u16) -> Result<Descriptor, RingError> {
-        let entry = match table {
-            Table::Host(start, entries) if index < entries => start.wrapping_add(index.into()),
-            Table::Guest(start, entries) if index < entries => self.scattered_descriptor(start, index)?,
-            Table::Host(_, entries) | Table::Guest(_, entries) => {
-                return Err(RingError::DescriptorIndex(index, entries));
-            }
-        };
-        // SAFETY: the entry lies in a table that was translated as a whole, or was translated by itself. Two reads of
-        // 8 bytes; tables need not be aligned when they are indirect.
-        let (address, rest) = unsafe {
-            (read_volatile_unaligned(entry.cast::<u64>()), read_volatile_unaligned(entry.cast::<u64>().wrapping_add(1)))
-        };
+        let [address, rest] = table.read(index, &mut self.tables)?;
         Ok(Descriptor { address, length: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 })
     }
-
-    #[cold]
-    fn scattered_descriptor(&mut self, start: u64, index: u16) -> Result<*const [u64; 2], RingError> {
-        let address = start.wrapping_add(16 * u64::from(index));
-        let entry = self.tables.translate(address, 16).ok_or(RingError::Address(address, 16))?;
-        Ok(entry.cast_const().cast())
-    }
-
-    #[inline(always)]
-    fn indirect_table(&mut self, head: u16, descriptor: Descriptor) -> Result<Table, RingError> {
-        let Descriptor { address, length, flags, .. } = descriptor;
-        // NEXT must not be set beside INDIRECT (virtio 1.3, 2.7.5.3.1), and the length is in whole descriptors.
-        let entries = length / 16;
-        if flags & DESCRIPTOR_NEXT != 0 || length % 16 != 0 || entries == 0 || entries > MAX_QUEUE_SIZE.into() {
-            return Err(RingError::Indirect(head));
-        }
-        match self.tables.translate(address, length.into()) {
-            Some(host) => Ok(Table::Host(host.cast_const().cast(), entries as u16)),
-            None => Ok(Table::Guest(address, entries as u16)),
-        }
-    }
-
-    #[inline(always)]
-    fn add_buffer(
-        &mut self,
-        head: u16,
-        descriptor: Descriptor,
-        data: &mut Translator,
-        segments: &mut SegmentList<'_>,
-        chain: &mut Chain,
-    ) -> Result<(), RingError> {
-        let Descriptor { address, length, flags, .. } = descriptor;
-        let bytes = u64::from(length);
-        let parts = match data.translate(address, bytes) {
-            _ if length == 0 => 0,
-            Some(base) if segments.push(Segment { base, length: length as usize }) => 1,
-            Some(_) => return Err(RingError::TooLong(head)),
-            None => add_scattered(head, descriptor, data, segments)?,
-        };
-        if flags & DESCRIPTOR_WRITE != 0 {
-            chain.writable += parts;
-            chain.writable_bytes += bytes;
-        } else if chain.writable == 0 {
-            chain.readable += parts;
-            chain.readable_bytes += bytes;
-        } else {
-            return Err(RingError::Order(head));
-        }
-        Ok(())
-    }
-}
-
-/// Adds a buffer that reaches over memory regions, a segment for each. Returns how many there were.
-#[cold]
-#[inline(never)]
-fn add_scattered(
-    head: u16,
-    descriptor: Descriptor,
-    data: &mut Translator,
-    segments: &mut SegmentList<'_>,
-) -> Result<u32, RingError> {
-    let Descriptor { address, length, .. } = descriptor;
-    let outside = RingError::Address(address, length);
-    let (mut at, mut left, mut parts) = (address, u64::from(length), 0);
-    while left > 0 {
-        let (base, part) = data.translate_part(at, left).ok_or(outside)?;
-        if !segments.push(Segment { base, length: part as usize }) {
-            return Err(RingError::TooLong(head));
-        }
-        parts += 1;
-        left -= part;
-        at = at.checked_add(part).ok_or(outside)?;
-    }
-    Ok(parts)
-}
-
-/// Eight bytes of guest memory at any alignment. As a packed struct it is read by one instruction.
-#[repr(C, packed)]
-#[derive(Clone, Copy)]
-struct Unaligned(u64);
-
-/// Reads guest memory that need not be aligned, once.
-///
-/// # Safety
-/// `source` must be valid for reads of 8 bytes.
-#[inline(always)]
-unsafe fn read_volatile_unaligned(source: *const u64) -> u64 {
-    // SAFETY: the caller vouches for the pointer; the packed struct has no alignment.
-    u64::from_le(unsafe { read_volatile(source.cast::<Unaligned>()) }.0)
 }

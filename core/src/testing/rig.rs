@@ -3,7 +3,7 @@ use super::blk::{BlkDriver, Cut, Finished, PATIENCE, wait_for};
 use crate::{
     device::{
         Activation, ActiveQueue,
-        blk::{Blk, BlkOptions, queue::BlkQueue},
+        blk::{Blk, BlkOptions},
     },
     memory::GuestMemory,
     plugin::BlockBackend,
@@ -35,10 +35,10 @@ pub fn options(name: &str, queues: usize, workers: &[WorkerHandle]) -> BlkOption
 }
 
 /// One queue that the test polls itself.
-#[derive(Debug)]
+#[expect(missing_debug_implementations, reason = "a task has none")]
 pub struct Rig {
     /// The device's side.
-    pub queue: BlkQueue,
+    pub queue: Box<dyn Task>,
     /// The driver's side.
     pub driver: BlkDriver,
     /// Where the device reports.
@@ -109,7 +109,7 @@ impl Rig {
 }
 
 /// The device's side of a queue whose driver is elsewhere, to be polled by hand. Latencies are sampled as by default.
-pub fn prepared_queue(backend: Arc<BlockBackend>, memory: &GuestMemory, config: QueueConfig) -> BlkQueue {
+pub fn prepared_queue(backend: Arc<BlockBackend>, memory: &GuestMemory, config: QueueConfig) -> Box<dyn Task> {
     let stats = StatsSegment::anonymous(1).expect("statistics");
     let options = BlkOptions { latency_sample: 16, ..options("blk0", 1, &[]) };
     let device = Blk::new(options, backend, &stats);

@@ -19,8 +19,8 @@ pub struct SleepFds {
 /// Where a queue stands in its rings: what has to be known to go on from there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
-    /// Index of the next available entry that the device takes.
-    pub available: u16,
+    /// As [`Ring::base`](crate::ring::Ring::base) says it.
+    pub base: u32,
 }
 
 /// What a queue does not use any more: kept mapped until the last request is done that was taken under it.

@@ -2,7 +2,7 @@
 use super::request::{Action, Data, HEADER_BYTES, Header, Limits, MAX_DATA_SEGMENTS, RANGE_BYTES, Range};
 use crate::{
     memory::{Translator, prefetch},
-    ring::{RingError, SegmentList, SplitRing},
+    ring::{Ring, RingError, SegmentList},
 };
 use pollux_abi::block_v1::Segment;
 use std::ptr::{null, null_mut};
@@ -91,7 +91,7 @@ impl ChainParts {
     #[inline]
     pub(super) fn take_chain(
         &mut self,
-        ring: &mut SplitRing,
+        ring: &mut impl Ring,
         memory: &mut Translator,
         head: u16,
         slot: &mut Slot,

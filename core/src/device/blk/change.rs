@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     memory::Translator,
-    ring::QueueConfig,
+    ring::{QueueConfig, Ring},
     worker::{QueueUpdate, Retired},
 };
 use pollux_abi::block_v1::POLLUX_BLOCK_READ;
@@ -51,7 +51,7 @@ impl Retiring {
     }
 }
 
-impl BlkQueue {
+impl<R: Ring> BlkQueue<R> {
     /// Takes up a change and leaves in its place what was there before.
     #[cold]
     pub(super) fn change(&mut self, update: &mut QueueUpdate) {

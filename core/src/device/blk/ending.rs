@@ -3,11 +3,14 @@ use super::{
     queue::{BlkQueue, Phase},
     request::{FLUSH, Status},
 };
-use crate::{plugin::QueueFailed, ring::RingError};
+use crate::{
+    plugin::QueueFailed,
+    ring::{Ring, RingError},
+};
 use pollux_abi::block_v1::POLLUX_BLOCK_FLUSH;
 use tracing::error;
 
-impl BlkQueue {
+impl<R: Ring> BlkQueue<R> {
     /// The slot beyond the ring is that of the flush at the end.
     #[cold]
     pub(super) fn finish_flush(&mut self, status: Status) {

@@ -16,9 +16,9 @@ use super::{ActivateError, Activation, ActiveQueue, DeviceModel, queues::QueueSe
 use crate::{
     memory::GuestMemory,
     plugin::BlockBackend,
-    ring::QueueConfig,
+    ring::{QueueConfig, SplitRing},
     stats::{QueueStatsHandle, StatsSegment},
-    worker::{Position, QueueUpdate, WorkerHandle},
+    worker::{Position, QueueUpdate, Task, WorkerHandle},
 };
 use config::Config;
 use pollux_abi::block_v1::{POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_WRITE_ZEROES};
@@ -111,7 +111,7 @@ impl Blk {
     ///
     /// # Errors
     /// The ring is not usable, or the backend refuses a queue.
-    pub fn queue(&self, activation: &Activation, queue: ActiveQueue) -> Result<BlkQueue, String> {
+    pub fn queue(&self, activation: &Activation, queue: ActiveQueue) -> Result<Box<dyn Task>, String> {
         // One slot more than the ring has, for the flush at the end.
         let depth = u32::from(queue.config.size) + 1;
         let backend = self.backend.open_queue(queue.index as u32, depth).map_err(|error| error.to_string())?;
@@ -132,7 +132,8 @@ impl Blk {
             stats: self.stats.get(queue.index).cloned().ok_or("there is no room in the statistics")?,
             latency_sample: self.options.latency_sample,
         };
-        BlkQueue::new(setup).map_err(|error| error.to_string())
+        let task = BlkQueue::<SplitRing>::new(setup).map_err(|error| error.to_string())?;
+        Ok(Box::new(task))
     }
 
     fn error(&self, reason: impl ToString) -> ActivateError {
@@ -208,7 +209,7 @@ impl DeviceModel for Blk {
         let Some(activation) = &self.activation else { return Err(self.error("a queue starts before its device")) };
         let index = queue.index;
         let task = self.queue(activation, queue);
-        let attached = task.and_then(|task| self.queues.attach(index, Box::new(task)));
+        let attached = task.and_then(|task| self.queues.attach(index, task));
         attached.map_err(|reason| self.error(format!("queue {index}: {reason}")))
     }
 

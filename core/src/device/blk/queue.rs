@@ -13,7 +13,7 @@ use super::{
 use crate::{
     memory::{DirtyLog, GuestMemory, Translator},
     plugin::{BackendQueue, QueueFailed},
-    ring::{QueueConfig, RingError, RingStart, SplitRing},
+    ring::{QueueConfig, Ring, RingError, RingStart},
     stats::{QueueStatsHandle, clock},
     transport::{InterruptState, Notifier},
     worker::{Position, QueueUpdate, SleepFds, Task},
@@ -58,10 +58,10 @@ pub(super) enum Phase {
     Stopped,
 }
 
-/// One queue of a block device. Owned by one worker.
+/// One queue of a block device on a ring of either kind. Owned by one worker.
 #[derive(Debug)]
-pub struct BlkQueue {
-    pub(super) ring: SplitRing,
+pub struct BlkQueue<R> {
+    pub(super) ring: R,
     pub(super) data: Translator,
     pub(super) backend: BackendQueue,
     pub(super) slots: Box<[Slot]>,
@@ -105,12 +105,12 @@ pub struct BlkQueue {
 
 // SAFETY: the pointers in slots and requests lead to guest memory, which the translators keep mapped, or into the
 // queue's own boxes, which move with it.
-unsafe impl Send for BlkQueue {}
+unsafe impl<R: Ring> Send for BlkQueue<R> {}
 
-impl BlkQueue {
+impl<R: Ring> BlkQueue<R> {
     pub(super) fn new(setup: QueueSetup) -> Result<Self, RingError> {
         let (log, resumed) = (setup.start.log.clone(), setup.start.resumed);
-        let ring = SplitRing::start(&setup.config, setup.memory.translator(), setup.event_idx, setup.start)?;
+        let ring = R::start(&setup.config, setup.memory.translator(), setup.event_idx, setup.start)?;
         let size = usize::from(ring.size());
         assert!(setup.backend.depth() > size, "the backend's queue has a slot for the last flush");
         Ok(BlkQueue {
@@ -375,7 +375,7 @@ impl BlkQueue {
     }
 }
 
-impl Task for BlkQueue {
+impl<R: Ring> Task for BlkQueue<R> {
     fn name(&self) -> &str {
         &self.name
     }
@@ -418,7 +418,7 @@ impl Task for BlkQueue {
     }
 
     fn position(&self) -> Option<Position> {
-        Some(Position { available: self.ring.next_available() })
+        Some(Position { base: self.ring.base() })
     }
 
     fn sleep_fds(&self) -> SleepFds {

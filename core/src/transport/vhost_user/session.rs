@@ -270,7 +270,7 @@ impl Session {
         let memory = self.memory.clone().ok_or("there is no memory")?;
         let vring = &self.vrings[index];
         let start = RingStart {
-            available: vring.base,
+            base: Some(vring.base.into()),
             resumed: true,
             inflight: self.inflight_queue(index)?,
             log: self.active_log(),
@@ -306,8 +306,8 @@ impl Session {
             && let Some(position) = owned.stop_queue(index)
         {
             drop(owned);
-            self.vrings[index].base = position.available;
-            debug!("{}: queue {index} is stopped at {}", self.name(), position.available);
+            self.vrings[index].base = position.base as u16;
+            debug!("{}: queue {index} is stopped at {:#x}", self.name(), position.base);
         }
         self.release_idle();
     }

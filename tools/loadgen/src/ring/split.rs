@@ -278,6 +278,7 @@ impl Ring for SplitRing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pollux_core::ring::Ring as _;
 
     const CHAIN: Chain = Chain { header: 0x8000, data: 0x9000, length: 512, device_writes: true, status: 0x8010 };
 
