@@ -7,6 +7,8 @@
 //! | [`disk`] | a backend linked into the process: a disk in memory, well-behaved or not |
 //! | [`build`] | plugins built for the occasion |
 //! | [`front_end`] | the same over vhost-user |
+//! | [`raw_front_end`] | a front end without manners |
+//! | [`neighbours`] | two devices served by the same workers, one of which is attacked |
 //! | [`rig`] | a block device with all of these around it, polled by hand or by workers |
 //!
 //! Mistakes of the caller panic here, as in any test.
@@ -15,4 +17,6 @@ pub mod build;
 pub mod disk;
 pub mod driver;
 pub mod front_end;
+pub mod neighbours;
+pub mod raw_front_end;
 pub mod rig;

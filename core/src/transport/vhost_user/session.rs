@@ -5,7 +5,7 @@ use super::{
     device::{Device, Owned, SessionId},
     table::MemoryTable,
     vring::{Kick, Vring},
-    wire::{self, Message, WireError},
+    wire::{self, WireError},
 };
 use crate::{
     device::ActiveQueue,
@@ -15,6 +15,7 @@ use crate::{
     worker::QueueUpdate,
 };
 use std::{
+    fs::File,
     io,
     mem::take,
     os::{fd::AsRawFd, unix::net::UnixStream},
@@ -206,18 +207,20 @@ impl Session {
         let (code, name, needs_reply) = (message.code, message.name(), message.needs_reply());
         let acknowledges = needs_reply && self.protocol_features.contains(VhostUserProtocolFeatures::REPLY_ACK);
         tracing::trace!("{}: connection {}: {name}", self.name(), self.id);
-        let result = self.answer(message).and_then(|has_replied| {
-            // A question makes no ring ready.
-            if has_replied { Ok(true) } else { self.start_rings().map(|()| false) }
-        });
+        let result = match self.request(message) {
+            // It has an answer of its own.
+            Ok(Some(reply)) => return self.reply(code, &reply.payload, reply.file.as_ref()),
+            Ok(None) => self.start_rings(),
+            Err(failure) => Err(failure),
+        };
         match result {
-            Ok(false) if acknowledges => Ok(wire::reply(&self.stream, code, &0u64.to_ne_bytes(), None)?),
-            Ok(_) => Ok(()),
+            Ok(()) if acknowledges => self.reply(code, &0u64.to_ne_bytes(), None),
+            Ok(()) => Ok(()),
             Err(Failure::Refused(reason)) if acknowledges => {
                 if self.device.may_log() {
                     warn!("{}: {name} of the front end is refused: {reason}", self.name());
                 }
-                Ok(wire::reply(&self.stream, code, &1u64.to_ne_bytes(), None)?)
+                self.reply(code, &1u64.to_ne_bytes(), None)
             }
             Err(Failure::Refused(reason)) => Err(refused(format!("{name}: {reason}"))),
             Err(Failure::Malformed(reason)) => Err(malformed(format!("{name}: {reason}"))),
@@ -225,11 +228,8 @@ impl Session {
         }
     }
 
-    fn answer(&mut self, message: Message) -> Result<bool, Failure> {
-        let code = message.code;
-        let Some(reply) = self.request(message)? else { return Ok(false) };
-        wire::reply(&self.stream, code, &reply.payload, reply.file.as_ref())?;
-        Ok(true)
+    fn reply(&self, code: u32, payload: &[u8], file: Option<&File>) -> Result<(), Failure> {
+        Ok(wire::reply(&self.stream, code, payload, file, &|| self.device.is_stopping())?)
     }
 
     /// The features of virtio that were accepted.
@@ -246,22 +246,24 @@ impl Session {
         self.device.owned(self.id)
     }
 
-    /// Starts every ring that has become ready.
+    /// Starts every ring that has become ready. What asks for an answer makes none ready.
     fn start_rings(&mut self) -> Result<(), Failure> {
         // Without the protocol features there is no message to enable a ring with.
         let by_default = !self.has_feature(VhostUserVirtioFeatures::PROTOCOL_FEATURES);
+        let mut result = Ok(());
         for index in 0..self.vrings.len() {
-            if self.memory.is_some() && self.vrings[index].is_ready(by_default) {
-                let started = self.start_ring(index);
-                if let Err(reason) = started {
-                    self.vrings[index].failed = true;
-                    signal_error(&self.vrings[index]);
-                    self.release_idle();
-                    return Err(refused(format!("queue {index} cannot start: {reason}")));
-                }
+            if self.memory.is_some()
+                && self.vrings[index].is_ready(by_default)
+                && let Err(reason) = self.start_ring(index)
+            {
+                self.vrings[index].failed = true;
+                signal_error(&self.vrings[index]);
+                self.release_idle();
+                // The first reason is as good as any; the others are tried nevertheless.
+                result = result.and(Err(refused(format!("queue {index} cannot start: {reason}"))));
             }
         }
-        Ok(())
+        result
     }
 
     fn start_ring(&mut self, index: usize) -> Result<(), String> {

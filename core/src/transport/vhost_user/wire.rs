@@ -2,6 +2,7 @@
 //! payload, and file descriptors beside it.
 use rustix::{
     cmsg_space,
+    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     net::{
         RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -16,6 +17,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
     },
+    time::{Duration, Instant},
 };
 use vhost::vhost_user::message::{FrontendReq, VhostUserMsgValidator};
 
@@ -24,6 +26,11 @@ const HEADER_BYTES: usize = 12;
 const PAYLOAD_BYTES_MAX: u32 = 4096;
 /// Most descriptors that come with one message.
 const FILES_MAX: usize = 32;
+
+/// How long a front end may let its answers pile up: no honest one asks on and on without reading.
+const UNREAD_MAX: Duration = Duration::from_secs(10);
+/// How often it is looked meanwhile whether that is still worth it.
+const UNREAD_LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 const VERSION: u32 = 1;
 const VERSION_MASK: u32 = 3;
@@ -49,6 +56,8 @@ pub(super) enum WireError {
     Size(u32, u32),
     #[error("a message with more than {FILES_MAX} file descriptors")]
     Files,
+    #[error("the front end does not read what it is answered")]
+    Unread,
 }
 
 /// One message from the front end.
@@ -154,17 +163,41 @@ fn read_all(socket: &UnixStream, buffer: &mut [u8], files: &mut Vec<File>, is_st
     Ok(())
 }
 
-/// Answers a request.
-pub(super) fn reply(socket: &UnixStream, code: u32, payload: &[u8], file: Option<&File>) -> Result<(), WireError> {
-    send(socket, code, VERSION | REPLY, payload, file)
+/// Answers a request. A front end that lets its answers pile up is waited for, but not for ever, and not beyond `gives_up`.
+pub(super) fn reply(
+    socket: &UnixStream,
+    code: u32,
+    payload: &[u8],
+    file: Option<&File>,
+    gives_up: &dyn Fn() -> bool,
+) -> Result<(), WireError> {
+    send(socket, code, VERSION | REPLY, payload, file, &mut room_within(UNREAD_MAX, gives_up))
 }
 
-/// Sends a request of the back end, to which no answer is wanted.
+/// Sends a request of the back end, to which no answer is wanted. Waits for nothing.
 pub(super) fn request(socket: &UnixStream, code: u32) -> Result<(), WireError> {
-    send(socket, code, VERSION, &[], None)
+    send(socket, code, VERSION, &[], None, &mut |_| Err(WireError::Unread))
 }
 
-fn send(socket: &UnixStream, code: u32, flags: u32, payload: &[u8], file: Option<&File>) -> Result<(), WireError> {
+/// Waits for room in a socket, altogether for `limit`.
+fn room_within(limit: Duration, gives_up: &dyn Fn() -> bool) -> impl FnMut(&UnixStream) -> Result<(), WireError> {
+    let start = Instant::now();
+    move |socket| {
+        let mut sockets = [PollFd::new(socket, PollFlags::OUT)];
+        // INTR is as good as a turn without an event.
+        let _ = poll(&mut sockets, Some(&UNREAD_LOOK));
+        if gives_up() || start.elapsed() > limit { Err(WireError::Unread) } else { Ok(()) }
+    }
+}
+
+fn send(
+    socket: &UnixStream,
+    code: u32,
+    flags: u32,
+    payload: &[u8],
+    file: Option<&File>,
+    wait: &mut dyn FnMut(&UnixStream) -> Result<(), WireError>,
+) -> Result<(), WireError> {
     let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
     for word in [code, flags, payload.len() as u32] {
         bytes.extend(word.to_ne_bytes());
@@ -178,9 +211,12 @@ fn send(socket: &UnixStream, code: u32, flags: u32, payload: &[u8], file: Option
         if sent == 0 && !descriptors.is_empty() {
             ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
         }
-        match sendmsg(socket, &[IoSlice::new(&bytes[sent..])], &mut ancillary, SendFlags::NOSIGNAL) {
+        // Whether the socket blocks is not ours to say, if it came from the front end: hence DONTWAIT.
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        match sendmsg(socket, &[IoSlice::new(&bytes[sent..])], &mut ancillary, flags) {
             Ok(count) => sent += count,
             Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) => wait(socket)?,
             Err(error) => return Err(WireError::Send(error)),
         }
     }
