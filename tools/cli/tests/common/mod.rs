@@ -5,6 +5,7 @@
 
 pub(crate) mod cases;
 pub(crate) mod disk;
+pub(crate) mod relay;
 pub(crate) mod serving;
 
 use pollux_core::testing::build;
