@@ -1,7 +1,10 @@
 //! `pollux serve`: its sockets, what it tells a service manager, and its end.
 mod common;
 
-use common::{Folder, Ran, WORKER};
+use common::{
+    Folder, Ran, WORKER,
+    serving::{PATIENCE, Serving},
+};
 use std::{
     fs,
     io::{BufRead, BufReader},
@@ -13,11 +16,9 @@ use std::{
         },
     },
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
-
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Two devices; these are the values of their `socket`.
 fn folder_with(sockets: [&str; 2]) -> Folder {
@@ -31,59 +32,6 @@ fn folder_with(sockets: [&str; 2]) -> Folder {
     }
     folder.write("disks.toml", text);
     folder
-}
-
-/// A running program that is ready, as it has told by NOTIFY_SOCKET.
-struct Serving {
-    child: Option<Child>,
-    manager: UnixDatagram,
-}
-
-impl Serving {
-    /// Starts `command`, which is made of these arguments, and waits until it is ready.
-    fn start(folder: &Folder, mut command: Command) -> Self {
-        let place = folder.path().join("notify");
-        let _ = fs::remove_file(&place);
-        let manager = UnixDatagram::bind(&place).expect("a service manager's socket");
-        manager.set_read_timeout(Some(PATIENCE)).expect("timeout");
-        command.env("NOTIFY_SOCKET", &place).stdout(Stdio::piped());
-        let child = command.spawn().expect("starts");
-        let serving = Serving { child: Some(child), manager };
-        assert_eq!(serving.told(), "READY=1");
-        serving
-    }
-
-    fn told(&self) -> String {
-        let mut text = [0; 256];
-        let length = self.manager.recv(&mut text).expect("the program tells its state");
-        String::from_utf8_lossy(&text[..length]).into_owned()
-    }
-
-    fn child(&self) -> &Child {
-        self.child.as_ref().expect("it runs")
-    }
-
-    fn signal(&self, signal: i32) {
-        // SAFETY: the child has not been waited for, so its number is still its own.
-        assert_eq!(unsafe { libc::kill(self.child().id() as i32, signal) }, 0);
-    }
-
-    /// Sends SIGTERM and waits for the end.
-    fn stop(mut self) -> Ran {
-        self.signal(libc::SIGTERM);
-        assert_eq!(self.told(), "STOPPING=1");
-        let child = self.child.take().expect("it runs");
-        child.wait_with_output().expect("it ends").into()
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
 }
 
 fn is_socket(path: &Path) -> bool {
@@ -171,15 +119,14 @@ fn inherited_sockets_go_to_their_devices_by_path_or_by_name() {
     let child = command.env("NOTIFY_SOCKET", &place).stderr(Stdio::piped()).spawn().expect("starts");
     // The command holds the sockets as well.
     drop(command);
-    let mut serving = Serving { child: Some(child), manager };
+    let serving = Serving::of(child, manager);
     assert_eq!(serving.told(), "READY=1");
     assert!(!folder.path().join("b.sock").exists(), "blk1 is served elsewhere");
     for path in [&by_path, &by_name] {
         UnixStream::connect(path).expect("listens");
     }
     serving.signal(libc::SIGTERM);
-    let output = serving.child.take().expect("it runs").wait_with_output().expect("it ends");
-    let ran = Ran::from(output);
+    let ran = serving.wait();
     assert_eq!(ran.status, Some(0), "{}", ran.stderr);
     for (name, path) in [("blk0", &by_path), ("blk1", &by_name)] {
         let line = format!("{name}: serving on {}\n", path.display());

@@ -4,6 +4,9 @@
 #![allow(dead_code)]
 
 pub(crate) mod cases;
+pub(crate) mod disk;
+pub(crate) mod relay;
+pub(crate) mod serving;
 
 use pollux_core::testing::build;
 use std::{
@@ -100,7 +103,9 @@ impl From<Output> for Ran {
 /// Builds the plugins beside the program, where it looks for them. Once for each test file.
 fn build_plugins() {
     static BUILT: OnceLock<()> = OnceLock::new();
-    BUILT.get_or_init(|| ["pollux-null", "pollux-mem"].into_iter().for_each(|package| drop(build::plugin(package))));
+    BUILT.get_or_init(|| {
+        ["pollux-null", "pollux-mem", "pollux-uring"].into_iter().for_each(|package| drop(build::plugin(package)))
+    });
 }
 
 /// Port, value: switches the power off.

@@ -1,6 +1,7 @@
 //! The front end of a vhost-user-blk backend: what QEMU is to it, with a driver in the place of a guest.
 mod error;
 mod facts;
+mod inflight;
 mod link;
 
 pub use error::Error;
@@ -13,10 +14,11 @@ use crate::{
     slots::Slots,
 };
 use facts::{CONFIG_BYTES, PROTOCOL_FEATURES, TAKEN};
+use inflight::Inflight;
 use link::Link;
 use pollux_core::{memory::GuestMemory, ring::MAX_QUEUE_SIZE};
 use std::{
-    fs::File,
+    io,
     os::fd::AsRawFd,
     path::{Path, PathBuf},
     time::Duration,
@@ -108,18 +110,6 @@ impl Options {
             Some(size) => Ok(size),
             None => Ok((least as u16).max(128)),
         }
-    }
-}
-
-/// The record of requests in flight that the backend keeps and we hold for it.
-struct Inflight {
-    layout: VhostUserInflight,
-    file: File,
-}
-
-impl std::fmt::Debug for Inflight {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Inflight").field("bytes", &{ self.layout.mmap_size }).finish_non_exhaustive()
     }
 }
 
@@ -277,6 +267,15 @@ impl FrontEnd {
     /// Requests that the backend has.
     pub fn in_flight(&self) -> u64 {
         self.queues.iter().map(|queue| u64::from(queue.in_flight())).sum()
+    }
+
+    /// For each queue, the heads of the chains that the backend has taken and not given back, as its record says, which
+    /// outlives it. None, if it keeps no record.
+    ///
+    /// # Errors
+    /// The record cannot be read.
+    pub fn taken(&self) -> io::Result<Vec<Vec<u16>>> {
+        self.inflight.as_ref().map_or(Ok(Vec::new()), Inflight::heads)
     }
 
     /// Whether the backend is still connected.
