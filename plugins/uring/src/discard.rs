@@ -16,27 +16,27 @@ pub(crate) enum DiscardMethod {
     None,
     /// `fallocate(2)` punches a hole. A block device then reads as zeroes too.
     PunchHole,
-    /// The asynchronous form of `BLKDISCARD`.
+    /// `BLKDISCARD`, or the asynchronous form of it.
     Command,
 }
 
 impl DiscardMethod {
     /// Finds out without changing the medium. With `probe`, nothing is even tried on a file.
-    pub(crate) fn of(file: &File, geometry: &Geometry, probe: bool) -> Self {
+    pub(crate) fn of(file: &File, geometry: &Geometry, is_sync: bool, probe: bool) -> Self {
         if geometry.is_block_device {
-            return Self::of_block_device(file, probe);
+            return Self::of_block_device(file, is_sync, probe);
         }
         // A hole beyond the end changes nothing but the file's time stamps.
         if probe || punches_holes(file, geometry.capacity) { DiscardMethod::PunchHole } else { DiscardMethod::None }
     }
 
-    fn of_block_device(file: &File, probe: bool) -> Self {
+    fn of_block_device(file: &File, is_sync: bool, probe: bool) -> Self {
         let Ok(metadata) = file.metadata() else { return DiscardMethod::None };
         let has = |limit| queue_limit(metadata.rdev(), limit).unwrap_or(0) > 0;
         if !has("discard_max_bytes") {
             return DiscardMethod::None;
         }
-        if probe || has_discard_command(file) {
+        if probe || is_sync || has_discard_command(file) {
             return DiscardMethod::Command;
         }
         // On a block device the kernel makes a hole with the device's own "write zeroes" and never by writing.

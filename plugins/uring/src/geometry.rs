@@ -59,8 +59,13 @@ impl Geometry {
         let metadata = file.metadata()?;
         let is_block_device = metadata.file_type().is_block_device();
         let sector = if is_block_device { block_device_number(file, libc::BLKSSZGET)?.max(512) } else { 512 };
-        let alignment =
+        let mut alignment =
             if direct { direct_alignment(file, is_block_device.then_some(sector))? } else { Alignment::NONE };
+        if direct && is_block_device && disk_names(metadata.rdev()).iter().any(|name| name.starts_with("zram")) {
+            // With pages of 4096 bytes zram takes each part of a transfer for a whole page (is_partial_io in zram_drv.c, Linux
+            // 6.18): memory that straddles pages, which it says it takes, gets other data.
+            alignment.memory = alignment.memory.max(4096);
+        }
         let logical_block_size = sector.max(alignment.offset);
         if !is_block_device {
             // A file system's block is what it reads, changes and writes back when less is written. What the larger
@@ -106,6 +111,14 @@ pub(crate) fn queue_limit(device: u64, name: &str) -> Option<u64> {
         .iter()
         .find_map(|queue| fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/{queue}/{name}")).ok())
         .and_then(|text| text.trim().parse().ok())
+}
+
+/// The names in /sys of the block device `device` and, for a partition, of its disk.
+pub(crate) fn disk_names(device: u64) -> Vec<String> {
+    let link = format!("/sys/dev/block/{}:{}", libc::major(device), libc::minor(device));
+    let Ok(place) = fs::canonicalize(link) else { return Vec::new() };
+    let names = place.components().rev().map(|part| part.as_os_str().to_string_lossy().into_owned());
+    names.take_while(|name| name != "block").collect()
 }
 
 /// One of the `ioctl(2)` requests of block devices that answer with an `int`.

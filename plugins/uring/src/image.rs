@@ -2,6 +2,7 @@
 use crate::{
     Options,
     discard::DiscardMethod,
+    engine::Engine,
     geometry::{Geometry, GeometryError, capacity_of},
     lock::Lock,
 };
@@ -42,6 +43,7 @@ pub(crate) struct Image {
     pub(crate) file: File,
     pub(crate) geometry: Geometry,
     pub(crate) discard: DiscardMethod,
+    pub(crate) engine: Engine,
     pub(crate) direct: bool,
     pub(crate) read_only: bool,
     pub(crate) counters: Counters,
@@ -102,10 +104,14 @@ impl Image {
             GeometryError::Io(error) => Error::from_io(format_args!("cannot examine {}", path.display()), error),
         })?;
         check_geometry(path, &geometry, options.direct)?;
-        let discard = if writable { DiscardMethod::of(&file, &geometry, context.probe) } else { DiscardMethod::None };
+        let engine = Engine::choose(options.engine, &file, &geometry);
+        let discard = match writable {
+            true => DiscardMethod::of(&file, &geometry, engine.is_sync, context.probe),
+            false => DiscardMethod::None,
+        };
         let (direct, read_only) = (options.direct, context.read_only);
         let counters = Counters::default();
-        Ok(Image { file, geometry, discard, direct, read_only, counters, path: path.to_owned(), lock })
+        Ok(Image { file, geometry, discard, engine, direct, read_only, counters, path: path.to_owned(), lock })
     }
 
     pub(crate) fn info(&self) -> BlockInfo {
@@ -149,7 +155,7 @@ impl fmt::Display for Image {
         let geometry = &self.geometry;
         write!(
             formatter,
-            "{}: {}, {} bytes in {}-byte blocks, {}, {}, {}, {}",
+            "{}: {}, {} bytes in {}-byte blocks, {}, {}, {}, {}, {}",
             self.path.display(),
             if geometry.is_block_device { "block device" } else { "file" },
             Size::from_bytes(geometry.capacity),
@@ -162,6 +168,7 @@ impl fmt::Display for Image {
                 DiscardMethod::PunchHole => "discard by fallocate",
                 DiscardMethod::Command => "discard by BLKDISCARD",
             },
+            self.engine,
         )
     }
 }

@@ -6,6 +6,7 @@
 //! | `direct` | `true` | go past the page cache (`O_DIRECT`) |
 //! | `queue_depth` | the device's | most requests of one queue that the kernel works on at a time |
 //! | `lock` | `true` | refuse a medium that another process has open for writing |
+//! | `engine` | `"auto"` | `"io_uring"`, `"sync"` (system calls within `submit`), or the one that suits the medium |
 //!
 //! Each queue has a ring of its own, which its worker alone enters: at most one system call per turn of the worker,
 //! none while nothing is in flight. Guest memory is not registered with the ring, so the kernel pins the pages of
@@ -17,7 +18,12 @@
 //! | `geometry` | sizes, alignments and identity, as the kernel tells them |
 //! | `discard` | which way of discarding the medium knows |
 //! | `lock` | the lock against other processes |
-//! | `queue` | the hot path: submit, poll, completions |
+//! | `engine` | which way requests go |
+//! | `queue` | one queue, whichever way its requests go |
+//! | `ring_queue` | the hot path through io_uring: submit, poll, completions |
+//! | `sync_queue` | the hot path by system calls |
+//! | `rules` | how a request begins |
+//! | `call` | one call to the kernel, as a ring's entry or at once |
 //! | `slot` | one request in flight: its steps, and what follows a result |
 //! | `ring` | the io_uring itself, and how a worker sleeps on it |
 //! | `bounce` | aligned memory for segments that direct I/O does not take |
@@ -26,18 +32,26 @@
 #[allow(unsafe_code)]
 mod bounce;
 #[allow(unsafe_code)]
+mod call;
+#[allow(unsafe_code)]
 mod discard;
+#[allow(unsafe_code)]
+mod engine;
 #[allow(unsafe_code)]
 mod geometry;
 mod image;
 #[allow(unsafe_code)]
 mod lock;
-#[allow(unsafe_code)]
 mod queue;
 #[allow(unsafe_code)]
 mod ring;
 #[allow(unsafe_code)]
+mod ring_queue;
+mod rules;
+#[allow(unsafe_code)]
 mod slot;
+#[allow(unsafe_code)]
+mod sync_queue;
 #[cfg(test)]
 #[allow(unsafe_code)]
 mod testing;
@@ -45,7 +59,7 @@ mod testing;
 #[allow(unsafe_code)]
 mod tests;
 
-use crate::{image::Image, queue::UringQueue};
+use crate::{engine::EngineChoice, image::Image, queue::UringQueue, ring_queue::RingQueue, sync_queue::SyncQueue};
 use pollux_abi::{
     block::{Block, BlockInfo, Error, OpenContext},
     host::{Host, Level},
@@ -68,6 +82,8 @@ pub struct Options {
     queue_depth: Option<u32>,
     #[serde(default = "yes")]
     lock: bool,
+    #[serde(default)]
+    engine: EngineChoice,
 }
 
 fn yes() -> bool {
@@ -107,7 +123,11 @@ impl Block for Uring {
     }
 
     fn open_queue(&self, _index: u32, depth: u32) -> Result<UringQueue, Error> {
-        let (queue, set_up) = UringQueue::open(self.image.clone(), depth.min(self.queue_depth))?;
+        if self.image.engine.is_sync {
+            let queue = SyncQueue::open(self.image.clone());
+            return queue.map(UringQueue::Sync).map_err(|error| Error::from_io("no memory for a queue", error));
+        }
+        let (queue, set_up) = RingQueue::open(self.image.clone(), depth.min(self.queue_depth))?;
         match set_up.missing() {
             _ if self.described.swap(true, Ordering::Relaxed) => {}
             None => self.host.log(Level::Info, format!("io_uring with {set_up}")),
@@ -116,7 +136,7 @@ impl Block for Uring {
                 format!("io_uring with {set_up}: this kernel lacks {missing}, polling costs more (Linux 6.1 has all)"),
             ),
         }
-        Ok(queue)
+        Ok(UringQueue::Ring(queue))
     }
 
     fn statistics(&self) -> String {

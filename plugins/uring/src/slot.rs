@@ -1,22 +1,21 @@
-//! One request in flight: the steps it takes, the entry of each step, and what follows its result.
+//! One request in flight: the steps it takes, the call of each step, and what follows its result.
 //!
 //! A request is done in one step or in several, one after the other: the rest of a short transfer, the next chunk of a
 //! bounced one, another way of writing zeroes when the file system does not know the first.
 use crate::{
     bounce::{self, BouncePool, CHUNK_SIZE, ZEROES_SIZE},
-    discard::BLOCK_URING_CMD_DISCARD,
+    call::{Call, Memory, Transfer},
     image::{Counters, MAXIMUM_SEGMENTS},
-    ring::MEDIUM,
+    rules::Rules,
 };
-use io_uring::{opcode, squeue, types::FsyncFlags};
 use pollux_abi::block::{EIO, Operation, Request};
 use std::{
     sync::atomic::Ordering,
     time::{Duration, Instant},
 };
 
-/// Most bytes of one entry with one segment. Entries with several may hold more; the kernel shortens them.
-const MAXIMUM_ENTRY: usize = 1 << 30;
+/// Most bytes of one call with one segment. Calls with several may hold more; the kernel shortens them.
+const MAXIMUM_PIECE: usize = 1 << 30;
 
 /// How long the kernel may answer nothing but "not now" before the request fails.
 const RETRY_TIME: Duration = Duration::from_secs(5);
@@ -46,7 +45,7 @@ pub(crate) enum Step {
 /// What follows a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// Queue the slot's entry again: its step or progress has changed.
+    /// Make the slot's call again: its step or progress has changed.
     Push,
     /// The request has ended with 0 or a negative errno.
     Complete(i32),
@@ -60,40 +59,47 @@ pub(crate) struct Slot {
     pub(crate) step: Step,
     /// Bytes that are done.
     progress: u64,
+    /// Bytes that the transfer under way is to move at most.
+    pub(crate) asked: u32,
     /// Since when the kernel has answered nothing but "not now".
     refused_since: Option<Instant>,
 }
 
 impl Slot {
     pub(crate) fn new(request: Request, operation: Operation, step: Step) -> Self {
-        Slot { request, operation, step, progress: 0, refused_since: None }
+        Slot { request, operation, step, progress: 0, asked: 0, refused_since: None }
     }
 
-    /// The entry of the current step.
-    pub(crate) fn entry(&self, pool: &BouncePool) -> squeue::Entry {
+    /// The call of the current step.
+    #[inline]
+    pub(crate) fn call(&mut self, rules: &Rules, pool: &BouncePool) -> Call {
         let offset = self.request.offset() + self.progress;
-        let rest = self.request.length() - self.progress;
-        match self.step {
-            Step::Transfer => self.transfer(offset),
-            Step::Bounce(chunk) => self.bounce(offset, rest, pool.chunk(chunk)),
-            Step::PunchHole => opcode::Fallocate::new(MEDIUM, rest).offset(offset).mode(PUNCH_HOLE).build(),
-            Step::ZeroRange => opcode::Fallocate::new(MEDIUM, rest).offset(offset).mode(ZERO_RANGE).build(),
-            Step::WriteZeroes => {
-                let length = rest.min(ZEROES_SIZE as u64) as u32;
-                opcode::Write::new(MEDIUM, pool.zeroes(), length).offset(offset).build()
-            }
-            Step::DiscardCommand => {
-                let mut command = [0; 16];
-                command[..8].copy_from_slice(&rest.to_ne_bytes());
-                opcode::UringCmd16::new(MEDIUM, BLOCK_URING_CMD_DISCARD).addr(Some(offset)).cmd(command).build()
-            }
-            Step::Sync => opcode::Fsync::new(MEDIUM).flags(FsyncFlags::DATASYNC).build(),
+        let length = self.request.length() - self.progress;
+        let call = match self.step {
+            Step::Transfer => Call::Transfer(self.transfer(offset)),
+            Step::Bounce(chunk) => Call::Transfer(self.bounce(offset, length, rules, pool.chunk(chunk))),
+            Step::PunchHole => Call::Allocate { mode: PUNCH_HOLE, offset, length },
+            Step::ZeroRange => Call::Allocate { mode: ZERO_RANGE, offset, length },
+            Step::WriteZeroes => Call::Transfer(Transfer {
+                is_write: true,
+                is_durable: false,
+                memory: Memory::Piece(pool.zeroes().cast_mut()),
+                offset,
+                length: length.min(rules.longest_transfer.min(ZEROES_SIZE as u32).into()) as u32,
+            }),
+            Step::DiscardCommand => Call::Discard { offset, length },
+            Step::Sync => Call::Sync,
+        };
+        if let Call::Transfer(transfer) = &call {
+            self.asked = transfer.length;
         }
+        call
     }
 
     /// The rest of the segments as they are. Within a segment only that segment's rest is moved, so that no array of the
     /// plugin's own is needed.
-    fn transfer(&self, offset: u64) -> squeue::Entry {
+    #[inline]
+    fn transfer(&self, offset: u64) -> Transfer {
         let mut segments = self.request.segments();
         let mut skip = self.progress;
         while let [first, rest @ ..] = segments
@@ -102,45 +108,39 @@ impl Slot {
             skip -= first.length as u64;
             segments = rest;
         }
-        let flags = self.write_flags();
-        if let [first, rest @ ..] = segments
-            && (skip > 0 || rest.is_empty())
-        {
-            let base = first.base.wrapping_add(skip as usize);
-            let length = (first.length - skip as usize).min(MAXIMUM_ENTRY) as u32;
-            return match self.operation {
-                Operation::Read => opcode::Read::new(MEDIUM, base, length).offset(offset).build(),
-                _ => opcode::Write::new(MEDIUM, base, length).offset(offset).rw_flags(flags).build(),
-            };
-        }
-        let count = segments.len().min(MAXIMUM_SEGMENTS as usize) as u32;
-        // A segment is laid out as an iovec is (block_v1).
-        let vector = segments.as_ptr().cast::<libc::iovec>();
-        match self.operation {
-            Operation::Read => opcode::Readv::new(MEDIUM, vector, count).offset(offset).build(),
-            _ => opcode::Writev::new(MEDIUM, vector, count).offset(offset).rw_flags(flags).build(),
-        }
+        let (memory, length) = match segments {
+            [first, rest @ ..] if skip > 0 || rest.is_empty() => {
+                let piece = Memory::Piece(first.base.wrapping_add(skip as usize));
+                (piece, (first.length - skip as usize).min(MAXIMUM_PIECE) as u32)
+            }
+            _ => {
+                let count = segments.len().min(MAXIMUM_SEGMENTS as usize) as u32;
+                let rest = self.request.length() - self.progress;
+                // A segment is laid out as an iovec is (block_v1).
+                (Memory::Segments(segments.as_ptr().cast(), count), rest.min(u32::MAX.into()) as u32)
+            }
+        };
+        let is_write = self.operation != Operation::Read;
+        Transfer { is_write, is_durable: is_write && self.request.is_fua(), memory, offset, length }
     }
 
-    fn bounce(&self, offset: u64, rest: u64, chunk: *mut u8) -> squeue::Entry {
-        let length = rest.min(CHUNK_SIZE as u64) as usize;
-        if self.operation == Operation::Read {
-            return opcode::Read::new(MEDIUM, chunk, length as u32).offset(offset).build();
+    fn bounce(&self, offset: u64, rest: u64, rules: &Rules, chunk: *mut u8) -> Transfer {
+        let length = rest.min(rules.longest_transfer.min(CHUNK_SIZE as u32).into()) as u32;
+        let is_write = self.operation != Operation::Read;
+        if is_write {
+            // SAFETY: the request is in flight, and the chunk has room for CHUNK_SIZE bytes.
+            unsafe { bounce::gather(self.request.segments(), self.progress, chunk, length as usize) };
         }
-        // SAFETY: the request is in flight, and the chunk has room for CHUNK_SIZE bytes.
-        unsafe { bounce::gather(self.request.segments(), self.progress, chunk, length) };
-        opcode::Write::new(MEDIUM, chunk, length as u32).offset(offset).rw_flags(self.write_flags()).build()
+        let is_durable = is_write && self.request.is_fua();
+        Transfer { is_write, is_durable, memory: Memory::Piece(chunk), offset, length }
     }
 
-    fn write_flags(&self) -> i32 {
-        if self.request.is_fua() { libc::RWF_DSYNC } else { 0 }
-    }
-
-    /// What follows `result`, the kernel's answer to the entry. `unit` is the unit of transfers in bytes.
-    pub(crate) fn completed(&mut self, result: i32, unit: u32, pool: &BouncePool, counters: &Counters) -> Next {
+    /// What follows `result`, the kernel's answer to the call.
+    #[inline]
+    pub(crate) fn completed(&mut self, result: i32, rules: &Rules, pool: &BouncePool, counters: &Counters) -> Next {
         if result >= 0 {
             self.refused_since = None;
-            return self.advanced(result as u32, unit, pool, counters);
+            return self.advanced(result as u32, rules, pool, counters);
         }
         match (-result, self.step) {
             (libc::EINTR | libc::EAGAIN, _)
@@ -167,7 +167,7 @@ impl Slot {
         }
     }
 
-    fn advanced(&mut self, moved: u32, unit: u32, pool: &BouncePool, counters: &Counters) -> Next {
+    fn advanced(&mut self, moved: u32, rules: &Rules, pool: &BouncePool, counters: &Counters) -> Next {
         match self.step {
             Step::PunchHole | Step::ZeroRange | Step::DiscardCommand => return self.zeroed(),
             Step::Sync => return Next::Complete(0),
@@ -183,7 +183,7 @@ impl Slot {
             return if self.step == Step::WriteZeroes { self.zeroed() } else { Next::Complete(0) };
         }
         // Direct reads end within a unit only where the file ends. It was shorter than at open: nothing is there.
-        if self.operation == Operation::Read && (moved == 0 || !moved.is_multiple_of(unit)) {
+        if self.operation == Operation::Read && (moved == 0 || moved as usize & rules.length_mask != 0) {
             // SAFETY: the request is in flight.
             unsafe { bounce::fill_with_zeroes(self.request.segments(), self.progress) };
             return Next::Complete(0);
@@ -219,8 +219,8 @@ mod tests {
         // SAFETY: a `Request` is a transparent wrapper.
         let flush = unsafe { std::mem::transmute::<BlockRequest, Request>(flush) };
         let mut slot = Slot::new(flush, Operation::Flush, Step::Sync);
-        let (pool, counters) = (BouncePool::new(1).unwrap(), Counters::default());
-        let answer = |slot: &mut Slot| slot.completed(-libc::EAGAIN, 1, &pool, &counters);
+        let (pool, counters, rules) = (BouncePool::new(1).unwrap(), Counters::default(), Rules::NONE);
+        let answer = |slot: &mut Slot| slot.completed(-libc::EAGAIN, &rules, &pool, &counters);
         for _ in 0..5000 {
             assert_eq!(answer(&mut slot), Next::Push);
         }

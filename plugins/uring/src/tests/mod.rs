@@ -2,8 +2,8 @@
 use crate::{
     Options, Uring,
     image::Image,
-    queue::UringQueue,
     ring::SetUp,
+    ring_queue::RingQueue,
     testing::{Instance, Queue},
 };
 use pollux_abi::block::{Block, BlockInfo, Error, OpenContext};
@@ -17,6 +17,7 @@ use tempfile::TempDir;
 
 mod device;
 mod open;
+mod sync;
 mod transfer;
 mod worker;
 
@@ -54,6 +55,10 @@ impl Fixture {
         options(&self.path, direct)
     }
 
+    fn open_with(&self, direct: bool, engine: &str) -> Instance<Uring> {
+        Instance::open(&with_engine(&self.path, direct, engine)).unwrap()
+    }
+
     fn open(&self, direct: bool) -> Instance<Uring> {
         Instance::open(&self.options(direct)).unwrap()
     }
@@ -63,12 +68,16 @@ fn options(path: &Path, direct: bool) -> String {
     format!(r#"{{"path": {path:?}, "direct": {direct}}}"#)
 }
 
+fn with_engine(path: &Path, direct: bool, engine: &str) -> String {
+    format!(r#"{{"path": {path:?}, "direct": {direct}, "engine": "{engine}"}}"#)
+}
+
 /// The backend on an older kernel: ring `SetUp::ALL[SET_UP]` and no better one.
 struct Older<const SET_UP: usize>(Arc<Image>);
 
 impl<const SET_UP: usize> Block for Older<SET_UP> {
     type Options = Options;
-    type Queue = UringQueue;
+    type Queue = RingQueue;
 
     fn open(options: Options, context: &OpenContext) -> Result<Self, Error> {
         Ok(Older(Arc::new(Image::open(&options, context)?)))
@@ -76,8 +85,8 @@ impl<const SET_UP: usize> Block for Older<SET_UP> {
     fn info(&self) -> BlockInfo {
         self.0.info()
     }
-    fn open_queue(&self, _index: u32, depth: u32) -> Result<UringQueue, Error> {
-        UringQueue::open_with(self.0.clone(), depth, SetUp::ALL[SET_UP]).map_err(|error| Error::from_io("", error))
+    fn open_queue(&self, _index: u32, depth: u32) -> Result<RingQueue, Error> {
+        RingQueue::open_with(self.0.clone(), depth, SetUp::ALL[SET_UP]).map_err(|error| Error::from_io("", error))
     }
 }
 

@@ -7,9 +7,9 @@ const MIB: u64 = 1 << 20;
 
 #[test]
 fn every_segment_split_is_written_and_read_back() {
-    for direct in [true, false] {
+    for (direct, engine) in [(true, "io_uring"), (false, "io_uring"), (true, "sync"), (false, "sync")] {
         let fixture = Fixture::new(4 * MIB);
-        let instance = fixture.open(direct);
+        let instance = fixture.open_with(direct, engine);
         let block = instance.info().logical_block_size as usize;
         check_segment_splits(&mut instance.queue(4), block);
         let bounced = instance.statistics()["bounced"].as_u64().unwrap();
@@ -19,13 +19,16 @@ fn every_segment_split_is_written_and_read_back() {
 
 #[test]
 fn random_requests_at_depth_128_agree_with_a_model() {
-    for (name, fixture, direct) in [
-        ("direct", Fixture::new(8 * MIB), true),
-        ("cached", Fixture::new(8 * MIB), false),
-        ("tmpfs", Fixture::on_tmpfs(8 * MIB), false),
+    for (name, fixture, direct, engine) in [
+        ("direct", Fixture::new(8 * MIB), true, "io_uring"),
+        ("cached", Fixture::new(8 * MIB), false, "io_uring"),
+        ("tmpfs", Fixture::on_tmpfs(8 * MIB), false, "io_uring"),
+        ("direct, sync", Fixture::new(8 * MIB), true, "sync"),
+        ("cached, sync", Fixture::new(8 * MIB), false, "sync"),
+        ("tmpfs, sync", Fixture::on_tmpfs(8 * MIB), false, "auto"),
     ] {
         println!("{name}");
-        let instance = fixture.open(direct);
+        let instance = fixture.open_with(direct, engine);
         let info = instance.info();
         let blocks = info.capacity / u64::from(info.logical_block_size);
         check_against_model(&mut instance.queue(128), &info, 0, blocks, 128, 11);
@@ -93,29 +96,35 @@ fn a_queue_takes_no_more_than_its_depth() {
 
 #[test]
 fn reads_beyond_a_file_that_was_cut_are_zero() {
-    for (direct, length) in [(true, 300 * 1024 + 100), (true, 256 * 1024), (false, 300 * 1024 + 100), (false, 0)] {
-        let fixture = Fixture::new(MIB);
-        let instance = fixture.open(direct);
-        let mut queue = instance.queue(8);
-        assert_eq!(queue.write(0, &vec![0xa5; MIB as usize]), 0);
-        assert_eq!(queue.run(request(POLLUX_BLOCK_FLUSH, 0, 0, 0)), 0);
-        File::options().write(true).open(&fixture.path).unwrap().set_len(length).unwrap();
-        for start in [0, 1] {
-            let mut memory = Memory::holding(&vec![0x5a; MIB as usize + 1]);
-            let segments = memory.segments(start, 0, &[4096, MIB as usize - 8192, 4096]);
-            checked(&mut queue, transfer(POLLUX_BLOCK_READ, 0, &segments));
-            let (kept, cut) = memory.bytes_mut()[start..start + MIB as usize].split_at(length as usize);
-            assert!(kept.iter().all(|&byte| byte == 0xa5), "direct {direct}, cut to {length}");
-            assert!(is_zero(cut), "direct {direct}, cut to {length}");
+    for engine in ["io_uring", "sync"] {
+        for (direct, length) in [(true, 300 * 1024 + 100), (true, 256 * 1024), (false, 300 * 1024 + 100), (false, 0)] {
+            check_cut_file(engine, direct, length);
         }
+    }
+}
+
+fn check_cut_file(engine: &str, direct: bool, length: u64) {
+    let fixture = Fixture::new(MIB);
+    let instance = fixture.open_with(direct, engine);
+    let mut queue = instance.queue(8);
+    assert_eq!(queue.write(0, &vec![0xa5; MIB as usize]), 0);
+    assert_eq!(queue.run(request(POLLUX_BLOCK_FLUSH, 0, 0, 0)), 0);
+    File::options().write(true).open(&fixture.path).unwrap().set_len(length).unwrap();
+    for start in [0, 1] {
+        let mut memory = Memory::holding(&vec![0x5a; MIB as usize + 1]);
+        let segments = memory.segments(start, 0, &[4096, MIB as usize - 8192, 4096]);
+        checked(&mut queue, transfer(POLLUX_BLOCK_READ, 0, &segments));
+        let (kept, cut) = memory.bytes_mut()[start..start + MIB as usize].split_at(length as usize);
+        assert!(kept.iter().all(|&byte| byte == 0xa5), "direct {direct}, cut to {length}");
+        assert!(is_zero(cut), "direct {direct}, cut to {length}");
     }
 }
 
 #[test]
 fn writes_with_force_unit_access_are_written() {
-    for direct in [true, false] {
+    for (direct, engine) in [(true, "io_uring"), (false, "io_uring"), (true, "sync"), (false, "sync")] {
         let fixture = Fixture::new(MIB);
-        let instance = fixture.open(direct);
+        let instance = fixture.open_with(direct, engine);
         let mut queue = instance.queue(8);
         let memory = Memory::holding(&[7; 8193]);
         for start in [0, 1] {
@@ -133,10 +142,14 @@ fn writes_with_force_unit_access_are_written() {
 
 #[test]
 fn discard_gives_the_space_back_and_zeroes_read_as_zeroes() {
-    for (fixture, direct) in
-        [(Fixture::new(4 * MIB), true), (Fixture::new(4 * MIB), false), (Fixture::on_tmpfs(4 * MIB), false)]
-    {
-        let instance = fixture.open(direct);
+    for (fixture, direct, engine) in [
+        (Fixture::new(4 * MIB), true, "io_uring"),
+        (Fixture::new(4 * MIB), false, "io_uring"),
+        (Fixture::new(4 * MIB), true, "sync"),
+        (Fixture::on_tmpfs(4 * MIB), false, "io_uring"),
+        (Fixture::on_tmpfs(4 * MIB), false, "auto"),
+    ] {
+        let instance = fixture.open_with(direct, engine);
         assert!(instance.info().offers(POLLUX_BLOCK_DISCARD) && instance.info().offers(POLLUX_BLOCK_WRITE_ZEROES));
         let mut queue = instance.queue(8);
         let filled = |queue: &mut Queue| {
@@ -167,14 +180,16 @@ fn discard_gives_the_space_back_and_zeroes_read_as_zeroes() {
 
 #[test]
 fn zeroes_are_written_where_the_file_system_has_no_shortcut() {
-    let fixture = Fixture::on_tmpfs(4 * MIB);
-    let instance = fixture.open(false);
-    let mut queue = instance.queue(8);
-    assert_eq!(queue.write(0, &vec![1; 4 * MIB as usize]), 0);
-    checked(&mut queue, request(POLLUX_BLOCK_WRITE_ZEROES, 0, 3 * MIB + 512, POLLUX_BLOCK_FUA));
-    assert!(is_zero(&queue.read(0, 3 * MIB as usize + 512)));
-    assert_eq!(queue.read(3 * MIB + 512, 512), [1; 512]);
-    assert_eq!(instance.statistics()["zeroes_written"], 1, "tmpfs has no FALLOC_FL_ZERO_RANGE");
+    for engine in ["io_uring", "sync"] {
+        let fixture = Fixture::on_tmpfs(4 * MIB);
+        let instance = fixture.open_with(false, engine);
+        let mut queue = instance.queue(8);
+        assert_eq!(queue.write(0, &vec![1; 4 * MIB as usize]), 0);
+        checked(&mut queue, request(POLLUX_BLOCK_WRITE_ZEROES, 0, 3 * MIB + 512, POLLUX_BLOCK_FUA));
+        assert!(is_zero(&queue.read(0, 3 * MIB as usize + 512)));
+        assert_eq!(queue.read(3 * MIB + 512, 512), [1; 512]);
+        assert_eq!(instance.statistics()["zeroes_written"], 1, "tmpfs has no FALLOC_FL_ZERO_RANGE");
+    }
 }
 
 #[test]

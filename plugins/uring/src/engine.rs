@@ -1,0 +1,105 @@
+//! Which way requests go: io_uring, or system calls that `submit` makes itself.
+use crate::geometry::{Geometry, disk_names};
+use std::{
+    fmt, fs,
+    fs::File,
+    io,
+    mem::zeroed,
+    os::{fd::AsRawFd, unix::fs::MetadataExt},
+};
+
+/// The option `engine`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum EngineChoice {
+    /// The one that suits the medium.
+    #[default]
+    Auto,
+    /// io_uring in any case.
+    IoUring,
+    /// System calls in any case: a medium that makes them wait stops the worker, and with it all its queues.
+    Sync,
+}
+
+/// The way to the bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Engine {
+    pub(crate) is_sync: bool,
+    /// Reads can be told not to wait (`RWF_NOWAIT`).
+    pub(crate) has_nowait: bool,
+    /// The medium is memory: its transfers end within the call that begins them.
+    is_memory: bool,
+}
+
+impl Engine {
+    /// Chooses for `file`. Where io_uring can do without its threads it is as quick and never waits. Where it cannot, system
+    /// calls are several times quicker, but only memory never makes them wait.
+    pub(crate) fn choose(choice: EngineChoice, file: &File, geometry: &Geometry) -> Self {
+        let (has_nowait, is_memory) = (has_nowait(file, geometry), is_memory(file, geometry));
+        let is_sync = match choice {
+            EngineChoice::Auto => is_memory && !has_nowait,
+            EngineChoice::IoUring => false,
+            EngineChoice::Sync => true,
+        };
+        Engine { is_sync, has_nowait, is_memory }
+    }
+}
+
+/// As in the line that is logged at open.
+impl fmt::Display for Engine {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match (self.is_sync, self.is_memory, self.has_nowait) {
+            (true, true, _) => "by system calls (the medium is memory)",
+            (true, false, _) => "by system calls, which may stop the worker (engine = \"sync\")",
+            (false, _, true) => "by io_uring",
+            (false, true, false) => "by io_uring and kernel threads (engine = \"auto\" is quicker here)",
+            (false, false, false) => "by io_uring and kernel threads (no NOWAIT there)",
+        })
+    }
+}
+
+/// Whether reads of the file can be told not to wait. Reads a block.
+fn has_nowait(file: &File, geometry: &Geometry) -> bool {
+    #[repr(align(4096))]
+    struct Aligned([u8; 4096]);
+    let mut room = Aligned([0; 4096]);
+    let vector =
+        libc::iovec { iov_base: room.0.as_mut_ptr().cast(), iov_len: geometry.alignment.offset.min(4096) as usize };
+    // SAFETY: the vector is one piece with as much room as it says.
+    let result = unsafe { libc::preadv2(file.as_raw_fd(), &raw const vector, 1, 0, libc::RWF_NOWAIT) };
+    // That the block is not at hand (EAGAIN) is an answer of one that knows the flag.
+    result >= 0 || io::Error::last_os_error().raw_os_error() != Some(libc::EOPNOTSUPP)
+}
+
+// Of linux/magic.h.
+const TMPFS_MAGIC: u32 = 0x0102_1994;
+const RAMFS_MAGIC: u32 = 0x8584_58f6;
+const HUGETLBFS_MAGIC: u32 = 0x9584_58f6;
+
+/// Whether the medium is memory. What of a tmpfs has been swapped out is not, but it is the operator who lets it be.
+fn is_memory(file: &File, geometry: &Geometry) -> bool {
+    if geometry.is_block_device {
+        return file
+            .metadata()
+            .is_ok_and(|metadata| disk_names(metadata.rdev()).iter().any(|name| is_memory_disk(name)));
+    }
+    // SAFETY: an all-zero statfs is a value of the type.
+    let mut answer: libc::statfs = unsafe { zeroed() };
+    // SAFETY: the answer has room.
+    let result = unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut answer) };
+    // The type of the field differs between architectures; the numbers have 32 bits.
+    result == 0 && [TMPFS_MAGIC, RAMFS_MAGIC, HUGETLBFS_MAGIC].contains(&(answer.f_type as u32))
+}
+
+/// Whether the disk of this name, as in /sys/block, is memory: `ram0`, or a `zram0` that writes nothing to another device.
+fn is_memory_disk(name: &str) -> bool {
+    let is_numbered = |prefix| {
+        name.strip_prefix(prefix)
+            .is_some_and(|number: &str| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
+    };
+    if is_numbered("zram") {
+        let backing = fs::read_to_string(format!("/sys/block/{name}/backing_dev"));
+        return backing.map_or(true, |device| device.trim() == "none");
+    }
+    is_numbered("ram")
+}

@@ -1,0 +1,81 @@
+//! What the medium lets a request do, and so how each begins.
+use crate::{
+    discard::DiscardMethod,
+    image::Image,
+    slot::{Slot, Step},
+};
+use pollux_abi::block::{ENOTSUP, EROFS, Operation, Request};
+
+/// A bounced request that has no chunk yet.
+pub(crate) const NO_CHUNK: u32 = u32::MAX;
+
+/// A queue's own copy of what the hot path needs to know of the medium.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    /// Bits that are zero in the address of a segment that direct I/O takes.
+    pub(crate) address_mask: usize,
+    /// Bits that are zero in its length.
+    pub(crate) length_mask: usize,
+    /// Most bytes of a transfer that the plugin makes up itself.
+    pub(crate) longest_transfer: u32,
+    read_only: bool,
+    discard: DiscardMethod,
+}
+
+impl Rules {
+    /// Of a file through the page cache.
+    #[cfg(test)]
+    pub(crate) const NONE: Rules = Rules {
+        address_mask: 0,
+        length_mask: 0,
+        longest_transfer: u32::MAX,
+        read_only: false,
+        discard: DiscardMethod::None,
+    };
+
+    pub(crate) fn of(image: &Image) -> Self {
+        Rules {
+            address_mask: image.geometry.alignment.memory as usize - 1,
+            length_mask: image.geometry.alignment.offset as usize - 1,
+            longest_transfer: u32::MAX,
+            read_only: image.read_only,
+            discard: image.discard,
+        }
+    }
+
+    /// How a request begins, or the result of one that ends at once.
+    #[inline]
+    pub(crate) fn begin(&self, request: &Request) -> Result<Slot, i32> {
+        let Some(operation) = request.operation() else { return Err(-ENOTSUP) };
+        if self.read_only && !matches!(operation, Operation::Read | Operation::Flush) {
+            return Err(-EROFS);
+        }
+        if request.length() == 0 && operation != Operation::Flush {
+            return Err(0);
+        }
+        let step = match operation {
+            Operation::Read | Operation::Write if self.is_aligned(request) => Step::Transfer,
+            Operation::Read | Operation::Write => Step::Bounce(NO_CHUNK),
+            Operation::Flush => Step::Sync,
+            Operation::Discard => match self.discard {
+                DiscardMethod::None => return Err(-ENOTSUP),
+                DiscardMethod::PunchHole => Step::PunchHole,
+                DiscardMethod::Command => Step::DiscardCommand,
+            },
+            Operation::WriteZeroes if request.may_unmap() => Step::PunchHole,
+            Operation::WriteZeroes => Step::ZeroRange,
+        };
+        Ok(Slot::new(*request, operation, step))
+    }
+
+    /// Whether direct I/O takes the segments as they are. Offset and length are whole blocks by the host's word.
+    #[inline]
+    fn is_aligned(&self, request: &Request) -> bool {
+        let (address_mask, length_mask) = (self.address_mask, self.length_mask);
+        address_mask | length_mask == 0
+            || request
+                .segments()
+                .iter()
+                .all(|segment| segment.base.addr() & address_mask == 0 && segment.length & length_mask == 0)
+    }
+}

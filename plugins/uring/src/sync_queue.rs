@@ -1,0 +1,63 @@
+//! A queue whose requests are system calls that `submit` makes itself, for media that never make it wait.
+//!
+//! Where a file cannot be read without the chance of blocking (`RWF_NOWAIT`), io_uring hands each request to a thread of
+//! the kernel, which costs several times what the request does. If the medium is memory there is nothing to wait for.
+use crate::{
+    bounce::BouncePool,
+    image::Image,
+    rules::Rules,
+    slot::{Next, Slot, Step},
+};
+use pollux_abi::block::{BlockQueue, Completions, Request};
+use std::{
+    io,
+    sync::{Arc, atomic::Ordering},
+};
+
+/// A queue that has nothing in flight between two calls.
+#[derive(Debug)]
+pub struct SyncQueue {
+    image: Arc<Image>,
+    rules: Rules,
+    /// One chunk, for one request at a time.
+    pool: BouncePool,
+}
+
+impl SyncQueue {
+    pub(crate) fn open(image: Arc<Image>) -> io::Result<Self> {
+        Ok(SyncQueue { rules: Rules::of(&image), pool: BouncePool::new(1)?, image })
+    }
+
+    /// Makes the calls of a request, one after the other. Returns its result.
+    #[inline]
+    fn run(&mut self, mut slot: Slot) -> i32 {
+        if let Step::Bounce(chunk) = &mut slot.step {
+            *chunk = 0;
+            self.image.counters.bounced.fetch_add(1, Ordering::Relaxed);
+        }
+        loop {
+            let call = slot.call(&self.rules, &self.pool);
+            // SAFETY: the call points to the segments of a request in flight or into the pool.
+            let result = unsafe { call.perform(&self.image.file) };
+            match slot.completed(result, &self.rules, &self.pool, &self.image.counters) {
+                Next::Push => {}
+                Next::Complete(result) => return result,
+            }
+        }
+    }
+}
+
+impl BlockQueue for SyncQueue {
+    fn submit(&mut self, requests: &[Request], done: &mut Completions) -> usize {
+        for request in requests {
+            let result = match self.rules.begin(request) {
+                Ok(slot) => self.run(slot),
+                Err(result) => result,
+            };
+            done.complete(request.token(), result);
+        }
+        requests.len()
+    }
+
+    fn poll(&mut self, _done: &mut Completions) {}
+}
