@@ -6,7 +6,7 @@
 //! before it, on the same machine.
 #![allow(missing_docs)]
 use pollux_benches::{Prepared, backend};
-use pollux_core::{device::blk::queue::BlkQueue, testing::rig::prepared_queue, worker::Task};
+use pollux_core::{testing::rig::prepared_queue, worker::Task};
 use std::{env, fs, process::Command};
 
 /// Rounds of the shorter run.
@@ -44,14 +44,14 @@ fn run(depth: usize, indirect: bool, rounds: u64) {
         prepared_queue(backend("null", r#"{"size": 1073741824}"#), &prepared.memory, prepared.driver.config());
     prepared.measure(rounds, |driver| {
         while usize::from(driver.used_count()) < depth {
-            device_turn(&mut queue);
+            device_turn(&mut *queue);
         }
     });
 }
 
 /// What is counted. A symbol of its own, for callgrind to find.
 #[inline(never)]
-fn device_turn(queue: &mut BlkQueue) -> usize {
+fn device_turn(queue: &mut dyn Task) -> usize {
     queue.poll()
 }
 

@@ -10,7 +10,7 @@ use pollux_core::{
         disk::{self, Behaviour, control},
         rig::Rig,
     },
-    worker::{QueueUpdate, Task},
+    worker::QueueUpdate,
 };
 use std::{sync::mpsc::sync_channel, time::Instant};
 
