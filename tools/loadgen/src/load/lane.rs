@@ -346,7 +346,6 @@ mod tests {
             disk::{self, Behaviour},
             rig,
         },
-        worker::Task,
     };
     use std::thread;
 
