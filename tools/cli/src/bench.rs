@@ -1,10 +1,13 @@
 //! `pollux bench`
-use crate::{Status, report};
+use crate::{
+    Shared, Status, report,
+    targets::{self, Targets},
+};
 use clap::{ArgAction, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pollux_loadgen::{
     Indirect, Limits, Options, Workload,
-    campaign::{Plan, Stage, Target},
+    campaign::{Plan, Stage},
     frontend, load,
     load::Progress,
     machine::Machine,
@@ -21,12 +24,16 @@ use std::{
 /// The arguments of `pollux bench`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Socket of a vhost-user-blk backend; or the configuration of devices to be started here, a file that ends in .toml.
-    #[arg(value_name = "SOCKET")]
+    /// Socket of a vhost-user-blk backend; or a file that ends in .toml, as for `serve`: its devices are started for the
+    /// measurement, on their workers and on sockets of our own, and measured in turn.
+    #[arg(value_name = "TARGET")]
     target: PathBuf,
     /// Measure this one too, in turn with the first, and print the ratio.
-    #[arg(long, value_name = "SOCKET")]
+    #[arg(long, value_name = "TARGET")]
     compare: Option<PathBuf>,
+    /// Of a file that ends in .toml, measure this device alone.
+    #[arg(long, value_name = "NAME")]
+    device: Option<String>,
     /// What to ask for.
     #[arg(long, value_name = "KIND", default_value = "randread")]
     rw: Kind,
@@ -170,6 +177,8 @@ fn huge_page(text: &str) -> Result<u64, String> {
 enum Error {
     #[error(transparent)]
     Load(#[from] frontend::Error),
+    #[error(transparent)]
+    Targets(#[from] targets::Error),
     #[error("a block size of {0} bytes is too much; 1G is the end")]
     BlockSize(u64),
     #[error("cannot write {}: {cause}", .path.display())]
@@ -177,30 +186,37 @@ enum Error {
 }
 
 /// Runs the command.
-pub(crate) fn bench(arguments: &Arguments) -> Status {
-    match measure(arguments) {
+pub(crate) fn bench(arguments: &Arguments, shared: &Shared) -> Status {
+    match measure(arguments, shared) {
         Ok(status) => status,
+        Err(Error::Targets(targets::Error::Shown(_))) => Status::BadConfiguration,
         Err(error) => {
             eprintln!("pollux: {error}");
             match error {
                 Error::Load(cause) if cause.is_usage() => Status::BadConfiguration,
+                Error::Targets(cause) if cause.is_usage() => Status::BadConfiguration,
                 Error::BlockSize(_) => Status::BadConfiguration,
-                Error::Load(_) | Error::Write { .. } => Status::Failure,
+                Error::Load(_) | Error::Targets(_) | Error::Write { .. } => Status::Failure,
             }
         }
     }
 }
 
-fn measure(arguments: &Arguments) -> Result<Status, Error> {
-    let plan = plan(arguments)?;
+fn measure(arguments: &Arguments, shared: &Shared) -> Result<Status, Error> {
+    let mut plan = plan(arguments)?;
     load::check_cpus(&plan.limits.cpus)?;
     // Before a long run whose results would be lost.
     let json_path = arguments.json.as_ref().and_then(Option::as_deref);
     let json_file = json_path.map(create).transpose()?;
     let html_file = arguments.html.as_deref().map(create).transpose()?;
+    let targets = Targets::start(&paths(arguments), arguments.device.as_deref(), shared)?;
+    plan.targets = targets.list.clone();
+    plan.pair = pair(&arguments.cpu, arguments.peer_cpu.or(targets.worker_cpu));
     let bar = Bar::new();
     let runs = plan.execute(&mut |stage, progress| bar.show(stage, progress));
     bar.finish();
+    // What was started ends before it is reported on.
+    drop(targets);
     let command = std::env::args().collect::<Vec<_>>().join(" ");
     let report = Report { command, machine: Machine::new(), plan, runs: runs? };
     match &arguments.json {
@@ -225,6 +241,7 @@ fn write(path: &Path, mut file: File, text: &str) -> Result<(), Error> {
     file.write_all(text.as_bytes()).map_err(|cause| Error::Write { path: path.to_owned(), cause })
 }
 
+/// What is to be done with the targets, once they are there.
 fn plan(arguments: &Arguments) -> Result<Plan, Error> {
     let block_bytes = match arguments.block_size {
         bytes @ 0..=0x4000_0000 => bytes as u32,
@@ -238,13 +255,11 @@ fn plan(arguments: &Arguments) -> Result<Plan, Error> {
         Kind::Rw => (Order::Sequential, arguments.read_share),
         Kind::Randrw => (Order::Random, arguments.read_share),
     };
-    let paths: Vec<&Path> =
-        [Some(&arguments.target), arguments.compare.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect();
-    let rounds = arguments.rounds.unwrap_or(if paths.len() > 1 { 5 } else { 1 });
+    let rounds = arguments.rounds.unwrap_or(if arguments.compare.is_some() { 5 } else { 1 });
     let by_time = Duration::from_secs(if rounds > 1 { 1 } else { 3 });
     let duration = arguments.duration.or_else(|| arguments.requests.is_none().then_some(by_time));
     Ok(Plan {
-        targets: paths.into_iter().map(Target::new).collect(),
+        targets: Vec::new(),
         depths: arguments.depth.clone(),
         rounds,
         workload: Workload {
@@ -282,8 +297,12 @@ fn plan(arguments: &Arguments) -> Result<Plan, Error> {
             patience: arguments.timeout,
         },
         verify: arguments.verify,
-        pair: pair(&arguments.cpu, arguments.peer_cpu),
+        pair: None,
     })
+}
+
+fn paths(arguments: &Arguments) -> Vec<&Path> {
+    [Some(&arguments.target), arguments.compare.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect()
 }
 
 /// The CPU of the driver and that of the backend, as far as they are known.

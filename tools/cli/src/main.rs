@@ -14,6 +14,7 @@
 //! | [`service_manager`] | what a service manager such as systemd is told |
 //! | [`stats_output`] | where statistics go |
 //! | [`stats_table`] | how statistics are shown |
+//! | [`targets`] | what `pollux bench` measures: sockets, and devices that it starts |
 //!
 //! Exit status: 0 success, 1 failure, 2 a bad command line or configuration.
 #![deny(unsafe_code)]
@@ -29,6 +30,7 @@ mod serve;
 mod service_manager;
 mod stats_output;
 mod stats_table;
+mod targets;
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use pollux_core::plugin::PluginPath;
@@ -72,7 +74,8 @@ enum Command {
     /// Does all that `run` and `serve` do before they start: reads and cross-checks FILE, loads the plugins and looks at the
     /// media.
     Check(check::Arguments),
-    /// Measure the backend that serves a block device on SOCKET by vhost-user: qemu-storage-daemon, SPDK, ours.
+    /// Measure the backend that serves a block device on a socket by vhost-user (qemu-storage-daemon, SPDK, ours), or the
+    /// devices of a configuration.
     ///
     /// A driver in the place of a guest keeps requests in flight, polls for their completion, and prints throughput and
     /// latencies. With --verify it also checks every byte.
@@ -152,7 +155,7 @@ fn main() -> ExitCode {
         Command::Run(arguments) => run::run(&arguments, &shared),
         Command::Serve(arguments) => serve::serve(&arguments, &shared),
         Command::Check(arguments) => check::check(&arguments, &shared),
-        Command::Bench(arguments) => bench::bench(&arguments),
+        Command::Bench(arguments) => bench::bench(&arguments, &shared),
     };
     match status {
         Status::Success => ExitCode::SUCCESS,

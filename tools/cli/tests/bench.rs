@@ -68,10 +68,15 @@ fn failures_end_with_1_and_mistakes_with_2() {
     let folder = tempfile::tempdir().expect("a folder");
     drop(UnixListener::bind(folder.path().join("dead")).expect("a socket"));
     fs::write(folder.path().join("disks.toml"), "").expect("a file");
-    let cases: [(&[&str], i32, &str); 10] = [
+    let cases: [(&[&str], i32, &str); 11] = [
         (&["none"], 1, "pollux: none: no such socket; start the backend first, or correct the path\n"),
         (&["dead"], 1, "pollux: dead: nobody listens on this socket; its backend has ended, start it again\n"),
-        (&["disks.toml"], 2, "serve them, and measure their sockets"),
+        (&["disks.toml"], 2, "disks.toml"),
+        (
+            &["none", "--device", "blk0"],
+            2,
+            "pollux: --device blk0 names a device of a configuration, and none is given",
+        ),
         (&["none", "--cpu", "100000"], 2, "cannot run on CPU 100000"),
         (&["none", "--block-size", "4q"], 2, "`q` is no unit"),
         (&["none", "--block-size", "2G"], 2, "1G is the end"),

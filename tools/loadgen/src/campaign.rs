@@ -8,7 +8,7 @@ use crate::{
     workload::Workload,
 };
 use std::{
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
 };
 
@@ -17,31 +17,33 @@ use std::{
 pub enum Target {
     /// The socket of a vhost-user-blk backend.
     Socket(PathBuf),
-    /// The devices of a configuration, started in this process.
-    Config(PathBuf),
+    /// A device that this process has started.
+    Device {
+        /// The file that describes it.
+        configuration: PathBuf,
+        /// Its name there.
+        name: String,
+        /// Where it is served.
+        socket: PathBuf,
+    },
     /// The device that no other can beat.
     Ideal(ideal::Kind),
 }
 
 impl Target {
-    /// `ideal:null` and `ideal:memory` are the ideal device, a regular file whose name ends in `.toml` is a configuration; all
-    /// else is a socket.
-    pub fn new(path: &Path) -> Self {
-        match path.to_str() {
-            Some("ideal:null") => return Target::Ideal(ideal::Kind::Null),
-            Some("ideal:memory") => return Target::Ideal(ideal::Kind::Memory),
-            _ => {}
+    /// The ideal device of that name: `ideal:null`, `ideal:memory`.
+    pub fn ideal(name: &Path) -> Option<Self> {
+        match name.to_str() {
+            Some("ideal:null") => Some(Target::Ideal(ideal::Kind::Null)),
+            Some("ideal:memory") => Some(Target::Ideal(ideal::Kind::Memory)),
+            _ => None,
         }
-        let is_config =
-            path.extension().is_some_and(|end| end == "toml") && fs::metadata(path).is_ok_and(|file| file.is_file());
-        if is_config { Target::Config(path.to_owned()) } else { Target::Socket(path.to_owned()) }
     }
 
     /// `cpu` is where the ideal device polls.
     fn connect(&self, options: &Options, cpu: Option<usize>) -> Result<FrontEnd, Error> {
         match self {
-            Target::Socket(path) => FrontEnd::connect(path, options),
-            Target::Config(path) => Err(Error::Configuration { path: path.clone() }),
+            Target::Socket(path) | Target::Device { socket: path, .. } => FrontEnd::connect(path, options),
             Target::Ideal(kind) => FrontEnd::ideal(*kind, cpu, options),
         }
     }
@@ -50,7 +52,8 @@ impl Target {
 impl fmt::Display for Target {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Target::Socket(path) | Target::Config(path) => path.display().fmt(formatter),
+            Target::Socket(path) => path.display().fmt(formatter),
+            Target::Device { configuration, name, .. } => write!(formatter, "{} {name}", configuration.display()),
             Target::Ideal(ideal::Kind::Null) => formatter.write_str("ideal:null"),
             Target::Ideal(ideal::Kind::Memory) => formatter.write_str("ideal:memory"),
         }
@@ -60,7 +63,7 @@ impl fmt::Display for Target {
 /// What is to be measured, and how.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// What is measured: one target, or two to be compared.
+    /// What is measured. Two are compared.
     pub targets: Vec<Target>,
     /// Requests in flight on each queue, one after the other.
     pub depths: Vec<u16>,
@@ -249,18 +252,6 @@ pub fn ratio(runs: &[Run], depth: u16) -> Option<Spread> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_configuration_is_a_regular_file_that_ends_in_toml() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let file = folder.path().join("disks.toml");
-        assert_eq!(Target::new(&file), Target::Socket(file.clone()), "there is no such file");
-        fs::write(&file, "").expect("a file");
-        assert_eq!(Target::new(&file), Target::Config(file));
-        let socket = folder.path().join("s.toml");
-        let _listener = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
-        assert_eq!(Target::new(&socket), Target::Socket(socket));
-    }
 
     #[test]
     fn rounds_are_paired_before_they_are_compared() {

@@ -2,10 +2,7 @@
 mod common;
 
 use common::{PATIENCE, Place, limits, options};
-use pollux_loadgen::{
-    Error, FrontEnd, Limits, Load, Options, Workload,
-    campaign::{Plan, Target},
-};
+use pollux_loadgen::{Error, FrontEnd, Limits, Load, Options, Workload};
 use std::{fs, os::unix::net::UnixListener, path::Path, process::Command, thread, time::Duration};
 
 fn refuses(path: &Path, options: &Options, words: &str) -> Error {
@@ -64,25 +61,6 @@ fn what_the_device_cannot_do_is_said_before_anything_is_sent() {
     let cpus = Limits { cpus: vec![100_000], ..limits(1) };
     let error = load.run(&mut front_end, &cpus, &mut |_| {}).expect_err("a CPU");
     assert!(error.is_usage() && error.to_string().starts_with("cannot run on CPU 100000"), "{error}");
-}
-
-#[test]
-fn a_configuration_is_refused_for_now() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("disks.toml");
-    fs::write(&path, "").expect("a file");
-    let plan = Plan {
-        targets: vec![Target::new(&path)],
-        depths: vec![1],
-        rounds: 1,
-        workload: Workload::default(),
-        options: options(),
-        limits: limits(1),
-        verify: false,
-        pair: None,
-    };
-    let error = plan.execute(&mut |_, _| {}).expect_err("not there yet");
-    assert!(error.is_usage() && error.to_string().contains("serve them, and measure their sockets"), "{error}");
 }
 
 #[test]

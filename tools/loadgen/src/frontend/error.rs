@@ -230,14 +230,6 @@ pub enum Error {
     /// The CPU cannot be used.
     #[error("cannot run on CPU {0}; this process may use CPUs {1}")]
     Cpu(usize, String),
-    /// Measuring the devices of a configuration.
-    #[error(
-        "{}: the devices of a configuration cannot be measured from here yet; serve them, and measure their sockets", .path.display()
-    )]
-    Configuration {
-        /// The configuration.
-        path: PathBuf,
-    },
     /// No guest memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -269,7 +261,6 @@ impl Error {
                 | Error::TooFewBlocks { .. }
                 | Error::TooManyBlocks { .. }
                 | Error::Cpu(..)
-                | Error::Configuration { .. }
         )
     }
 }

@@ -165,7 +165,7 @@ fn strings(texts: &[&str]) -> Vec<String> {
 
 /// A row for each target and depth.
 fn summary_table(report: &Report) -> String {
-    let compares = report.plan.targets.len() > 1;
+    let compares = report.plan.targets.len() == 2;
     let mut headings = strings(&["", "IOPS, median", "least", "greatest"]);
     headings.extend(QUANTILES.map(|(_, name)| name.to_owned()));
     headings.extend(strings(&["max", "round trip, ns"]));

@@ -16,7 +16,7 @@ const STEPS: u32 = 20;
 /// Everything that was measured. Times are in the units that their names end with.
 pub fn json(report: &Report) -> Value {
     let mut ratios = Vec::new();
-    for &depth in report.plan.depths.iter().filter(|_| report.plan.targets.len() > 1) {
+    for &depth in report.plan.depths.iter().filter(|_| report.plan.targets.len() == 2) {
         ratios.extend(campaign::ratio(&report.runs, depth).map(|ratio| json!({ "depth": depth, "iops": ratio })));
     }
     let summaries = campaign::summaries(&report.runs).into_iter().map(|summary| {
@@ -43,13 +43,13 @@ pub fn json(report: &Report) -> Value {
 
 fn targets(report: &Report) -> Vec<Value> {
     let targets = report.plan.targets.iter().enumerate().map(|(index, target)| {
-        let kind = match target {
-            Target::Socket(_) => "socket",
-            Target::Config(_) => "config",
-            Target::Ideal(_) => "ideal",
+        let (kind, path, name) = match target {
+            Target::Socket(path) => ("socket", path.display().to_string(), None),
+            Target::Device { configuration, name, .. } => ("config", configuration.display().to_string(), Some(name)),
+            Target::Ideal(_) => ("ideal", target.to_string(), None),
         };
         let run = report.runs.iter().find(|run| run.target == index);
-        json!({ "path": target.to_string(), "kind": kind, "device": run.map(|run| run.facts),
+        json!({ "path": path, "kind": kind, "name": name, "device": run.map(|run| run.facts),
                 "queue_size": run.map(|run| run.queue_size) })
     });
     targets.collect()

@@ -29,7 +29,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// The name of a target: its path, or a letter before it if there are two.
+    /// The name of a target: its path, with a letter before it if there are several.
     pub fn target_name(&self, index: usize) -> String {
         match (self.plan.targets.get(index), self.plan.targets.len()) {
             (None, _) => String::new(),
@@ -51,5 +51,5 @@ impl Report {
 
 /// What the target with this index is called.
 fn letter(index: usize) -> char {
-    char::from(b'A' + index as u8)
+    char::from(b'A' + (index % 26) as u8)
 }

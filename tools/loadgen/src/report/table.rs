@@ -98,7 +98,7 @@ fn trip_cell(trip: Option<Spread>) -> String {
 
 /// Medians of several rounds; of two targets, also their ratio.
 fn rounds(report: &Report) -> String {
-    let compares = report.plan.targets.len() > 1;
+    let compares = report.plan.targets.len() == 2;
     let mut rows = Vec::new();
     let mut headings = vec!["depth"];
     if compares {
