@@ -155,15 +155,16 @@ impl SplitRing {
         Ok(())
     }
 
-    /// Moves the ring to where it is in another memory map. Returns the translator for the old one, which must be kept as long as
-    /// a request is in flight that was taken under it.
+    /// Moves the ring to where it is in another memory map, and leaves the translator for the old one, which must be kept as long
+    /// as a request is in flight that was taken under it.
     ///
     /// # Errors
-    /// It is not in that map: the ring is as it was, and must not be popped from any more.
-    pub fn adopt(&mut self, config: &QueueConfig, mut tables: Translator) -> Result<Translator, RingError> {
-        let Parts { descriptors, available, used } = Parts::find(config, &mut tables)?;
+    /// It is not in that map: both are as they were, and the ring must not be popped from any more.
+    pub fn adopt(&mut self, config: &QueueConfig, tables: &mut Translator) -> Result<(), RingError> {
+        let Parts { descriptors, available, used } = Parts::find(config, tables)?;
         (self.descriptors, self.available, self.used) = (descriptors, available, used);
-        Ok(std::mem::replace(&mut self.tables, tables))
+        std::mem::swap(&mut self.tables, tables);
+        Ok(())
     }
 
     /// Sets which log notes changes of the used ring, and by which guest address. Returns what was there.
