@@ -169,6 +169,10 @@ fn a_ring_that_is_stopped_says_where_it_stands_and_goes_on_there() {
     for _ in 0..5 {
         front.submit(1, IN, 0, &[], &Cut::plain(0, 4096));
     }
+    wait_for("all five to be taken", || {
+        let record = host.stats.records().nth(1)?;
+        (record.requests() + record.in_flight.get() == 25).then_some(())
+    });
     // Stopping drains: all five are done.
     let base = front.stop(1);
     assert_eq!(base, front.drivers[1].ring.available_index());

@@ -105,6 +105,8 @@ pub trait DeviceModel: Send {
     fn release_memory(&mut self) -> bool {
         false
     }
+    /// The guest is gone: gives up what is still known of its memory, unless it is active.
+    fn forget_memory(&mut self) {}
     /// Asks the backend anew what its medium is like. Returns whether the configuration space has changed.
     fn refresh(&mut self) -> bool {
         false

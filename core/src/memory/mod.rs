@@ -249,6 +249,15 @@ pub(crate) fn anonymous_file(name: &CStr) -> io::Result<File> {
     memfd_with(name, 0)
 }
 
+/// Such a file of `bytes` bytes, whose size nobody can change.
+pub(crate) fn sealed_file(name: &CStr, bytes: u64) -> io::Result<File> {
+    use rustix::fs::{SealFlags, fcntl_add_seals};
+    let file = memfd_with(name, libc::MFD_ALLOW_SEALING)?;
+    file.set_len(bytes)?;
+    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(file)
+}
+
 fn memfd_with(name: &CStr, flags: libc::c_uint) -> io::Result<File> {
     // SAFETY: the name is a C string; the call touches no other memory.
     let fd = unsafe { libc::memfd_create(name.as_ptr(), flags | libc::MFD_CLOEXEC) };

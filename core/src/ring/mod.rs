@@ -67,12 +67,12 @@ pub trait Ring: Debug + Send + Sized + 'static {
     /// of another queue.
     fn start(config: &QueueConfig, tables: Translator, event_idx: bool, start: RingStart) -> Result<Self, RingError>;
 
-    /// Moves the ring to where it is in another memory map. Returns the translator for the old one, which must be kept as long as
+    /// Moves the ring to where it is in another memory map, and leaves the translator for the old one, which must be kept as long as
     /// a request is in flight that was taken under it.
     ///
     /// # Errors
-    /// It is not in that map: the ring is as it was, and must not be popped from any more.
-    fn adopt(&mut self, config: &QueueConfig, tables: Translator) -> Result<Translator, RingError>;
+    /// It is not in that map: both are as they were, and the ring must not be popped from any more.
+    fn adopt(&mut self, config: &QueueConfig, tables: &mut Translator) -> Result<(), RingError>;
 
     /// Sets which log notes changes of the rings, and by which guest address. Returns what was there.
     fn set_log(&mut self, log: Option<(DirtyLog, u64)>) -> Option<(DirtyLog, u64)>;

@@ -116,10 +116,11 @@ impl Ring for SplitRing {
         Ok(ring)
     }
 
-    fn adopt(&mut self, config: &QueueConfig, mut tables: Translator) -> Result<Translator, RingError> {
-        let Parts { descriptors, available, used } = Parts::find(config, &mut tables)?;
+    fn adopt(&mut self, config: &QueueConfig, tables: &mut Translator) -> Result<(), RingError> {
+        let Parts { descriptors, available, used } = Parts::find(config, tables)?;
         (self.descriptors, self.available, self.used) = (descriptors, available, used);
-        Ok(std::mem::replace(&mut self.tables, tables))
+        std::mem::swap(&mut self.tables, tables);
+        Ok(())
     }
 
     fn set_log(&mut self, log: Option<(DirtyLog, u64)>) -> Option<(DirtyLog, u64)> {

@@ -3,7 +3,7 @@
 use crate::plugin::{BackendError, BlockBackend, OpenOptions, Plugin};
 use pollux_abi::{
     block::{Block, BlockInfo, BlockQueue, Completions, Error, OpenContext, Operation, Request, table},
-    block_v1::BlockV1,
+    block_v1::{BlockV1, MemoryRegion},
     plugin::{Interface, POLLUX_PLUGIN_VERSION, PluginDescriptor},
     text::Text,
 };
@@ -88,6 +88,8 @@ pub struct Control {
     pub flushes: AtomicUsize,
     /// Queues that were stopped.
     pub stops: AtomicUsize,
+    /// Regions of guest memory that were taken back from a disk.
+    pub removed_regions: AtomicUsize,
     /// Writes that had to be durable.
     pub durable_writes: AtomicUsize,
 }
@@ -205,6 +207,10 @@ impl Block for ModelDisk {
                 resized => resized,
             })
         }
+    }
+
+    fn memory_removed(&self, _region: &MemoryRegion) {
+        self.control.removed_regions.fetch_add(1, Ordering::SeqCst);
     }
 
     fn open_queue(&self, _index: u32, _depth: u32) -> Result<ModelQueue, Error> {

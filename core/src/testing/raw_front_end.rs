@@ -1,7 +1,7 @@
 //! A vhost-user front end without manners, for tests: it sends any header, payload and descriptors, and reads answers only when it
 //! is told to.
 use super::{
-    blk::{BlkDriver, PATIENCE},
+    blk::{BlkDriver, PATIENCE, wait_for},
     front_end::{QUEUE_SIZE, regions},
 };
 use crate::memory::GuestMemory;
@@ -229,10 +229,13 @@ impl RawGuest {
         ]
     }
 
-    /// Sends all of that. Each is acknowledged.
+    /// Sends all of that. Each is acknowledged, the last one when nobody else uses the device any more.
     pub fn start(&self, raw: &RawFrontEnd, index: u32) {
-        for (request, payload, files) in self.steps(index) {
+        let mut steps = self.steps(index);
+        let (last, enable, _) = steps.pop().expect("steps");
+        for (request, payload, files) in steps {
             assert_eq!(raw.ask(request, &payload, &files), Some(0), "{request:?}");
         }
+        wait_for("the device", || (raw.ask(last, &enable, &[])? == 0).then_some(()));
     }
 }

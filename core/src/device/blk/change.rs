@@ -24,8 +24,6 @@ pub(super) struct Retiring {
     maps: Vec<(Retired, SyncSender<Retired>)>,
     /// Requests in flight that were taken under any of them.
     requests: u32,
-    /// For maps that were not taken up, since the ring is broken: the one before is in use until the queue ends.
-    refused: Vec<SyncSender<Retired>>,
 }
 
 impl Retiring {
@@ -79,26 +77,26 @@ impl<R: Ring> BlkQueue<R> {
     }
 
     /// Goes on in another memory map. Requests in flight end in the old one, which is kept for them.
-    fn adopt_memory(&mut self, config: &QueueConfig, tables: Translator, data: Translator, done: SyncSender<Retired>) {
-        if self.broken {
-            self.retiring.refused.push(done);
-            return;
-        }
-        let tables = match self.ring.adopt(config, tables) {
-            Ok(old) => old,
-            Err(error) => {
-                // The ring stays where it was, in memory that it keeps mapped, for what is in flight.
-                self.break_ring(error);
-                self.retiring.refused.push(done);
-                return;
+    fn adopt_memory(
+        &mut self,
+        config: &QueueConfig,
+        mut tables: Translator,
+        mut data: Translator,
+        done: SyncSender<Retired>,
+    ) {
+        // A ring that is broken stays where it was, for what is in flight; then the new map is what it has no use for. Either way
+        // the old one is in use until those requests are done.
+        if !self.broken {
+            match self.ring.adopt(config, &mut tables) {
+                Ok(()) => swap(&mut self.data, &mut data),
+                Err(error) => _ = self.break_ring(error),
             }
-        };
-        let data = replace(&mut self.data, data);
-        self.retiring.requests = 0;
+        }
         for slot in self.slots.iter_mut().filter(|slot| slot.state & IN_USE != 0) {
             slot.state |= OLD_MEMORY;
-            self.retiring.requests += 1;
         }
+        // Not so many as there are slots in use, if the ring broke within a batch: that one is never submitted.
+        self.retiring.requests = self.backend.in_flight() as u32 + (self.pending.len() - self.pending_start) as u32;
         self.retiring.maps.push((Retired([tables, data]), done));
         self.retiring.release();
     }

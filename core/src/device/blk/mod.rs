@@ -242,6 +242,12 @@ impl DeviceModel for Blk {
         waits
     }
 
+    fn forget_memory(&mut self) {
+        if self.activation.is_none() && !self.queues.has_lost() {
+            self.backend.remove_memory_but(None);
+        }
+    }
+
     fn refresh(&mut self) -> bool {
         let name = &self.options.name;
         let info = match self.backend.describe() {

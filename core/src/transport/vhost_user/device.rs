@@ -38,6 +38,19 @@ struct Served {
     /// The connection whose rings run. Another may ask and prepare, as the destination of a migration does, and take over when
     /// this one's rings are stopped.
     owner: Option<SessionId>,
+    /// The connection whose driver's features and configuration the model has.
+    configured_by: Option<SessionId>,
+    /// The connection whose guest's memory the backend knows, also while no ring runs.
+    memory_of: Option<SessionId>,
+}
+
+/// What a driver has said before its rings run.
+#[derive(Clone, Debug, Default)]
+pub(super) struct DriverState {
+    /// The features that it accepted.
+    pub(super) features: u64,
+    /// What it has written to the configuration space, and where.
+    pub(super) config_writes: Vec<(u64, Vec<u8>)>,
 }
 
 /// How a connection's thread is reached.
@@ -58,7 +71,7 @@ impl Device {
             name: model.name().into(),
             features: model.features() | TRANSPORT_FEATURES,
             queue_count: model.queue_sizes().len(),
-            served: Mutex::new(Served { model, owner: None }),
+            served: Mutex::new(Served { model, owner: None, configured_by: None, memory_of: None }),
             interrupts: Arc::default(),
             watchers: Mutex::default(),
             lines: LogBudget::of_front_end(),
@@ -96,19 +109,23 @@ impl Device {
         self.lock().model.read_config(offset, data);
     }
 
-    pub(super) fn write_config(&self, offset: u64, data: &[u8], features: u64) {
-        self.lock().model.write_config(offset, data, features);
-    }
-
-    pub(super) fn features_accepted(&self, features: u64) {
-        self.lock().model.features_accepted(features);
-    }
-
-    /// The driver of connection `id` has reset the device, whose rings are stopped. Nothing, if another uses it.
-    pub(super) fn reset(&self, id: SessionId) {
+    /// The driver of connection `id` writes to the configuration space. As with [`configure`](Self::configure), that waits as long
+    /// as another one uses the device.
+    pub(super) fn write_config(&self, id: SessionId, state: &DriverState, offset: u64, data: &[u8]) {
         let mut served = self.lock();
         if served.owner.is_none_or(|owner| owner == id) {
-            served.model.reset();
+            if served.configured_by != Some(id) {
+                served.configure(id, state);
+            }
+            served.model.write_config(offset, data, state.features);
+        }
+    }
+
+    /// The driver of connection `id` has accepted features. As long as another one uses the device, that waits for its start.
+    pub(super) fn configure(&self, id: SessionId, state: &DriverState) {
+        let mut served = self.lock();
+        if served.owner.is_none_or(|owner| owner == id) {
+            served.configure(id, state);
         }
     }
 
@@ -126,7 +143,7 @@ impl Device {
         &self,
         id: SessionId,
         memory: &GuestMemory,
-        features: u64,
+        state: &DriverState,
         wake: &Arc<EventFd>,
     ) -> Result<Owned<'_>, String> {
         let mut served = self.lock();
@@ -137,10 +154,17 @@ impl Device {
                 self.interrupts.reset();
                 self.interrupts.set_config_event(Some(wake.clone()));
                 let (memory, interrupts) = (memory.clone(), self.interrupts.clone());
+                let features = state.features;
+                if served.configured_by != Some(id) {
+                    served.configure(id, state);
+                }
+                served.memory_of = Some(id);
                 let activation = Activation { memory, features, interrupts };
                 served.model.activate(activation).map_err(|error| error.reason)?;
                 served.owner = Some(id);
-                info!("{}: started by the front end, features {features:#x}", self.name);
+                if tracing::enabled!(tracing::Level::INFO) && self.may_log() {
+                    info!("{}: started by the front end, features {features:#x}", self.name);
+                }
             }
         }
         Ok(Owned { served })
@@ -152,7 +176,20 @@ impl Device {
             owned.served.model.deactivate();
             owned.served.owner = None;
             self.interrupts.set_config_event(None);
-            info!("{}: stopped", self.name);
+            if tracing::enabled!(tracing::Level::INFO) && self.may_log() {
+                info!("{}: stopped", self.name);
+            }
+        }
+    }
+
+    /// Connection `id` ends: what is left of its guest's memory is given up. That of a front end which only stops its rings is kept,
+    /// since it may be long work for a backend to prepare.
+    pub(super) fn leave(&self, id: SessionId) {
+        self.release(id);
+        let mut served = self.lock();
+        if served.memory_of == Some(id) {
+            served.memory_of = None;
+            served.model.forget_memory();
         }
     }
 
@@ -204,6 +241,16 @@ impl Device {
 
     pub(super) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
+    }
+}
+
+impl Served {
+    fn configure(&mut self, id: SessionId, state: &DriverState) {
+        self.configured_by = Some(id);
+        self.model.features_accepted(state.features);
+        for (offset, data) in &state.config_writes {
+            self.model.write_config(*offset, data, state.features);
+        }
     }
 }
 

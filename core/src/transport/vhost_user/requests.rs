@@ -7,7 +7,7 @@ use super::{
     wire::Message,
 };
 use crate::{
-    memory::{DirtyLog, ForeignMapping, anonymous_file},
+    memory::{DirtyLog, ForeignMapping, sealed_file},
     ring::{MAX_QUEUE_SIZE, inflight_bytes},
     transport::STATUS_NEEDS_RESET,
     worker::QueueUpdate,
@@ -26,6 +26,8 @@ use vm_memory::ByteValued;
 
 /// Longest configuration space that the document knows (VHOST_USER_MAX_CONFIG_SIZE).
 const CONFIG_BYTES_MAX: u32 = 256;
+/// Most fields of it of which we remember that they were written: more than any device has.
+const CONFIG_WRITES_MAX: usize = 16;
 /// In the payload of a request with a descriptor for a ring: there is none.
 const NO_FILE: u64 = 1 << 8;
 /// Most queues that an in-flight region is for.
@@ -121,7 +123,7 @@ impl Session {
         }
         self.features = features;
         if new != old {
-            self.device.features_accepted(new);
+            self.device.configure(self.id, &self.driver_state());
         }
         self.update_logs();
         Ok(())
@@ -179,7 +181,14 @@ impl Session {
         if space.len() != size as usize {
             return Err(malformed(format!("its payload has {} bytes for {size} bytes of configuration", space.len())));
         }
-        self.device.write_config(offset.into(), space, self.driver_features());
+        let (offset, space) = (u64::from(offset), space.to_vec());
+        self.device.write_config(self.id, &self.driver_state(), offset, &space);
+        // Once for each field, in case that the device is another's for now.
+        self.config_writes.retain(|(old, data)| (*old, data.len()) != (offset, space.len()));
+        self.config_writes.push((offset, space));
+        if self.config_writes.len() > CONFIG_WRITES_MAX {
+            self.config_writes.remove(0);
+        }
         Ok(())
     }
 
@@ -307,8 +316,7 @@ impl Session {
         let (queues, queue_size) = (asked.num_queues, asked.queue_size);
         let bytes_needed = inflight_room(queues, queue_size).map_err(malformed)?;
         // Sealed, so that nobody can take it away: it is ours as much as the front end's.
-        let file = anonymous_file(c"pollux-inflight")
-            .and_then(|file| file.set_len(bytes_needed).map(|()| file))
+        let file = sealed_file(c"pollux-inflight", bytes_needed)
             .map_err(|error| malformed(format!("there is no memory for {bytes_needed} bytes: {error}")))?;
         let reply = VhostUserInflight::new(bytes_needed, 0, queues, queue_size);
         bytes(&reply, &[], Some(file))

@@ -2,7 +2,7 @@
 //!
 //! The messages themselves are in [`requests`](super::requests).
 use super::{
-    device::{Device, Owned, SessionId},
+    device::{Device, DriverState, Owned, SessionId},
     table::MemoryTable,
     vring::{Kick, Vring},
     wire::{self, WireError},
@@ -20,6 +20,8 @@ use std::{
     mem::take,
     os::{fd::AsRawFd, unix::net::UnixStream},
     sync::Arc,
+    thread,
+    time::Duration,
 };
 use tracing::{debug, info, warn};
 use vhost::vhost_user::message::{
@@ -34,6 +36,9 @@ use vmm_sys_util::{
 const SESSIONS_MAX: usize = 16;
 /// How often it is looked whether old memory maps can go, while there are any, in milliseconds.
 const RELEASE_INTERVAL: i32 = 20;
+
+/// Most changes of the memory table while a request is in flight that was made before the first of them.
+const RETIRING_MAX: u32 = 64;
 
 /// Why a request was not done.
 #[derive(Debug)]
@@ -89,10 +94,12 @@ pub(super) struct Session {
     pub(super) log: Option<DirtyLog>,
     /// Where our own requests go to.
     pub(super) backend_channel: Option<UnixStream>,
+    /// What was written to the configuration space, and where.
+    pub(super) config_writes: Vec<(u64, Vec<u8>)>,
     config_generation: u32,
     has_failed: bool,
-    /// Old memory maps are still in use.
-    pub(super) retiring: bool,
+    /// Changes of the memory table since no old map was in use the last time.
+    retiring: u32,
 }
 
 impl Session {
@@ -116,9 +123,10 @@ impl Session {
             inflight: None,
             log: None,
             backend_channel: None,
+            config_writes: Vec::new(),
             config_generation: device.interrupts().config_generation(),
             has_failed: false,
-            retiring: false,
+            retiring: 0,
         }))
     }
 
@@ -157,7 +165,7 @@ impl Session {
         watch(guard::damage_event().map_err(failed)?.as_raw_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED)?;
         let mut events = [EpollEvent::default(); 4];
         loop {
-            let timeout = if self.retiring { RELEASE_INTERVAL } else { -1 };
+            let timeout = if self.retiring > 0 { RELEASE_INTERVAL } else { -1 };
             let count = match epoll.wait(timeout, &mut events) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 result => result.map_err(failed)?,
@@ -175,9 +183,7 @@ impl Session {
             if is_ready(stream) {
                 self.answer_message()?;
             }
-            if self.retiring {
-                self.retiring = self.owned().is_some_and(|mut owned| owned.release_memory());
-            }
+            self.release_memory();
         }
     }
 
@@ -238,6 +244,11 @@ impl Session {
         self.features & !own.bits()
     }
 
+    /// What the model has to know of the driver.
+    pub(super) fn driver_state(&self) -> DriverState {
+        DriverState { features: self.driver_features(), config_writes: self.config_writes.clone() }
+    }
+
     pub(super) fn has_feature(&self, feature: VhostUserVirtioFeatures) -> bool {
         self.features & feature.bits() != 0
     }
@@ -284,7 +295,7 @@ impl Session {
         };
         let queue =
             ActiveQueue { index, config: vring.config(&self.table), start, kick, notifier: notifier(&vring.call) };
-        self.device.acquire(self.id, &memory, features, &self.wake)?.start_queue(queue)?;
+        self.device.acquire(self.id, &memory, &self.driver_state(), &self.wake)?.start_queue(queue)?;
         self.vrings[index].running = true;
         debug!("{}: queue {index} is started, features {features:#x}", self.name());
         Ok(())
@@ -335,8 +346,9 @@ impl Session {
         for vring in &mut self.vrings {
             (vring.kick, vring.enabled, vring.failed, vring.base) = (Kick::Unset, false, false, 0);
         }
+        // The cache mode stays. A front end such as QEMU also resets to pause, and shows its guest the mode that was last set, not
+        // the one that we would go back to.
         self.status = 0;
-        self.device.reset(self.id);
         if tracing::enabled!(tracing::Level::INFO) && self.device.may_log() {
             info!("{}: reset", self.name());
         }
@@ -345,15 +357,38 @@ impl Session {
     /// Goes on with another memory table, also with running rings.
     pub(super) fn adopt(&mut self, table: MemoryTable) -> Result<(), Failure> {
         let memory = table.memory().map_err(refused)?;
+        self.bound_retiring()?;
         let vrings = &self.vrings;
-        if let Some(mut owned) = self.device.owned(self.id) {
-            owned.set_memory(&memory, &|index| vrings[index].config(&table)).map_err(refused)?;
-            self.retiring = owned.release_memory();
+        let changed = self.owned().map(|mut owned| owned.set_memory(&memory, &|index| vrings[index].config(&table)));
+        if let Some(changed) = changed {
+            changed.map_err(refused)?;
+            self.retiring += 1;
+            self.release_memory();
         }
         self.table = table;
         self.memory = Some(memory);
         // What was not in memory before may be now.
         self.vrings.iter_mut().for_each(|vring| vring.failed = false);
+        Ok(())
+    }
+
+    /// Gives up old memory maps that no request needs any more.
+    fn release_memory(&mut self) {
+        if self.retiring > 0 && !self.owned().is_some_and(|mut owned| owned.release_memory()) {
+            self.retiring = 0;
+        }
+    }
+
+    /// Waits for requests in flight when too many memory maps are kept for them: a front end could otherwise pile up mappings,
+    /// of which the process has so many, and each with a descriptor.
+    fn bound_retiring(&mut self) -> Result<(), Failure> {
+        while self.retiring >= RETIRING_MAX {
+            if self.device.is_stopping() {
+                return Err(refused("the server stops"));
+            }
+            thread::sleep(Duration::from_millis(RELEASE_INTERVAL as u64));
+            self.release_memory();
+        }
         Ok(())
     }
 
@@ -396,7 +431,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.stop_rings();
-        self.device.release(self.id);
+        self.device.leave(self.id);
         self.device.unwatch(self.id);
     }
 }
