@@ -8,8 +8,10 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use pollux_abi::block_v1::Segment;
 use pollux_benches::{Prepared, backend};
 use pollux_core::{
-    ring::{Ring, SegmentList, SplitRing},
-    testing::{driver::SplitDriver, rig::prepared_queue},
+    device::blk::queue::BATCH,
+    ring::{PackedRing, Ring, SegmentList, SplitRing},
+    testing::{driver::RingKind, rig::prepared_queue},
+    worker::Task,
 };
 use std::{hint::black_box, ptr::null_mut, time::Duration};
 
@@ -35,39 +37,57 @@ fn ring_turn(ring: &mut impl Ring, data: &mut pollux_core::memory::Translator) {
     }
 }
 
+/// A group of the benchmark, with the kind of ring and the shape of the chains.
+fn name(what: &str, kind: RingKind, indirect: bool) -> String {
+    let kind = if kind == RingKind::Packed { "packed " } else { "" };
+    format!("{kind}{what}{}", if indirect { ", indirect" } else { "" })
+}
+
+const ALL: [(RingKind, bool); 4] =
+    [(RingKind::Split, false), (RingKind::Split, true), (RingKind::Packed, false), (RingKind::Packed, true)];
+
 fn ring_alone(criterion: &mut Criterion) {
-    for (name, indirect) in [("ring", false), ("ring, indirect", true)] {
-        let mut group = criterion.benchmark_group(name);
-        for depth in DEPTHS {
-            let mut prepared = Prepared::new(depth, indirect);
-            let config = prepared.driver.config();
-            let mut ring = SplitRing::new(&config, prepared.memory.translator(), true).expect("a ring");
-            let mut data = prepared.memory.translator();
-            group.throughput(Throughput::Elements(depth as u64));
-            group.bench_function(BenchmarkId::from_parameter(depth), |bencher| {
-                bencher.iter_custom(|rounds| prepared.measure(rounds, |_| ring_turn(&mut ring, &mut data)));
-            });
+    for (kind, indirect) in ALL {
+        match kind {
+            RingKind::Split => one_ring_alone::<SplitRing>(criterion, kind, indirect),
+            RingKind::Packed => one_ring_alone::<PackedRing>(criterion, kind, indirect),
         }
-        group.finish();
+    }
+}
+
+fn one_ring_alone<R: Ring>(criterion: &mut Criterion, kind: RingKind, indirect: bool) {
+    let mut group = criterion.benchmark_group(name("ring", kind, indirect));
+    for depth in DEPTHS {
+        let mut prepared = Prepared::new(kind, depth, indirect);
+        let config = prepared.driver.config();
+        let mut ring = R::new(&config, prepared.memory.translator(), true).expect("a ring");
+        let mut data = prepared.memory.translator();
+        group.throughput(Throughput::Elements(depth as u64));
+        group.bench_function(BenchmarkId::from_parameter(depth), |bencher| {
+            bencher.iter_custom(|rounds| prepared.measure(rounds, || ring_turn(&mut ring, &mut data)));
+        });
+    }
+    group.finish();
+}
+
+fn poll(queue: &mut dyn Task, turns: usize) {
+    for _ in 0..turns {
+        queue.poll();
     }
 }
 
 fn ring_blk_null(criterion: &mut Criterion) {
     let null = backend("null", r#"{"size": 1073741824}"#);
-    for (name, indirect) in [("ring + blk + null", false), ("ring + blk + null, indirect", true)] {
-        let mut group = criterion.benchmark_group(name);
+    for (kind, indirect) in ALL {
+        let mut group = criterion.benchmark_group(name("ring + blk + null", kind, indirect));
         for depth in DEPTHS {
-            let mut prepared = Prepared::new(depth, indirect);
-            let mut queue = prepared_queue(null.clone(), &prepared.memory, prepared.driver.config());
-            let device = |driver: &mut SplitDriver| {
-                while usize::from(driver.used_count()) < depth {
-                    queue.poll();
-                }
-            };
-            let mut device = device;
+            let mut prepared = Prepared::new(kind, depth, indirect);
+            let mut queue = prepared_queue(kind, null.clone(), &prepared.memory, prepared.driver.config());
+            // A turn takes a batch, and `null` ends it within the turn.
+            let turns = depth.div_ceil(BATCH);
             group.throughput(Throughput::Elements(depth as u64));
             group.bench_function(BenchmarkId::from_parameter(depth), |bencher| {
-                bencher.iter_custom(|rounds| prepared.measure(rounds, &mut device));
+                bencher.iter_custom(|rounds| prepared.measure(rounds, || poll(&mut *queue, turns)));
             });
         }
         group.finish();

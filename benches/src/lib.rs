@@ -8,7 +8,7 @@ use pollux_core::{
     testing::{
         blk::IN,
         build,
-        driver::{Buffer, SplitDriver},
+        driver::{Buffer, RingDriver, RingKind},
     },
 };
 use std::{sync::Arc, time::Duration};
@@ -26,54 +26,53 @@ pub struct Prepared {
     /// The guest's memory.
     pub memory: GuestMemory,
     /// The driver.
-    pub driver: SplitDriver,
-    heads: Vec<u16>,
+    pub driver: RingDriver,
+    depth: usize,
+    indirect: bool,
 }
 
 impl Prepared {
     /// Prepares the reads in a ring of 512, as chains of three descriptors or by indirect tables.
-    pub fn new(depth: usize, indirect: bool) -> Self {
+    pub fn new(kind: RingKind, depth: usize, indirect: bool) -> Self {
         let memory = GuestMemory::create(&[(0, 0x10_0000 + depth as u64 * 8192)], None).expect("guest memory");
-        let mut driver = SplitDriver::new(&memory, 0, 512, true);
-        let heads = (0..depth as u64)
-            .map(|index| {
-                let header = REQUESTS + index * 8192;
-                driver.write(header, [u64::from(IN), index * BLOCK_BYTES / 512]);
-                let buffers = [
-                    Buffer { address: header, length: 16, writable: false },
-                    Buffer { address: header + 4096, length: BLOCK_BYTES as u32, writable: true },
-                    Buffer { address: header + 16, length: 1, writable: true },
-                ];
-                if indirect { driver.add_indirect(&buffers, header + 64) } else { driver.add(&buffers) }
-                    .expect("room in the ring")
-            })
-            .collect();
-        Prepared { memory, driver, heads }
+        let mut driver = RingDriver::new(kind, &memory, 0, 512, true);
+        for index in 0..depth as u64 {
+            driver.write(REQUESTS + index * 8192, [u64::from(IN), index * BLOCK_BYTES / 512]);
+        }
+        Prepared { memory, driver, depth, indirect }
     }
 
-    /// Number of requests.
-    pub fn depth(&self) -> usize {
-        self.heads.len()
+    /// Offers all of the reads, anew each time: in a packed ring they lie elsewhere then.
+    fn offer(&mut self) {
+        for index in 0..self.depth as u64 {
+            let header = REQUESTS + index * 8192;
+            let buffers = [
+                Buffer { address: header, length: 16, writable: false },
+                Buffer { address: header + 4096, length: BLOCK_BYTES as u32, writable: true },
+                Buffer { address: header + 16, length: 1, writable: true },
+            ];
+            let driver = &mut self.driver;
+            if self.indirect { driver.add_indirect(&buffers, header + 64) } else { driver.add(&buffers) }
+                .expect("room in the ring");
+        }
+        self.driver.publish();
     }
 
     /// Measures `rounds` rounds, in each of which `device` takes all requests and gives them back: the time spent in
-    /// the device alone. The first round's requests are those added by `new`.
-    pub fn measure(&mut self, rounds: u64, mut device: impl FnMut(&mut SplitDriver)) -> Duration {
+    /// the device alone.
+    pub fn measure(&mut self, rounds: u64, mut device: impl FnMut()) -> Duration {
         let overhead = clock_overhead();
         let mut ticks = 0;
         for _ in 0..rounds {
-            self.driver.publish();
+            self.offer();
             let start = clock::ticks();
-            device(&mut self.driver);
+            device();
             ticks += clock::ticks().wrapping_sub(start).saturating_sub(overhead);
-            let used = self.driver.used_count();
-            assert_eq!(usize::from(used), self.heads.len(), "every request came back");
-            self.driver.skip_used(used);
+            for _ in 0..self.depth {
+                self.driver.pop_used().expect("every request came back");
+            }
             // As a driver that reaps does, so that the device has an event to compare with.
             self.driver.want_interrupts(false);
-            for &head in &self.heads {
-                self.driver.push_head(head);
-            }
         }
         Duration::from_nanos(clock::Scale::new().nanoseconds(ticks))
     }

@@ -3,7 +3,7 @@
 use pollux_core::testing::{
     blk::{Cut, IN, IOERR, OK, OUT, UNSUPP, pattern},
     disk::{self, Behaviour},
-    driver::{Descriptor, NEXT, WRITE},
+    driver::{Descriptor, NEXT, RingKind, WRITE},
     rig::Rig,
 };
 use std::{
@@ -30,7 +30,7 @@ fn race(spoil: impl Fn(*mut u8) + Sync, at: u64, rig: &mut Rig, mut each: impl F
 
 #[test]
 fn a_header_that_changes_is_read_once() {
-    let mut rig = Rig::new(disk::open("race", 1 << 20, Behaviour::Inline).expect("disk"), 256, true);
+    let mut rig = Rig::new(RingKind::Split, disk::open("race", 1 << 20, Behaviour::Inline).expect("disk"), 256, true);
     // Sector 0 holds ones, all others zeroes; the header flips between a read of sector 0 and of one far beyond the
     // end.
     rig.request(OUT, 0, &[1; 512], &Cut::plain(512, 0));
@@ -67,7 +67,12 @@ fn rand(seed: u64) -> usize {
 #[test]
 fn descriptors_that_change_never_lead_outside_guest_memory() {
     for _ in 0..20 {
-        let mut rig = Rig::new(disk::open("race-descriptors", 1 << 20, Behaviour::Inline).expect("disk"), 256, true);
+        let mut rig = Rig::new(
+            RingKind::Split,
+            disk::open("race-descriptors", 1 << 20, Behaviour::Inline).expect("disk"),
+            256,
+            true,
+        );
         let at = rig.driver.ring.config().descriptors + 16;
         rig.driver.ring.write(0x10000, [0u8; 16]);
         let flip = |descriptor: *mut u8| {
@@ -86,7 +91,7 @@ fn descriptors_that_change_never_lead_outside_guest_memory() {
             if rig.interrupts.has_failed() {
                 return;
             }
-            let ring = &mut rig.driver.ring;
+            let ring = rig.driver.ring.split();
             ring.write_descriptor(0, Descriptor { address: 0x10000, length: 16, flags: NEXT, next: 1 });
             ring.write_descriptor(1, Descriptor { address: 0x11000, length: 512, flags: NEXT | WRITE, next: 2 });
             ring.write_descriptor(2, Descriptor { address: 0x12000, length: 1, flags: WRITE, next: 0 });
@@ -101,6 +106,6 @@ fn descriptors_that_change_never_lead_outside_guest_memory() {
 
 fn ring_used(rig: &mut Rig) -> u16 {
     let used = rig.driver.ring.used_count();
-    rig.driver.ring.skip_used(used);
+    rig.driver.ring.split().skip_used(used);
     used
 }

@@ -3,6 +3,7 @@
 use pollux_core::testing::{
     blk::{Cut, DISCARD, FLUSH, IN, OK, OUT, WRITE_ZEROES, pattern, range, wait_for},
     disk::{self, Behaviour},
+    driver::RingKind,
     rig::Rig,
 };
 use proptest::prelude::*;
@@ -49,8 +50,8 @@ fn cut(readable: u32, writable: u32, seed: u64) -> Cut {
     Cut { readable: pieces(readable, seed), writable: pieces(writable, seed >> 3), indirect: seed & 4 != 0 }
 }
 
-fn run(batches: Vec<Vec<Request>>, behaviour: Behaviour, event_idx: bool) {
-    let mut rig = Rig::new(disk::open("model", SECTORS * 512, behaviour).expect("disk"), 128, event_idx);
+fn run(kind: RingKind, batches: Vec<Vec<Request>>, behaviour: Behaviour, event_idx: bool) {
+    let mut rig = Rig::new(kind, disk::open("model", SECTORS * 512, behaviour).expect("disk"), 128, event_idx);
     let mut model = vec![0u8; (SECTORS * 512) as usize];
     for batch in batches {
         let mut expected = Vec::new();
@@ -99,7 +100,7 @@ fn run(batches: Vec<Vec<Request>>, behaviour: Behaviour, event_idx: bool) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn streams_leave_the_disk_as_the_model_says(
@@ -107,7 +108,8 @@ proptest! {
         // Those that do requests in order, since requests of a batch may overlap.
         behaviour in prop::sample::select(vec![Behaviour::Inline, Behaviour::Deferred, Behaviour::Slow]),
         event_idx in any::<bool>(),
+        kind in prop::sample::select(&RingKind::BOTH[..]),
     ) {
-        run(batches, behaviour, event_idx);
+        run(kind, batches, behaviour, event_idx);
     }
 }

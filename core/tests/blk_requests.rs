@@ -4,19 +4,40 @@ use pollux_core::{
     testing::{
         blk::{self, Cut, GET_ID, IN, IOERR, OK, OUT, UNSUPP, pattern, range},
         disk::{self, Behaviour},
+        driver::RingKind,
         rig::Rig,
     },
 };
 
 const DISK_BYTES: u64 = 4 << 20;
 
-fn rig(name: &str) -> Rig {
-    Rig::new(disk::open(name, DISK_BYTES, Behaviour::Inline).expect("disk"), 256, true)
+pollux_core::on_both_rings!(
+    what_was_written_is_read_back,
+    every_cut_of_header_data_and_status_gives_the_same_result,
+    empty_buffers_in_a_chain_are_passed_over,
+    the_longest_chain_that_was_offered_works_and_a_longer_one_fails_the_device,
+    requests_beyond_the_end_or_off_the_block_fail_and_move_no_data,
+    a_disk_with_large_blocks_takes_whole_blocks_alone,
+    flush_reaches_the_backend,
+    get_id_answers_the_serial_cut_to_twenty_bytes,
+    discard_and_write_zeroes_clear_a_range,
+    bad_ranges_are_refused,
+    unknown_types_and_wrong_directions_are_refused,
+    a_read_only_disk_refuses_every_change,
+    the_backends_error_becomes_the_status,
+    a_backend_that_takes_few_requests_at_a_time_gets_them_all,
+    statistics_count_what_the_guest_did,
+    a_backend_never_gets_more_than_it_takes,
+    a_medium_opened_read_only_is_read_only_whatever_its_plugin_says,
+    a_backend_that_takes_nothing_at_first_is_asked_again,
+);
+
+fn rig(kind: RingKind, name: &str) -> Rig {
+    Rig::new(kind, disk::open(&format!("{name}-{kind:?}"), DISK_BYTES, Behaviour::Inline).expect("disk"), 256, true)
 }
 
-#[test]
-fn what_was_written_is_read_back() {
-    let mut rig = rig("write-read");
+fn what_was_written_is_read_back(kind: RingKind) {
+    let mut rig = rig(kind, "write-read");
     let data = pattern(1, 8192);
     let written = rig.request(OUT, 16, &data, &Cut::plain(8192, 0));
     assert_eq!((written.status, written.written), (OK, 1), "a write returns its status byte alone");
@@ -41,9 +62,8 @@ fn cuts(total: u32) -> Vec<Vec<u32>> {
     all
 }
 
-#[test]
-fn every_cut_of_header_data_and_status_gives_the_same_result() {
-    let mut rig = rig("cuts");
+fn every_cut_of_header_data_and_status_gives_the_same_result(kind: RingKind) {
+    let mut rig = rig(kind, "cuts");
     for indirect in [false, true] {
         for (seed, readable) in cuts(16 + 1024).into_iter().enumerate() {
             let data = pattern(seed as u64, 1024);
@@ -63,9 +83,8 @@ fn every_cut_of_header_data_and_status_gives_the_same_result() {
     }
 }
 
-#[test]
-fn empty_buffers_in_a_chain_are_passed_over() {
-    let mut rig = rig("empty-buffers");
+fn empty_buffers_in_a_chain_are_passed_over(kind: RingKind) {
+    let mut rig = rig(kind, "empty-buffers");
     let data = pattern(3, 512);
     let cut = Cut { readable: vec![16, 0, 256, 0, 256, 0], writable: vec![0, 1], indirect: false };
     assert_eq!(rig.request(OUT, 4, &data, &cut).status, OK);
@@ -74,9 +93,8 @@ fn empty_buffers_in_a_chain_are_passed_over() {
     assert!(read.status == OK && read.data == data);
 }
 
-#[test]
-fn the_longest_chain_that_was_offered_works_and_a_longer_one_fails_the_device() {
-    let mut rig = rig("longest");
+fn the_longest_chain_that_was_offered_works_and_a_longer_one_fails_the_device(kind: RingKind) {
+    let mut rig = rig(kind, "longest");
     let mut config = [0; 4];
     rig.device.read_config(12, &mut config);
     let seg_max = u32::from_le_bytes(config) as usize;
@@ -92,9 +110,8 @@ fn the_longest_chain_that_was_offered_works_and_a_longer_one_fails_the_device() 
     rig.wait_for_failure();
 }
 
-#[test]
-fn requests_beyond_the_end_or_off_the_block_fail_and_move_no_data() {
-    let mut rig = rig("past-end");
+fn requests_beyond_the_end_or_off_the_block_fail_and_move_no_data(kind: RingKind) {
+    let mut rig = rig(kind, "past-end");
     let sectors = DISK_BYTES / 512;
     let cases = [
         (sectors, 512),
@@ -116,10 +133,9 @@ fn requests_beyond_the_end_or_off_the_block_fail_and_move_no_data() {
     assert!(!rig.interrupts.has_failed(), "the backend has seen none of them");
 }
 
-#[test]
-fn a_disk_with_large_blocks_takes_whole_blocks_alone() {
+fn a_disk_with_large_blocks_takes_whole_blocks_alone(kind: RingKind) {
     let disk = disk::open_with("large-blocks", r#"{"size": 65536, "block_size": 4096}"#, false).expect("disk");
-    let mut rig = Rig::new(disk, 256, true);
+    let mut rig = Rig::new(kind, disk, 256, true);
     let mut size = [0; 4];
     rig.device.read_config(20, &mut size);
     assert_eq!(u32::from_le_bytes(size), 4096);
@@ -128,17 +144,15 @@ fn a_disk_with_large_blocks_takes_whole_blocks_alone() {
     assert_eq!(rig.request(IN, 8, &[], &Cut::plain(0, 512)).status, IOERR);
 }
 
-#[test]
-fn flush_reaches_the_backend() {
-    let mut rig = rig("flush");
+fn flush_reaches_the_backend(kind: RingKind) {
+    let mut rig = rig(kind, "flush");
     let flush = rig.request(blk::FLUSH, 0, &[], &Cut::plain(0, 0));
     assert_eq!((flush.status, flush.written), (OK, 1));
-    assert_eq!(disk::control("flush").flushes.load(std::sync::atomic::Ordering::Relaxed), 1);
+    assert_eq!(disk::control(&format!("flush-{kind:?}")).flushes.load(std::sync::atomic::Ordering::Relaxed), 1);
 }
 
-#[test]
-fn get_id_answers_the_serial_cut_to_twenty_bytes() {
-    let mut rig = rig("id");
+fn get_id_answers_the_serial_cut_to_twenty_bytes(kind: RingKind) {
+    let mut rig = rig(kind, "id");
     let id = rig.request(GET_ID, 0, &[], &Cut::plain(0, 20));
     assert_eq!(id.status, OK);
     assert_eq!(id.data, b"serial-of-this-disk-");
@@ -148,37 +162,35 @@ fn get_id_answers_the_serial_cut_to_twenty_bytes() {
     assert_eq!(rig.request(GET_ID, 0, &[], &Cut::plain(0, 0)).status, IOERR, "no room at all");
 }
 
-#[test]
-fn discard_and_write_zeroes_clear_a_range() {
-    for kind in [blk::DISCARD, blk::WRITE_ZEROES] {
-        let mut rig = rig("zeroes");
+fn discard_and_write_zeroes_clear_a_range(kind: RingKind) {
+    for operation in [blk::DISCARD, blk::WRITE_ZEROES] {
+        let mut rig = rig(kind, "zeroes");
         let data = pattern(6, 4096);
         rig.request(OUT, 0, &data, &Cut::plain(4096, 0));
-        let done = rig.request(kind, 0, &range(2, 4, 0), &Cut::plain(16, 0));
+        let done = rig.request(operation, 0, &range(2, 4, 0), &Cut::plain(16, 0));
         assert_eq!((done.status, done.written), (OK, 1));
         let mut expected = data.clone();
         expected[1024..3072].fill(0);
         assert!(rig.request(IN, 0, &[], &Cut::plain(0, 4096)).data == expected);
         let scattered = Cut { readable: vec![10, 9, 13], writable: vec![1], indirect: false };
-        assert_eq!(rig.request(kind, 0, &range(0, 8, 0), &scattered).status, OK, "header and range in pieces");
+        assert_eq!(rig.request(operation, 0, &range(0, 8, 0), &scattered).status, OK, "header and range in pieces");
         assert!(rig.request(IN, 0, &[], &Cut::plain(0, 4096)).data.iter().all(|&byte| byte == 0));
     }
 }
 
-#[test]
-fn bad_ranges_are_refused() {
-    let mut rig = rig("bad-ranges");
+fn bad_ranges_are_refused(kind: RingKind) {
+    let mut rig = rig(kind, "bad-ranges");
     let sectors = DISK_BYTES / 512;
     let one = Cut::plain(16, 0);
     let both = [blk::DISCARD, blk::WRITE_ZEROES];
-    for kind in both {
-        assert_eq!(rig.request(kind, 0, &range(sectors, 1, 0), &one).status, IOERR, "beyond the end");
-        assert_eq!(rig.request(kind, 0, &range(u64::MAX, u32::MAX, 0), &one).status, IOERR, "far beyond the end");
-        assert_eq!(rig.request(kind, 0, &range(0, 1, 2), &one).status, UNSUPP, "a reserved flag");
+    for operation in both {
+        assert_eq!(rig.request(operation, 0, &range(sectors, 1, 0), &one).status, IOERR, "beyond the end");
+        assert_eq!(rig.request(operation, 0, &range(u64::MAX, u32::MAX, 0), &one).status, IOERR, "far beyond the end");
+        assert_eq!(rig.request(operation, 0, &range(0, 1, 2), &one).status, UNSUPP, "a reserved flag");
         let two = [range(0, 1, 0), range(4, 1, 0)].concat();
-        assert_eq!(rig.request(kind, 0, &two, &Cut::plain(32, 0)).status, IOERR, "more ranges than offered");
-        assert_eq!(rig.request(kind, 0, &range(0, 1, 0)[..8], &Cut::plain(8, 0)).status, IOERR, "half a range");
-        assert_eq!(rig.request(kind, 0, &range(0, 0, 0), &one).status, OK, "nothing to do");
+        assert_eq!(rig.request(operation, 0, &two, &Cut::plain(32, 0)).status, IOERR, "more ranges than offered");
+        assert_eq!(rig.request(operation, 0, &range(0, 1, 0)[..8], &Cut::plain(8, 0)).status, IOERR, "half a range");
+        assert_eq!(rig.request(operation, 0, &range(0, 0, 0), &one).status, OK, "nothing to do");
     }
     // A discard with the unmap flag must be refused as unsupported (virtio 1.3, 5.2.6.2).
     assert_eq!(rig.request(blk::DISCARD, 0, &range(0, 1, 1), &one).status, UNSUPP);
@@ -186,11 +198,10 @@ fn bad_ranges_are_refused() {
     assert!(!rig.interrupts.has_failed(), "the backend has seen none of those that were refused");
 }
 
-#[test]
-fn unknown_types_and_wrong_directions_are_refused() {
-    let mut rig = rig("unknown");
-    for kind in [2, 3, 5, 7, 9, 10, 12, 14, 0x8000_0000, u32::MAX] {
-        assert_eq!(rig.request(kind, 0, &[], &Cut::plain(0, 512)).status, UNSUPP, "type {kind}");
+fn unknown_types_and_wrong_directions_are_refused(kind: RingKind) {
+    let mut rig = rig(kind, "unknown");
+    for operation in [2, 3, 5, 7, 9, 10, 12, 14, 0x8000_0000, u32::MAX] {
+        assert_eq!(rig.request(operation, 0, &[], &Cut::plain(0, 512)).status, UNSUPP, "type {operation}");
     }
     let both_ways = Cut { readable: vec![16, 512], writable: vec![512, 1], indirect: false };
     assert_eq!(rig.request(IN, 0, &[0; 512], &both_ways).status, IOERR, "a read with data to write");
@@ -198,33 +209,30 @@ fn unknown_types_and_wrong_directions_are_refused() {
     assert_eq!(rig.request(OUT, 0, &[], &Cut::plain(0, 512)).status, IOERR, "a write without data to write");
 }
 
-#[test]
-fn a_read_only_disk_refuses_every_change() {
+fn a_read_only_disk_refuses_every_change(kind: RingKind) {
     let disk = disk::open_with("read-only", r#"{"size": 65536}"#, true).expect("disk");
-    let mut rig = Rig::new(disk, 256, true);
+    let mut rig = Rig::new(kind, disk, 256, true);
     assert_eq!(rig.device.features() & 1 << 5, 1 << 5, "VIRTIO_BLK_F_RO");
     assert_eq!(rig.request(IN, 0, &[], &Cut::plain(0, 512)).status, OK);
     assert_eq!(rig.request(OUT, 0, &[0; 512], &Cut::plain(512, 0)).status, IOERR);
-    for kind in [blk::DISCARD, blk::WRITE_ZEROES] {
-        assert_eq!(rig.request(kind, 0, &range(0, 1, 0), &Cut::plain(16, 0)).status, IOERR);
+    for operation in [blk::DISCARD, blk::WRITE_ZEROES] {
+        assert_eq!(rig.request(operation, 0, &range(0, 1, 0), &Cut::plain(16, 0)).status, IOERR);
     }
 }
 
-#[test]
-fn the_backends_error_becomes_the_status() {
+fn the_backends_error_becomes_the_status(kind: RingKind) {
     let disk = disk::open("failing", 65536, Behaviour::Failing).expect("disk");
-    let mut rig = Rig::new(disk, 256, true);
+    let mut rig = Rig::new(kind, disk, 256, true);
     assert_eq!(rig.request(OUT, 0, &[0; 512], &Cut::plain(512, 0)).status, IOERR);
     assert_eq!(rig.request(IN, 0, &[], &Cut::plain(0, 512)).status, IOERR);
     assert_eq!(rig.stats.records().next().expect("stats").errors.get(), 2);
     assert!(!rig.interrupts.has_failed(), "a failed request is no failed device");
 }
 
-#[test]
-fn a_backend_that_takes_few_requests_at_a_time_gets_them_all() {
+fn a_backend_that_takes_few_requests_at_a_time_gets_them_all(kind: RingKind) {
     for behaviour in [Behaviour::Slow, Behaviour::Deferred, Behaviour::Reversed, Behaviour::Threaded] {
         let disk = disk::open("slow", DISK_BYTES, behaviour).expect("disk");
-        let mut rig = Rig::new(disk, 256, true);
+        let mut rig = Rig::new(kind, disk, 256, true);
         for index in 0..60 {
             let data = pattern(index, 512);
             rig.driver.submit(OUT, index, &data, &Cut::plain(512, 0)).expect("room");
@@ -238,9 +246,8 @@ fn a_backend_that_takes_few_requests_at_a_time_gets_them_all() {
     }
 }
 
-#[test]
-fn statistics_count_what_the_guest_did() {
-    let mut rig = rig("statistics");
+fn statistics_count_what_the_guest_did(kind: RingKind) {
+    let mut rig = rig(kind, "statistics");
     for index in 0..10 {
         rig.request(OUT, index, &[1; 512], &Cut::plain(512, 0));
     }
@@ -256,10 +263,9 @@ fn statistics_count_what_the_guest_did() {
     assert!(stats.latency.quantile(0.5).is_some_and(|median| median > 0));
 }
 
-#[test]
-fn a_backend_never_gets_more_than_it_takes() {
+fn a_backend_never_gets_more_than_it_takes(kind: RingKind) {
     let disk = disk::open_with("segments", r#"{"size": 1048576, "maximum_segments": 2}"#, false).expect("disk");
-    let mut rig = Rig::new(disk, 256, true);
+    let mut rig = Rig::new(kind, disk, 256, true);
     let mut seg_max = [0; 4];
     rig.device.read_config(12, &mut seg_max);
     assert_eq!(u32::from_le_bytes(seg_max), 2);
@@ -268,7 +274,7 @@ fn a_backend_never_gets_more_than_it_takes() {
     let three = Cut { readable: vec![16], writable: vec![512, 512, 512, 1], indirect: false };
     assert_eq!(rig.request(IN, 0, &[], &three).status, IOERR);
     let disk = disk::open_with("transfer", r#"{"size": 1048576, "maximum_transfer": 8192}"#, false).expect("disk");
-    let mut rig = Rig::new(disk, 256, true);
+    let mut rig = Rig::new(kind, disk, 256, true);
     let mut limits = [0; 8];
     rig.device.read_config(8, &mut limits);
     assert_eq!(limits, [0, 16, 0, 0, 2, 0, 0, 0], "two segments of 4096 bytes, which are 8192 together");
@@ -289,16 +295,14 @@ fn limits_that_no_driver_can_work_with_are_refused() {
     }
 }
 
-#[test]
-fn a_medium_opened_read_only_is_read_only_whatever_its_plugin_says() {
+fn a_medium_opened_read_only_is_read_only_whatever_its_plugin_says(kind: RingKind) {
     let disk = disk::open_with("hidden", r#"{"size": 65536, "hides_read_only": true}"#, true).expect("disk");
-    let mut rig = Rig::new(disk, 256, true);
+    let mut rig = Rig::new(kind, disk, 256, true);
     assert_eq!(rig.device.features() & 1 << 5, 1 << 5, "VIRTIO_BLK_F_RO");
     assert_eq!(rig.request(OUT, 0, &[0; 512], &Cut::plain(512, 0)).status, IOERR);
 }
 
-#[test]
-fn a_backend_that_takes_nothing_at_first_is_asked_again() {
-    let mut rig = Rig::new(disk::open("hesitant", DISK_BYTES, Behaviour::Hesitant).expect("disk"), 256, true);
+fn a_backend_that_takes_nothing_at_first_is_asked_again(kind: RingKind) {
+    let mut rig = Rig::new(kind, disk::open("hesitant", DISK_BYTES, Behaviour::Hesitant).expect("disk"), 256, true);
     assert_eq!(rig.request(IN, 0, &[], &Cut::plain(0, 512)).status, OK);
 }

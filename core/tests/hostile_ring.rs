@@ -4,7 +4,7 @@ use pollux_core::{
     testing::{
         blk::{BlkDriver, Cut, IN, OK, OUT, pattern, wait_for},
         disk::{self, Behaviour},
-        driver::{Descriptor, INDIRECT, NEXT, WRITE},
+        driver::{Descriptor, INDIRECT, NEXT, RingKind, WRITE},
         rig::{Guest, Rig},
     },
     transport::STATUS_NEEDS_RESET,
@@ -15,7 +15,7 @@ const DISK_BYTES: u64 = 1 << 20;
 const SIZE: u16 = 256;
 
 fn rig() -> Rig {
-    Rig::new(disk::open("hostile", DISK_BYTES, Behaviour::Inline).expect("disk"), SIZE, true)
+    Rig::new(RingKind::Split, disk::open("hostile", DISK_BYTES, Behaviour::Inline).expect("disk"), SIZE, true)
 }
 
 fn descriptor(address: u64, length: u32, flags: u16, next: u16) -> Descriptor {
@@ -24,7 +24,7 @@ fn descriptor(address: u64, length: u32, flags: u16, next: u16) -> Descriptor {
 
 /// A well-formed read at descriptors 0, 1, 2, to be spoilt.
 fn good_chain(rig: &mut Rig) {
-    let ring = &mut rig.driver.ring;
+    let ring = rig.driver.ring.split();
     ring.write_descriptor(0, descriptor(0x10000, 16, NEXT, 1));
     ring.write_descriptor(1, descriptor(0x11000, 512, NEXT | WRITE, 2));
     ring.write_descriptor(2, descriptor(0x12000, 1, WRITE, 0));
@@ -48,35 +48,35 @@ fn must_fail(what: &str, spoil: impl FnOnce(&mut Rig)) {
 #[test]
 fn broken_chains_make_the_device_ask_for_a_reset() {
     must_fail("a chain that bites its tail", |rig| {
-        rig.driver.ring.write_descriptor(2, descriptor(0x12000, 1, WRITE | NEXT, 1));
-        rig.driver.ring.push_head(0);
+        rig.driver.ring.split().write_descriptor(2, descriptor(0x12000, 1, WRITE | NEXT, 1));
+        rig.driver.ring.split().push_head(0);
     });
     must_fail("a descriptor that is its own next", |rig| {
-        rig.driver.ring.write_descriptor(0, descriptor(0x10000, 16, NEXT, 0));
-        rig.driver.ring.push_head(0);
+        rig.driver.ring.split().write_descriptor(0, descriptor(0x10000, 16, NEXT, 0));
+        rig.driver.ring.split().push_head(0);
     });
     must_fail("a next beyond the table", |rig| {
-        rig.driver.ring.write_descriptor(0, descriptor(0x10000, 16, NEXT, SIZE));
-        rig.driver.ring.push_head(0);
+        rig.driver.ring.split().write_descriptor(0, descriptor(0x10000, 16, NEXT, SIZE));
+        rig.driver.ring.split().push_head(0);
     });
-    must_fail("a head beyond the table", |rig| rig.driver.ring.push_head(SIZE));
-    must_fail("the greatest head there is", |rig| rig.driver.ring.push_head(u16::MAX));
+    must_fail("a head beyond the table", |rig| rig.driver.ring.split().push_head(SIZE));
+    must_fail("the greatest head there is", |rig| rig.driver.ring.split().push_head(u16::MAX));
     must_fail("readable after writable", |rig| {
-        rig.driver.ring.write_descriptor(2, descriptor(0x12000, 1, 0, 0));
-        rig.driver.ring.push_head(0);
+        rig.driver.ring.split().write_descriptor(2, descriptor(0x12000, 1, 0, 0));
+        rig.driver.ring.split().push_head(0);
     });
     must_fail("no status", |rig| {
-        rig.driver.ring.write_descriptor(0, descriptor(0x10000, 16, 0, 0));
-        rig.driver.ring.push_head(0);
+        rig.driver.ring.split().write_descriptor(0, descriptor(0x10000, 16, 0, 0));
+        rig.driver.ring.split().push_head(0);
     });
     must_fail("half a header", |rig| {
-        rig.driver.ring.write_descriptor(0, descriptor(0x10000, 15, NEXT, 1));
-        rig.driver.ring.push_head(0);
+        rig.driver.ring.split().write_descriptor(0, descriptor(0x10000, 15, NEXT, 1));
+        rig.driver.ring.split().push_head(0);
     });
-    must_fail("no header at all", |rig| rig.driver.ring.push_head(1));
+    must_fail("no header at all", |rig| rig.driver.ring.split().push_head(1));
     must_fail("an empty chain", |rig| {
-        rig.driver.ring.write_descriptor(0, descriptor(0x10000, 0, 0, 0));
-        rig.driver.ring.push_head(0);
+        rig.driver.ring.split().write_descriptor(0, descriptor(0x10000, 0, 0, 0));
+        rig.driver.ring.split().push_head(0);
     });
 }
 
@@ -93,16 +93,16 @@ fn addresses_outside_guest_memory_make_the_device_ask_for_a_reset() {
         (0, u32::MAX),
     ] {
         must_fail(&format!("data at {address:#x}, length {length:#x}"), |rig| {
-            rig.driver.ring.write_descriptor(1, descriptor(address, length, NEXT | WRITE, 2));
-            rig.driver.ring.push_head(0);
+            rig.driver.ring.split().write_descriptor(1, descriptor(address, length, NEXT | WRITE, 2));
+            rig.driver.ring.split().push_head(0);
         });
         must_fail(&format!("status at {address:#x}, length {length:#x}"), |rig| {
-            rig.driver.ring.write_descriptor(2, descriptor(address, length, WRITE, 0));
-            rig.driver.ring.push_head(0);
+            rig.driver.ring.split().write_descriptor(2, descriptor(address, length, WRITE, 0));
+            rig.driver.ring.split().push_head(0);
         });
         must_fail(&format!("header at {address:#x}, length {length:#x}"), |rig| {
-            rig.driver.ring.write_descriptor(0, descriptor(address, length, NEXT, 1));
-            rig.driver.ring.push_head(0);
+            rig.driver.ring.split().write_descriptor(0, descriptor(address, length, NEXT, 1));
+            rig.driver.ring.split().push_head(0);
         });
     }
 }
@@ -116,8 +116,8 @@ fn broken_indirect_tables_make_the_device_ask_for_a_reset() {
             for (index, entry) in entries.iter().enumerate() {
                 rig.driver.ring.write(table + 16 * index as u64, *entry);
             }
-            rig.driver.ring.write_descriptor(0, descriptor(table, length, flags, 1));
-            rig.driver.ring.push_head(0);
+            rig.driver.ring.split().write_descriptor(0, descriptor(table, length, flags, 1));
+            rig.driver.ring.split().push_head(0);
         }
     };
     let good =
@@ -140,12 +140,12 @@ fn broken_indirect_tables_make_the_device_ask_for_a_reset() {
     long.push(descriptor(0x12000, 1, WRITE, 0));
     must_fail("a chain of empty buffers to keep the worker busy", with_table(16 * 2000, INDIRECT, &long));
     must_fail("a table outside memory", |rig| {
-        rig.driver.ring.write_descriptor(0, descriptor(1 << 50, 48, INDIRECT, 0));
-        rig.driver.ring.push_head(0);
+        rig.driver.ring.split().write_descriptor(0, descriptor(1 << 50, 48, INDIRECT, 0));
+        rig.driver.ring.split().push_head(0);
     });
     must_fail("a table in the middle of a chain", |rig| {
-        rig.driver.ring.write_descriptor(1, descriptor(table, 48, INDIRECT, 0));
-        rig.driver.ring.push_head(0);
+        rig.driver.ring.split().write_descriptor(1, descriptor(table, 48, INDIRECT, 0));
+        rig.driver.ring.split().push_head(0);
     });
 }
 
@@ -154,7 +154,7 @@ fn an_index_that_jumps_makes_the_device_ask_for_a_reset() {
     for jump in [SIZE + 1, 1000, 0x8000, u16::MAX] {
         let mut rig = rig();
         good_chain(&mut rig);
-        rig.driver.ring.set_available_index(jump);
+        rig.driver.ring.split().set_available_index(jump);
         rig.wait_for_failure();
         assert_eq!(rig.driver.ring.used_count(), 0, "a jump by {jump}");
     }
@@ -163,13 +163,14 @@ fn an_index_that_jumps_makes_the_device_ask_for_a_reset() {
 #[test]
 fn a_chain_made_available_twice_makes_the_device_ask_for_a_reset() {
     must_fail("twice in one batch", |rig| {
-        rig.driver.ring.push_head(0);
-        rig.driver.ring.push_head(0);
+        rig.driver.ring.split().push_head(0);
+        rig.driver.ring.split().push_head(0);
     });
-    let mut rig = Rig::new(disk::open("twice-held", DISK_BYTES, Behaviour::Held).expect("disk"), SIZE, true);
+    let mut rig =
+        Rig::new(RingKind::Split, disk::open("twice-held", DISK_BYTES, Behaviour::Held).expect("disk"), SIZE, true);
     let (head, _) = rig.driver.submit(IN, 0, &[], &Cut::plain(0, 512)).expect("room");
     rig.queue.poll();
-    rig.driver.ring.push_head(head);
+    rig.driver.ring.split().push_head(head);
     rig.driver.ring.publish();
     rig.wait_for_failure();
     disk::control("twice-held").release();
@@ -212,8 +213,7 @@ fn the_neighbour_on_the_same_worker_goes_on() {
     assert_eq!(good.start() & STATUS_NEEDS_RESET, 0);
     for round in 0..20 {
         assert_eq!(bad.start() & STATUS_NEEDS_RESET, 0, "round {round}");
-        bad.drivers[0].ring.push_head(0x7fff);
-        bad.drivers[0].ring.publish();
+        bad.drivers[0].ring.break_rules();
         bad.device.kick(0).expect("queue").write(1).expect("kick");
         let data = pattern(round, 4096);
         assert_eq!(good.request(0, OUT, round, &data, &Cut::plain(4096, 0)).status, OK);
@@ -227,8 +227,13 @@ fn a_buffer_over_two_memory_regions_works() {
     let driver_bytes = BlkDriver::bytes(SIZE, 64);
     let half = driver_bytes.next_multiple_of(4096);
     let memory = GuestMemory::create(&[(0, half), (half, 1 << 20)], None).expect("guest memory");
-    let driver = BlkDriver::new(&memory, 0, SIZE, 64, true);
-    let mut rig = Rig::with_driver(disk::open("regions", DISK_BYTES, Behaviour::Inline).expect("disk"), driver, true);
+    let driver = BlkDriver::new(RingKind::Split, &memory, 0, SIZE, 64, true);
+    let mut rig = Rig::with_driver(
+        RingKind::Split,
+        disk::open("regions", DISK_BYTES, Behaviour::Inline).expect("disk"),
+        driver,
+        true,
+    );
     let data = pattern(9, 4096);
     assert_eq!(rig.request(OUT, 0, &data, &Cut::plain(4096, 0)).status, OK);
     // A read of 4096 bytes across the border, with its table across it as well.
@@ -238,7 +243,7 @@ fn a_buffer_over_two_memory_regions_works() {
         descriptor(half - 1000, 4096, NEXT | WRITE, 2),
         descriptor(half + 0x8000, 1, WRITE, 0),
     ];
-    let ring = &mut rig.driver.ring;
+    let ring = rig.driver.ring.split();
     ring.write(0x10000, [0u8; 16]);
     let bytes: Vec<u8> = entries
         .iter()

@@ -145,13 +145,21 @@ fn a_kick_that_comes_early_is_not_lost() {
             front.submit(0, OUT, 0, &pattern(1, 512), &Cut::plain(512, 0));
             front.kick(0);
             let steps: &[fn(&mut FrontEnd)] = match order {
-                "kick, enable" => {
-                    &[|front| front.send_memory(), |front| front.set_up(0, 0), |front| front.enable(0, true)]
-                }
-                "enable, kick" => {
-                    &[|front| front.send_memory(), |front| front.enable(0, true), |front| front.set_up(0, 0)]
-                }
-                _ => &[|front| front.enable(0, true), |front| front.set_up(0, 0), |front| front.send_memory()],
+                "kick, enable" => &[
+                    |front| front.send_memory(),
+                    |front| front.set_up(0, front.drivers[0].ring.base(false)),
+                    |front| front.enable(0, true),
+                ],
+                "enable, kick" => &[
+                    |front| front.send_memory(),
+                    |front| front.enable(0, true),
+                    |front| front.set_up(0, front.drivers[0].ring.base(false)),
+                ],
+                _ => &[
+                    |front| front.enable(0, true),
+                    |front| front.set_up(0, front.drivers[0].ring.base(false)),
+                    |front| front.send_memory(),
+                ],
             };
             steps.iter().for_each(|step| step(&mut front));
             assert_eq!(front.finish(0).status, OK, "{order}, {policy}");
@@ -175,7 +183,7 @@ fn a_ring_that_is_stopped_says_where_it_stands_and_goes_on_there() {
     });
     // Stopping drains: all five are done.
     let base = front.stop(1);
-    assert_eq!(base, front.drivers[1].ring.available_index());
+    assert_eq!(base, front.drivers[1].ring.base(true));
     (0..5).for_each(|_| assert_eq!(front.drivers[1].pop().expect("done").status, OK));
     let flushes = control("vu-stop").flushes.load(std::sync::atomic::Ordering::SeqCst);
     assert!(flushes >= 1, "a stopped ring is flushed");
@@ -281,7 +289,7 @@ fn a_guest_that_breaks_its_ring_is_reported_and_the_next_start_is_clean() {
     let mut front = host.front_end(2);
     front.start();
     write_and_read(&mut front, 0, 8);
-    front.drivers[0].ring.set_available_index(5000);
+    front.drivers[0].ring.break_rules();
     front.kick(0);
     wait_for("the error event", || front.errors[0].read().ok());
     // The other ring of the device goes on.
@@ -412,7 +420,7 @@ fn a_server_that_stops_drains_and_flushes_before_it_closes() {
     wait_for("the requests to be taken", || host.stats.records().next().filter(|r| r.batches.get() > 0).map(|_| ()));
     let path = host.path.clone();
     drop(host);
-    let taken = front.drivers[0].ring.used_index();
+    let taken = front.drivers[0].ring.used_count();
     for _ in 0..taken {
         assert_eq!(front.drivers[0].pop().expect("done").status, OK);
     }

@@ -4,18 +4,59 @@
 //! again; a ring that breaks the rules yields a [`RingError`], after which it is not touched any more.
 mod chain;
 mod inflight;
+mod packed;
 mod split;
 mod table;
 
 pub use chain::{Chain, SegmentList};
 pub use inflight::{InflightQueue, inflight_bytes};
+pub use packed::PackedRing;
 pub use split::SplitRing;
 
 use crate::memory::{DirtyLog, Translator};
 use std::fmt::Debug;
+use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 
 /// Most descriptors in one table or queue (virtio 1.3, 2.7: the queue size is at most 32768).
 pub const MAX_QUEUE_SIZE: u16 = 32768;
+
+/// The two kinds of ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RingKind {
+    /// Virtio 1.3, 2.7.
+    Split,
+    /// Virtio 1.3, 2.8.
+    Packed,
+}
+
+impl RingKind {
+    /// Both of them.
+    pub const BOTH: [RingKind; 2] = [RingKind::Split, RingKind::Packed];
+
+    /// The kind that a driver speaks which has accepted these features.
+    pub fn of_features(features: u64) -> Self {
+        if features & 1 << VIRTIO_F_RING_PACKED == 0 { RingKind::Split } else { RingKind::Packed }
+    }
+
+    /// The feature by which a driver says it.
+    pub fn feature(self) -> u64 {
+        match self {
+            RingKind::Split => 0,
+            RingKind::Packed => 1 << VIRTIO_F_RING_PACKED,
+        }
+    }
+
+    /// Whether a ring of this kind can be where a driver has set it up.
+    ///
+    /// # Errors
+    /// As [`Ring::start`].
+    pub fn check(self, config: &QueueConfig, tables: &mut Translator) -> Result<(), RingError> {
+        match self {
+            RingKind::Split => SplitRing::check(config, tables),
+            RingKind::Packed => PackedRing::check(config, tables),
+        }
+    }
+}
 
 /// Size and guest-physical addresses of one queue, as the driver set them.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +107,12 @@ pub trait Ring: Debug + Send + Sized + 'static {
     /// The size is not allowed, or a part does not lie in guest memory or is not aligned; or the region for requests in flight is
     /// of another queue.
     fn start(config: &QueueConfig, tables: Translator, event_idx: bool, start: RingStart) -> Result<Self, RingError>;
+
+    /// Whether a ring can be there.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    fn check(config: &QueueConfig, tables: &mut Translator) -> Result<(), RingError>;
 
     /// Moves the ring to where it is in another memory map, and leaves the translator for the old one, which must be kept as long as
     /// a request is in flight that was taken under it.
@@ -129,6 +176,12 @@ pub enum RingError {
     /// The size is zero, no power of two or too great.
     #[error("a queue size of {0} is not a power of two from 1 to 32768")]
     Size(u16),
+    /// The size of a packed ring is zero or too great.
+    #[error("a queue size of {0} is not from 1 to 32768")]
+    PackedSize(u16),
+    /// Where a packed ring is to go on is outside of it.
+    #[error("a base of {0:#x} is not in a ring of {1}")]
+    Base(u32, u16),
     /// A part of the ring is not in guest memory, or not aligned.
     #[error("the {0} of the queue is not in guest memory or not aligned")]
     Placement(&'static str),
@@ -138,6 +191,12 @@ pub enum RingError {
     /// The available index ran ahead by more than the size of the ring.
     #[error("the available index jumped by {0} entries in a queue of {1}")]
     AvailableIndex(u16, u16),
+    /// More descriptors were made available than the ring has.
+    #[error("more descriptors are available than the ring of {0} has")]
+    Overrun(u16),
+    /// The buffer ID is none of those that a ring of this size needs.
+    #[error("buffer ID {0} is not below the size of the ring, {1}")]
+    BufferId(u16, u16),
     /// The head, or a next field, names no descriptor.
     #[error("descriptor {0} does not exist in a table of {1}")]
     DescriptorIndex(u16, u16),

@@ -116,6 +116,10 @@ impl Ring for SplitRing {
         Ok(ring)
     }
 
+    fn check(config: &QueueConfig, tables: &mut Translator) -> Result<(), RingError> {
+        Parts::find(config, tables).map(|_| ())
+    }
+
     fn adopt(&mut self, config: &QueueConfig, tables: &mut Translator) -> Result<(), RingError> {
         let Parts { descriptors, available, used } = Parts::find(config, tables)?;
         (self.descriptors, self.available, self.used) = (descriptors, available, used);

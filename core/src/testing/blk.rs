@@ -1,5 +1,5 @@
 //! A block driver for tests: requests with data in any cut (virtio 1.3, 5.2.6).
-use super::driver::{Buffer, SplitDriver};
+use super::driver::{Buffer, RingDriver, RingKind, ring_bytes};
 use crate::memory::GuestMemory;
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
@@ -81,7 +81,7 @@ const TABLE_OFFSET: u64 = AREA_BYTES - 65536;
 #[derive(Debug)]
 pub struct BlkDriver {
     /// The ring, for tests that break it.
-    pub ring: SplitDriver,
+    pub ring: RingDriver,
     memory: GuestMemory,
     areas: u64,
     free: Vec<usize>,
@@ -90,10 +90,10 @@ pub struct BlkDriver {
 
 impl BlkDriver {
     /// A driver with room for `depth` requests, whose memory starts at guest-physical `base`.
-    pub fn new(memory: &GuestMemory, base: u64, size: u16, depth: usize, event_idx: bool) -> Self {
-        let areas = (base + SplitDriver::bytes(size)).next_multiple_of(4096);
+    pub fn new(kind: RingKind, memory: &GuestMemory, base: u64, size: u16, depth: usize, event_idx: bool) -> Self {
+        let areas = (base + ring_bytes(kind, size)).next_multiple_of(4096);
         BlkDriver {
-            ring: SplitDriver::new(memory, base, size, event_idx),
+            ring: RingDriver::new(kind, memory, base, size, event_idx),
             memory: memory.clone(),
             areas,
             free: (0..depth).rev().collect(),
@@ -101,9 +101,10 @@ impl BlkDriver {
         }
     }
 
-    /// Guest memory that a driver with this size and depth takes.
+    /// Guest memory that a driver with this size and depth takes, whatever the kind of its ring.
     pub fn bytes(size: u16, depth: usize) -> u64 {
-        SplitDriver::bytes(size).next_multiple_of(4096) + depth as u64 * AREA_BYTES
+        let ring = RingKind::BOTH.map(|kind| ring_bytes(kind, size)).into_iter().max().unwrap_or(0);
+        ring.next_multiple_of(4096) + depth as u64 * AREA_BYTES
     }
 
     /// Guest-physical address of the memory that requests are in: that of the next one, if none is in flight.

@@ -1,10 +1,13 @@
 //! A vhost-user front end for tests: the guest and the program that runs it, with a block driver on each queue.
-use super::blk::{BlkDriver, Cut, Finished, wait_for};
+use super::{
+    blk::{BlkDriver, Cut, Finished, wait_for},
+    driver::RingKind,
+};
 use crate::memory::GuestMemory;
 use std::{
     fs::File,
     os::{
-        fd::{AsRawFd, RawFd},
+        fd::{AsRawFd, BorrowedFd, RawFd},
         unix::net::UnixStream,
     },
     path::Path,
@@ -14,7 +17,7 @@ use vhost::{
     vhost_user::{
         Frontend, VhostUserFrontend,
         message::{
-            VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
+            FrontendReq, VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserInflight, VhostUserProtocolFeatures,
             VhostUserVirtioFeatures,
         },
     },
@@ -28,6 +31,7 @@ const DEPTH: usize = 64;
 /// Entries of each queue.
 pub const QUEUE_SIZE: u16 = 128;
 const LOG_VRING: u32 = 1;
+const NEED_REPLY: u32 = 1 << 3;
 
 /// What the guest keeps through every crash of the back end.
 #[expect(missing_debug_implementations, reason = "the crate's front end has none")]
@@ -68,9 +72,9 @@ impl FrontEnd {
         };
         front.negotiate();
         let event_idx = front.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
-        let memory = &front.memory;
+        let (kind, memory) = (RingKind::of_features(front.features), &front.memory);
         front.drivers = (0..queues)
-            .map(|index| BlkDriver::new(memory, index as u64 * each, QUEUE_SIZE, DEPTH, event_idx))
+            .map(|index| BlkDriver::new(kind, memory, index as u64 * each, QUEUE_SIZE, DEPTH, event_idx))
             .collect();
         front
     }
@@ -130,14 +134,26 @@ impl FrontEnd {
     }
 
     /// Describes a queue, up to and with its kick.
-    pub fn set_up(&self, index: usize, base: u16) {
+    pub fn set_up(&self, index: usize, base: u32) {
         let wire = &self.wire;
         wire.set_vring_num(index, QUEUE_SIZE).expect("SET_VRING_NUM");
-        wire.set_vring_base(index, base).expect("SET_VRING_BASE");
+        self.set_base(index, base);
         wire.set_vring_addr(index, &self.addresses(index, false)).expect("SET_VRING_ADDR");
         wire.set_vring_err(index, &self.errors[index]).expect("SET_VRING_ERR");
         wire.set_vring_call(index, &self.calls[index]).expect("SET_VRING_CALL");
         self.send_kick(index);
+    }
+
+    /// Says where a queue is to go on. By hand, since the crate's front end knows only the 16 bits of a split ring.
+    pub fn set_base(&self, index: usize, base: u32) {
+        let words = [FrontendReq::SET_VRING_BASE as u32, 1 | NEED_REPLY, 8, index as u32, base];
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        // SAFETY: the descriptor is open as long as `self` is borrowed.
+        let socket = unsafe { BorrowedFd::borrow_raw(self.wire.as_raw_fd()) };
+        rustix::io::write(socket, &bytes).expect("SET_VRING_BASE");
+        let mut answer = [0; 20];
+        rustix::io::read(socket, &mut answer).expect("an answer");
+        assert_eq!(answer[12..], [0; 8], "SET_VRING_BASE");
     }
 
     /// Sends the kick descriptor of a queue.
@@ -154,7 +170,7 @@ impl FrontEnd {
     pub fn start(&mut self) {
         self.send_memory();
         for index in 0..self.drivers.len() {
-            self.set_up(index, 0);
+            self.set_up(index, self.drivers[index].ring.base(false));
             self.enable(index, true);
         }
     }
@@ -169,14 +185,14 @@ impl FrontEnd {
         }
         self.send_memory();
         for index in 0..self.drivers.len() {
-            self.set_up(index, self.drivers[index].ring.used_index());
+            self.set_up(index, self.drivers[index].ring.base(false));
             self.enable(index, true);
         }
     }
 
     /// Stops a queue and returns its base.
-    pub fn stop(&self, index: usize) -> u16 {
-        self.wire.get_vring_base(index).expect("GET_VRING_BASE") as u16
+    pub fn stop(&self, index: usize) -> u32 {
+        self.wire.get_vring_base(index).expect("GET_VRING_BASE")
     }
 
     /// Kicks a queue, wanted or not.

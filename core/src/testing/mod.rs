@@ -2,7 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`driver`] | a driver's side of a split ring, honest or hostile |
+//! | [`driver`] | a driver's side of a ring of either kind, honest or hostile |
 //! | [`blk`] | a block driver on top of it: headers, data in any cut, status |
 //! | [`disk`] | a backend linked into the process: a disk in memory, well-behaved or not |
 //! | [`build`] | plugins built for the occasion |
@@ -20,3 +20,16 @@ pub mod front_end;
 pub mod neighbours;
 pub mod raw_front_end;
 pub mod rig;
+
+/// Makes two tests of each function named, which takes a [`RingKind`](driver::RingKind): one for each kind.
+#[macro_export]
+macro_rules! on_both_rings {
+    ($($name:ident),+ $(,)?) => {
+        mod split {
+            $(#[test] fn $name() { super::$name($crate::testing::driver::RingKind::Split) })+
+        }
+        mod packed {
+            $(#[test] fn $name() { super::$name($crate::testing::driver::RingKind::Packed) })+
+        }
+    };
+}

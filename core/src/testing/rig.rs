@@ -1,5 +1,8 @@
 //! A block device with a driver in front of it and a backend behind it.
-use super::blk::{BlkDriver, Cut, Finished, PATIENCE, wait_for};
+use super::{
+    blk::{BlkDriver, Cut, Finished, PATIENCE, wait_for},
+    driver::RingKind,
+};
 use crate::{
     device::{
         Activation, ActiveQueue,
@@ -53,20 +56,20 @@ pub struct Rig {
 
 impl Rig {
     /// A device in front of `backend` with a ring of `size`.
-    pub fn new(backend: Arc<BlockBackend>, size: u16, event_idx: bool) -> Self {
+    pub fn new(kind: RingKind, backend: Arc<BlockBackend>, size: u16, event_idx: bool) -> Self {
         let memory = GuestMemory::create(&[(0, BlkDriver::bytes(size, DEPTH))], None).expect("guest memory");
-        let driver = BlkDriver::new(&memory, 0, size, DEPTH, event_idx);
-        Self::with_driver(backend, driver, event_idx)
+        let driver = BlkDriver::new(kind, &memory, 0, size, DEPTH, event_idx);
+        Self::with_driver(kind, backend, driver, event_idx)
     }
 
     /// A device for a driver that has its memory already.
-    pub fn with_driver(backend: Arc<BlockBackend>, driver: BlkDriver, event_idx: bool) -> Self {
+    pub fn with_driver(kind: RingKind, backend: Arc<BlockBackend>, driver: BlkDriver, event_idx: bool) -> Self {
         let stats = StatsSegment::anonymous(1).expect("statistics");
         let device = Blk::new(options("blk0", 1, &[]), backend, &stats);
         let call = Arc::new(EventFd::new(EFD_NONBLOCK).expect("eventfd"));
         let interrupts = Arc::<InterruptState>::default();
         // As if the driver had accepted FLUSH, so that writes need not be durable at once.
-        let features = u64::from(event_idx) << VIRTIO_RING_F_EVENT_IDX;
+        let features = u64::from(event_idx) << VIRTIO_RING_F_EVENT_IDX | kind.feature();
         let active = ActiveQueue {
             index: 0,
             config: driver.ring.config(),
@@ -109,7 +112,12 @@ impl Rig {
 }
 
 /// The device's side of a queue whose driver is elsewhere, to be polled by hand. Latencies are sampled as by default.
-pub fn prepared_queue(backend: Arc<BlockBackend>, memory: &GuestMemory, config: QueueConfig) -> Box<dyn Task> {
+pub fn prepared_queue(
+    kind: RingKind,
+    backend: Arc<BlockBackend>,
+    memory: &GuestMemory,
+    config: QueueConfig,
+) -> Box<dyn Task> {
     let stats = StatsSegment::anonymous(1).expect("statistics");
     let options = BlkOptions { latency_sample: 16, ..options("blk0", 1, &[]) };
     let device = Blk::new(options, backend, &stats);
@@ -117,7 +125,7 @@ pub fn prepared_queue(backend: Arc<BlockBackend>, memory: &GuestMemory, config: 
     let active =
         ActiveQueue { index: 0, config, start: RingStart::default(), kick: Some(kick), notifier: Notifier::silent() };
     let interrupts = Arc::default();
-    let features = 1 << VIRTIO_RING_F_EVENT_IDX;
+    let features = 1 << VIRTIO_RING_F_EVENT_IDX | kind.feature();
     let activation = Activation { memory: memory.clone(), features, interrupts };
     let mut queue = device.queue(&activation, active).expect("a queue");
     queue.start().expect("start");
@@ -180,11 +188,12 @@ impl Guest {
             return device.status();
         }
         let event_idx = features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
+        let kind = RingKind::of_features(features);
         let memory = device.memory().clone();
         self.drivers.clear();
         for index in 0..device.queue_count() {
             let base = index as u64 * BlkDriver::bytes(256, DEPTH).next_multiple_of(4096);
-            let driver = BlkDriver::new(&memory, base, 256, DEPTH, event_idx);
+            let driver = BlkDriver::new(kind, &memory, base, 256, DEPTH, event_idx);
             let config = driver.ring.config();
             let queue = device.queue_mut(index).expect("a queue that is not enabled");
             queue.set_size(config.size);

@@ -96,7 +96,7 @@ impl<R: Ring> BlkQueue<R> {
             slot.state |= OLD_MEMORY;
         }
         // Not so many as there are slots in use, if the ring broke within a batch: that one is never submitted.
-        self.retiring.requests = self.backend.in_flight() as u32 + (self.pending.len() - self.pending_start) as u32;
+        self.retiring.requests = self.backend.in_flight() + (self.pending.len() - self.pending_start) as u32;
         self.retiring.maps.push((Retired([tables, data]), done));
         self.retiring.release();
     }

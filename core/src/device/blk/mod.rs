@@ -16,7 +16,7 @@ use super::{ActivateError, Activation, ActiveQueue, DeviceModel, queues::QueueSe
 use crate::{
     memory::GuestMemory,
     plugin::BlockBackend,
-    ring::{QueueConfig, SplitRing},
+    ring::{PackedRing, QueueConfig, RingError, RingKind, SplitRing},
     stats::{QueueStatsHandle, StatsSegment},
     worker::{Position, QueueUpdate, Task, WorkerHandle},
 };
@@ -132,8 +132,11 @@ impl Blk {
             stats: self.stats.get(queue.index).cloned().ok_or("there is no room in the statistics")?,
             latency_sample: self.options.latency_sample,
         };
-        let task = BlkQueue::<SplitRing>::new(setup).map_err(|error| error.to_string())?;
-        Ok(Box::new(task))
+        let task: Result<Box<dyn Task>, RingError> = match RingKind::of_features(activation.features) {
+            RingKind::Split => BlkQueue::<SplitRing>::new(setup).map(|queue| Box::new(queue) as _),
+            RingKind::Packed => BlkQueue::<PackedRing>::new(setup).map(|queue| Box::new(queue) as _),
+        };
+        task.map_err(|error| error.to_string())
     }
 
     fn error(&self, reason: impl ToString) -> ActivateError {

@@ -154,10 +154,15 @@ impl<R: Ring> BlkQueue<R> {
         if self.backend.in_flight() > 0 || !self.pending.is_empty() {
             work += self.reap();
         }
-        if self.recovering {
-            work += self.recover();
-        } else if self.phase == Phase::Running && !self.broken && self.pending.is_empty() {
-            work += self.accept();
+        if !self.broken && self.pending.is_empty() {
+            let taken = match self.phase {
+                _ if self.recovering => self.take_left_over(),
+                Phase::Running => self.take(),
+                _ => 0,
+            };
+            if taken > 0 {
+                work += self.accept(taken);
+            }
         }
         if !self.pending.is_empty() {
             work += self.submit();
@@ -188,8 +193,11 @@ impl<R: Ring> BlkQueue<R> {
             self.pending.clear();
             self.pending_start = 0;
         }
-        self.stats.in_flight.set(self.backend.in_flight().into());
-        taken + self.finish_completed(None)
+        let completed = self.finish_completed(None);
+        if completed == 0 {
+            self.stats.in_flight.set(self.backend.in_flight().into());
+        }
+        taken + completed
     }
 
     #[inline]
@@ -219,7 +227,7 @@ impl<R: Ring> BlkQueue<R> {
     }
 
     /// Ends a request: status byte, used ring, statistics.
-    #[inline]
+    #[inline(always)]
     fn complete(&mut self, head: u16, status: Status, tally: &mut Tally) {
         let slot = &mut self.slots[usize::from(head)];
         debug_assert!(slot.is_in_use());
@@ -238,30 +246,29 @@ impl<R: Ring> BlkQueue<R> {
         }
     }
 
-    /// Takes a batch from the ring and turns it into requests for the backend.
-    #[inline]
-    fn accept(&mut self) -> usize {
+    /// Takes a batch from the ring into `heads`. Returns how many there are.
+    #[inline(always)]
+    fn take(&mut self) -> usize {
         match self.ring.pop(&mut self.heads) {
-            Ok(0) => 0,
-            Ok(count) => self.accept_batch(count),
-            Err(error) => self.break_ring(error),
+            Ok(count) => count,
+            Err(error) => {
+                self.break_ring(error);
+                0
+            }
         }
     }
 
     /// Takes what the process before had in flight, before anything new.
     #[cold]
-    fn recover(&mut self) -> usize {
-        if self.broken || !self.pending.is_empty() {
-            return 0;
-        }
+    fn take_left_over(&mut self) -> usize {
         let count = self.ring.pop_left_over(&mut self.heads);
         self.recovering = self.ring.has_left_over();
-        self.accept_batch(count)
+        count
     }
 
-    /// Turns the chains in `heads` into requests for the backend.
-    #[inline]
-    fn accept_batch(&mut self, count: usize) -> usize {
+    /// Turns the chains in `heads` into requests for the backend. Returns how much there was to do.
+    #[inline(always)]
+    fn accept(&mut self, count: usize) -> usize {
         self.stats.batches.add(1);
         let started = self.sample();
         for (parts, &head) in self.parts.iter_mut().zip(&self.heads[..count]) {

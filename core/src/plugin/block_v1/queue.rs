@@ -88,7 +88,7 @@ impl BackendQueue {
     /// # Errors
     /// The queue has failed: take its requests back with [`take_in_flight`](Self::take_in_flight), after those that
     /// did complete.
-    #[inline]
+    #[inline(always)]
     pub fn submit(&mut self, requests: &mut [BlockRequest]) -> Result<usize, QueueFailed> {
         self.completed = 0;
         if self.failed {

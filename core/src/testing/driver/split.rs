@@ -1,17 +1,10 @@
-//! The driver's side of a split virtqueue (virtio 1.3, 2.7), for tests and benchmarks. It can follow the rules, and
-//! can break each of them.
+//! The driver's side of a split virtqueue (virtio 1.3, 2.7).
+use super::{Buffer, INDIRECT, NEXT, WRITE};
 use crate::{
     memory::{GuestMemory, Translator},
     ring::QueueConfig,
 };
 use std::sync::atomic::{AtomicU16, Ordering, fence};
-
-/// `flags` of a descriptor: another one follows.
-pub const NEXT: u16 = 1;
-/// `flags` of a descriptor: the device writes it.
-pub const WRITE: u16 = 2;
-/// `flags` of a descriptor: it points to a table.
-pub const INDIRECT: u16 = 4;
 
 /// A descriptor as it lies in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,17 +18,6 @@ pub struct Descriptor {
     pub flags: u16,
     /// Index of the next one.
     pub next: u16,
-}
-
-/// A buffer to be described.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Buffer {
-    /// Guest-physical address.
-    pub address: u64,
-    /// Length in bytes.
-    pub length: u32,
-    /// Whether the device writes it.
-    pub writable: bool,
 }
 
 /// The driver of one split ring.
@@ -178,6 +160,11 @@ impl SplitDriver {
     /// The used index that the device has published.
     pub fn used_index(&self) -> u16 {
         self.last_used.wrapping_add(self.used_count())
+    }
+
+    /// See [`RingDriver::base`](super::RingDriver::base).
+    pub fn base(&self, taken_all: bool) -> u32 {
+        if taken_all { self.available_index.into() } else { self.used_index().into() }
     }
 
     /// Takes `count` used chains without looking at them and without freeing their descriptors, for benchmarks that

@@ -1,0 +1,425 @@
+//! The packed virtqueue (virtio 1.3, 2.8), device side.
+//!
+//! Available and used descriptors share one ring, and each says by two of its flags which of the two it is. A chain is found out only
+//! by following it to its end, where its buffer ID is: so [`pop`](Ring::pop) reads the second half of each descriptor (length, ID,
+//! flags) and keeps it for [`walk`](Ring::walk), which reads the first half (address). Nothing is read twice.
+use super::{
+    Chain, MAX_QUEUE_SIZE, QueueConfig, Ring, RingError, RingStart, SegmentList,
+    table::{Buffer, DESCRIPTOR_INDIRECT, DESCRIPTOR_NEXT, DESCRIPTOR_WRITE, MAX_CHAIN, Table},
+};
+use crate::memory::{DirtyLog, Translator};
+use std::{
+    ptr::read_volatile,
+    sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
+};
+
+/// In a descriptor's flags: available in this lap of the driver's wrap counter, used in this lap of ours (virtio 1.3, 2.8.1).
+const AVAILABLE: u16 = 1 << 7;
+const USED: u16 = 1 << 15;
+const BOTH: u16 = AVAILABLE | USED;
+
+/// In an event suppression structure (virtio 1.3, 2.8.14), whose upper half the flags are.
+const EVENTS_DISABLE: u32 = 1;
+const EVENTS_DESCRIPTOR: u32 = 2;
+
+/// A place in the ring, and what the two flags of the descriptor there are when it is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cursor {
+    index: u16,
+    /// Of an available descriptor, one of the two; of a used one, both or none. `AVAILABLE` is the wrap counter in any case.
+    flags: u16,
+}
+
+impl Cursor {
+    /// From 15 bits of index and the wrap counter above, as an event offset and a vhost-user base have them.
+    fn new(bits: u16, when_set: u16) -> Self {
+        Cursor { index: bits & 0x7fff, flags: if bits & 0x8000 != 0 { when_set } else { when_set ^ BOTH } }
+    }
+
+    fn bits(self) -> u16 {
+        self.index | if self.flags & AVAILABLE != 0 { 0x8000 } else { 0 }
+    }
+
+    #[inline(always)]
+    fn advance(&mut self, count: u16, size: u16) {
+        // Both are at most 32768, and the index is less.
+        self.index += count;
+        if self.index >= size {
+            self.index -= size;
+            self.flags ^= BOTH;
+        }
+    }
+}
+
+/// What is remembered of a chain between pop and push_used.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// Where its first descriptor is in the ring.
+    index: u16,
+    /// Where the second halves of its descriptors are kept, until the next pop.
+    kept: u16,
+    /// Number of its descriptors in the ring; 0: there is no such chain.
+    count: u16,
+}
+
+/// A packed virtqueue. Owned by one worker.
+#[derive(Debug)]
+pub struct PackedRing {
+    /// Translates the ring itself and indirect tables; data has a translator of its own, so that the two do not push each other out
+    /// of the last-hit cache.
+    tables: Translator,
+    descriptors: *mut [u64; 2],
+    driver_events: *const u32,
+    device_events: *mut u32,
+    size: u16,
+    event_idx: bool,
+    available: Cursor,
+    used: Cursor,
+    /// Descriptors that were taken and not given back.
+    taken: u16,
+    /// By buffer ID.
+    places: Box<[Place]>,
+    /// The second halves of the descriptors that the last pop has taken.
+    kept: Box<[u64]>,
+    /// Descriptors given back and not yet published. They can be seen by the driver when the first one can.
+    pushed: u16,
+    /// The place and second half of that first one.
+    first: (u16, u64),
+    /// Descriptors that the driver has not been asked for yet whether it wants to be told.
+    unsignalled: u16,
+    /// Where pages are noted that we write, and the guest address of our event suppression structure.
+    log: Option<(DirtyLog, u64)>,
+    /// The guest address of the ring, for the log.
+    address: u64,
+}
+
+/// The three parts of a ring in host memory.
+struct Parts {
+    descriptors: *mut [u64; 2],
+    driver_events: *const u32,
+    device_events: *mut u32,
+}
+
+impl Parts {
+    /// # Errors
+    /// The size is not allowed, or a part does not lie in guest memory or is not aligned (virtio 1.3, 2.8.10.1).
+    fn find(config: &QueueConfig, tables: &mut Translator) -> Result<Self, RingError> {
+        if config.size == 0 || config.size > MAX_QUEUE_SIZE {
+            return Err(RingError::PackedSize(config.size));
+        }
+        let mut place = |address: u64, length: u64, align: u64, what| {
+            tables
+                .translate(address, length)
+                .filter(|host| address.is_multiple_of(align) && host.addr().is_multiple_of(align as usize))
+                .ok_or(RingError::Placement(what))
+        };
+        Ok(Parts {
+            descriptors: place(config.descriptors, 16 * u64::from(config.size), 16, "descriptor ring")?.cast(),
+            driver_events: place(config.driver_area, 4, 4, "driver event suppression structure")?.cast_const().cast(),
+            device_events: place(config.device_area, 4, 4, "device event suppression structure")?.cast(),
+        })
+    }
+}
+
+// SAFETY: the pointers lead to a shared mapping that the translator keeps alive, and the ring has one owner at a time.
+unsafe impl Send for PackedRing {}
+
+impl Ring for PackedRing {
+    fn start(
+        config: &QueueConfig,
+        mut tables: Translator,
+        event_idx: bool,
+        start: RingStart,
+    ) -> Result<Self, RingError> {
+        let Parts { descriptors, driver_events, device_events } = Parts::find(config, &mut tables)?;
+        let size = config.size;
+        // Both wrap counters are 1 at first (virtio 1.3, 2.8.1).
+        let base = start.base.unwrap_or(0x8000_8000);
+        let (available, used) = (Cursor::new(base as u16, AVAILABLE), Cursor::new((base >> 16) as u16, BOTH));
+        if available.index >= size || used.index >= size {
+            return Err(RingError::Base(base, size));
+        }
+        let mut ring = PackedRing {
+            tables,
+            descriptors,
+            driver_events,
+            device_events,
+            size,
+            event_idx,
+            available,
+            used,
+            taken: 0,
+            places: vec![Place { index: 0, kept: 0, count: 0 }; size.into()].into(),
+            kept: vec![0; size.into()].into(),
+            pushed: 0,
+            first: (0, 0),
+            unsignalled: 0,
+            log: start.log.zip(start.log_used),
+            address: config.descriptors,
+        };
+        ring.disable_kicks();
+        Ok(ring)
+    }
+
+    fn check(config: &QueueConfig, tables: &mut Translator) -> Result<(), RingError> {
+        Parts::find(config, tables).map(|_| ())
+    }
+
+    fn adopt(&mut self, config: &QueueConfig, tables: &mut Translator) -> Result<(), RingError> {
+        let Parts { descriptors, driver_events, device_events } = Parts::find(config, tables)?;
+        (self.descriptors, self.driver_events, self.device_events) = (descriptors, driver_events, device_events);
+        self.address = config.descriptors;
+        std::mem::swap(&mut self.tables, tables);
+        Ok(())
+    }
+
+    fn set_log(&mut self, log: Option<(DirtyLog, u64)>) -> Option<(DirtyLog, u64)> {
+        std::mem::replace(&mut self.log, log)
+    }
+
+    fn base(&self) -> u32 {
+        u32::from(self.available.bits()) | u32::from(self.used.bits()) << 16
+    }
+
+    fn size(&self) -> u16 {
+        self.size
+    }
+
+    #[inline]
+    fn pop(&mut self, ids: &mut [u16]) -> Result<usize, RingError> {
+        let (mut popped, mut kept) = (0, 0);
+        for slot in ids {
+            // Partner: the driver's write barrier between filling a chain and storing the flags of its first descriptor (virtio 1.3,
+            // 2.8.21.1). What else is read of the chain is read after this.
+            let rest = u64::from_le(second_half(self.descriptors, self.available.index).load(Ordering::Acquire));
+            if flags_of(rest) & BOTH != self.available.flags {
+                break;
+            }
+            let (id, count) = self.take_chain(rest, kept)?;
+            *slot = id;
+            kept += count;
+            popped += 1;
+        }
+        Ok(popped)
+    }
+
+    fn pop_left_over(&mut self, _ids: &mut [u16]) -> usize {
+        0
+    }
+
+    fn has_left_over(&self) -> bool {
+        false
+    }
+
+    #[inline]
+    fn has_available(&self) -> bool {
+        let rest = u64::from_le(second_half(self.descriptors, self.available.index).load(Ordering::Acquire));
+        flags_of(rest) & BOTH == self.available.flags
+    }
+
+    #[inline]
+    fn walk(&mut self, id: u16, data: &mut Translator, segments: &mut SegmentList<'_>) -> Result<Chain, RingError> {
+        let Place { mut index, kept, count } = self.places[usize::from(id)];
+        let rests = &self.kept[usize::from(kept)..usize::from(kept) + usize::from(count)];
+        let mut chain = Chain::default();
+        if let &[rest] = rests
+            && flags_of(rest) & DESCRIPTOR_INDIRECT != 0
+        {
+            let address = first_half(self.descriptors, index);
+            return self.walk_table(id, (address, rest), data, segments);
+        }
+        for &rest in rests {
+            let flags = flags_of(rest);
+            if flags & DESCRIPTOR_INDIRECT != 0 {
+                // A table in the middle of a chain (virtio 1.3, 2.8.19).
+                return Err(RingError::Indirect(id));
+            }
+            let address = first_half(self.descriptors, index);
+            chain.add(id, Buffer { address, length: rest as u32, flags }, data, segments)?;
+            index += 1;
+            if index == self.size {
+                index = 0;
+            }
+        }
+        Ok(chain)
+    }
+
+    #[inline]
+    fn push_used(&mut self, id: u16, written: u32) {
+        let count = std::mem::take(&mut self.places[usize::from(id)].count);
+        debug_assert!(count > 0, "a chain is given back once");
+        self.taken -= count;
+        // The length counts only where WRITE is set (virtio 1.3, 2.8.3).
+        let flags = self.used.flags | if written > 0 { DESCRIPTOR_WRITE } else { 0 };
+        let rest = u64::from(written) | u64::from(id) << 32 | u64::from(flags) << 48;
+        if self.pushed == 0 {
+            self.first = (self.used.index, rest);
+        } else {
+            self.write_second_half(self.used.index, rest, Ordering::Relaxed);
+        }
+        self.pushed += count;
+        self.used.advance(count, self.size);
+    }
+
+    #[inline]
+    fn publish(&mut self) -> bool {
+        if self.pushed == 0 {
+            return false;
+        }
+        // A driver looks at used descriptors in their order, so this one shows it all of the batch. Partner: the driver's read barrier
+        // after it has found the flags of a used descriptor (virtio 1.3, 2.8.22).
+        self.write_second_half(self.first.0, self.first.1, Ordering::Release);
+        if self.log.is_some() {
+            self.note_published();
+        }
+        // Both are at most the ring's size: a batch is asked for before the next one has gone around.
+        self.unsignalled = self.unsignalled.saturating_add(self.pushed).min(self.size);
+        self.pushed = 0;
+        true
+    }
+
+    #[inline]
+    fn needs_signal(&mut self) -> bool {
+        // Partner: the driver's full barrier between writing its event suppression structure and looking at the next used descriptor
+        // once more. Without ours the read below could pass the store in `publish` and a wake-up be lost (virtio 1.3, 2.8.22).
+        fence(Ordering::SeqCst);
+        // SAFETY: the structure was translated, and is aligned to 4 bytes.
+        let events = unsafe { read_volatile(self.driver_events) };
+        let new = std::mem::take(&mut self.unsignalled);
+        match events >> 16 & 3 {
+            EVENTS_DISABLE => false,
+            EVENTS_DESCRIPTOR if self.event_idx => {
+                let event = Cursor::new(events as u16, BOTH);
+                // Did we pass the event? Where it is of the lap before, it lies a ring's size further back.
+                let lap = if event.flags == self.used.flags { 0 } else { self.size };
+                let behind = self.used.index.wrapping_add(lap).wrapping_sub(event.index);
+                behind.wrapping_sub(1) < new
+            }
+            _ => true,
+        }
+    }
+
+    fn disable_kicks(&mut self) {
+        self.write_events(EVENTS_DISABLE << 16);
+    }
+
+    fn enable_kicks(&mut self) -> bool {
+        // With EVENT_IDX for the next chain alone: no kicks after the first.
+        let next = u32::from(self.available.bits()) | EVENTS_DESCRIPTOR << 16;
+        self.write_events(if self.event_idx { next } else { 0 });
+        // Partner: the driver's full barrier between storing the flags of its chains and reading our structure (virtio 1.3,
+        // 2.8.21.3).
+        fence(Ordering::SeqCst);
+        self.has_available()
+    }
+}
+
+impl PackedRing {
+    /// Takes the chain whose first descriptor is next, of which `rest` is the second half, and keeps those of its descriptors from
+    /// `kept` on. Returns its buffer ID, and the number of its descriptors.
+    #[inline(always)]
+    fn take_chain(&mut self, mut rest: u64, kept: u16) -> Result<(u16, u16), RingError> {
+        let (size, start) = (self.size, self.available.index);
+        let (mut index, mut count, mut is_whole) = (start, 0, false);
+        // No more is kept than is taken, which is no more than the ring has.
+        for slot in &mut self.kept[usize::from(kept)..usize::from(kept + size - self.taken)] {
+            *slot = rest;
+            count += 1;
+            is_whole = flags_of(rest) & DESCRIPTOR_NEXT == 0;
+            if is_whole {
+                break;
+            }
+            index = if index + 1 == size { 0 } else { index + 1 };
+            // Whether AVAILABLE and USED are right in these is not looked at: the first descriptor speaks for all (virtio 1.3, 2.8.6).
+            rest = u64::from_le(second_half(self.descriptors, index).load(Ordering::Relaxed));
+        }
+        if !is_whole {
+            // More than the ring has, as in a chain without an end.
+            return Err(RingError::Overrun(size));
+        }
+        // In the last descriptor, and nowhere else (virtio 1.3, 2.8.5). It names one of our slots, of which there are as many as
+        // buffers can be on their way.
+        let id = (rest >> 32) as u16;
+        let Some(place) = self.places.get_mut(usize::from(id)) else {
+            return Err(RingError::BufferId(id, size));
+        };
+        if place.count != 0 {
+            return Err(RingError::InUse(id));
+        }
+        *place = Place { index: start, kept, count };
+        self.taken += count;
+        self.available.advance(count, size);
+        Ok((id, count))
+    }
+
+    /// Follows an indirect table: all of its entries are buffers of the chain (virtio 1.3, 2.8.7).
+    #[inline(always)]
+    fn walk_table(
+        &mut self,
+        id: u16,
+        (address, rest): (u64, u64),
+        data: &mut Translator,
+        segments: &mut SegmentList<'_>,
+    ) -> Result<Chain, RingError> {
+        let table = Table::indirect(id, address, rest as u32, flags_of(rest), &mut self.tables)?;
+        // Drivers of small queues make longer chains than the queue is, so this is only a bound on our work.
+        if table.entries() > self.size.max(MAX_CHAIN) {
+            return Err(RingError::TooLong(id));
+        }
+        let mut chain = Chain::default();
+        for index in 0..table.entries() {
+            let [address, rest] = table.read(index, &mut self.tables)?;
+            let flags = flags_of(rest);
+            if flags & DESCRIPTOR_INDIRECT != 0 {
+                // A table within a table (virtio 1.3, 2.8.19).
+                return Err(RingError::Indirect(id));
+            }
+            chain.add(id, Buffer { address, length: rest as u32, flags }, data, segments)?;
+        }
+        Ok(chain)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn note_published(&mut self) {
+        let Some((log, events)) = &self.log else { return };
+        log.mark(*events, 4);
+        // From the first to the last that was written, which may be over the end of the ring. What was skipped in between does no harm.
+        let first = u32::from(self.first.0);
+        let before_end = u32::from(self.pushed).min(u32::from(self.size) - first);
+        for (start, count) in [(first, before_end), (0, u32::from(self.pushed) - before_end)] {
+            log.mark(self.address.wrapping_add(16 * u64::from(start)), 16 * u64::from(count));
+        }
+    }
+
+    #[inline(always)]
+    fn write_second_half(&self, index: u16, value: u64, order: Ordering) {
+        debug_assert!(index < self.size);
+        second_half(self.descriptors, index).store(value.to_le(), order);
+    }
+
+    fn write_events(&self, value: u32) {
+        // Relaxed: whoever needs an order has a fence.
+        // SAFETY: the structure was translated, and is aligned to 4 bytes.
+        unsafe { AtomicU32::from_ptr(self.device_events) }.store(value.to_le(), Ordering::Relaxed);
+    }
+}
+
+#[inline(always)]
+fn flags_of(rest: u64) -> u16 {
+    (rest >> 48) as u16
+}
+
+/// Length, buffer ID and flags of a descriptor, to be read and written in one access.
+#[inline(always)]
+fn second_half<'r>(descriptors: *mut [u64; 2], index: u16) -> &'r AtomicU64 {
+    // SAFETY: the index is below the ring's size; the ring was translated, and is aligned to 16 bytes.
+    unsafe { AtomicU64::from_ptr(descriptors.cast::<u64>().add(2 * usize::from(index) + 1)) }
+}
+
+/// The address in a descriptor.
+#[inline(always)]
+fn first_half(descriptors: *const [u64; 2], index: u16) -> u64 {
+    // SAFETY: the index is below the ring's size; the ring was translated, and is aligned to 16 bytes.
+    u64::from_le(unsafe { read_volatile(descriptors.add(index.into()).cast()) })
+}
