@@ -2,6 +2,7 @@
 //! is told to.
 use super::{
     blk::{BlkDriver, PATIENCE, wait_for},
+    driver::RingKind,
     front_end::{QUEUE_SIZE, regions},
 };
 use crate::memory::GuestMemory;
@@ -192,7 +193,7 @@ impl RawGuest {
         let bytes = BlkDriver::bytes(QUEUE_SIZE, DEPTH).next_multiple_of(4096);
         let memory = GuestMemory::create(&[(0, bytes), (1 << 32, 1 << 20)], None).expect("guest memory");
         let event = || EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC).expect("eventfd");
-        let driver = BlkDriver::new(&memory, 0, QUEUE_SIZE, DEPTH, false);
+        let driver = BlkDriver::new(RingKind::Split, &memory, 0, QUEUE_SIZE, DEPTH, false);
         RawGuest { driver, memory, kick: event(), call: event(), error: event() }
     }
 
