@@ -8,6 +8,7 @@ use pollux_core::{
     testing::{
         blk::{BlkDriver, Cut, IN},
         disk::{self, Behaviour, control},
+        driver::RingKind,
         rig::Rig,
     },
     worker::QueueUpdate,
@@ -36,8 +37,9 @@ fn measure(regions: u64, rounds: usize) -> (Vec<u64>, Vec<u64>) {
     let length = GUEST_BYTES / regions;
     let ranges: Vec<(u64, u64)> = (0..regions).map(|index| (index * length, length)).collect();
     let memory = GuestMemory::create(&ranges, None).expect("address space");
-    let driver = BlkDriver::new(&memory, 0, 256, 64, true);
-    let mut rig = Rig::with_driver(disk::open("table", 1 << 20, Behaviour::Held).expect("a disk"), driver, true);
+    let driver = BlkDriver::new(RingKind::Split, &memory, 0, 256, 64, true);
+    let mut rig =
+        Rig::with_driver(RingKind::Split, disk::open("table", 1 << 20, Behaviour::Held).expect("a disk"), driver, true);
     for _ in 0..IN_FLIGHT {
         rig.driver.submit(IN, 0, &[], &Cut::plain(0, 4096)).expect("room");
     }

@@ -66,7 +66,7 @@ fn round(both: &Neighbours, number: u32) {
     let raw = RawFrontEnd::acknowledged(&both.path);
     guest.start(&raw, number % 2);
     guest.driver.submit(IN, 0, &[], &Cut::plain(0, 512)).expect("room");
-    guest.driver.ring.set_available_index(9999);
+    guest.driver.ring.split().set_available_index(9999);
     guest.kick.write(1).expect("a kick");
     raw.send_message(Request::SET_MEM_TABLE as u32, VERSION, 4096, &[0; 50], &[event; 5]);
 }

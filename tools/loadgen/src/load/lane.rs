@@ -344,6 +344,7 @@ mod tests {
         memory::GuestMemory,
         testing::{
             disk::{self, Behaviour},
+            driver::RingKind,
             rig,
         },
     };
@@ -360,7 +361,7 @@ mod tests {
         let slots = Slots::new(&memory, SplitRing::bytes(64, DEPTH), DEPTH, workload.block_bytes);
         let mut queue = Queue::new(ring, slots).expect("a queue");
         let backend = disk::open("loadgen", BYTES, Behaviour::default()).expect("a disk");
-        let mut device = rig::prepared_queue(backend, &memory, config);
+        let mut device = rig::prepared_queue(RingKind::Split, backend, &memory, config);
         let span = Span { first: 0, count: BYTES / u64::from(workload.block_bytes) };
         let verifier = Some(Verifier::new(7, span, workload.block_bytes));
         let mut lane = Lane { generator: Generator::new(workload, 0, span), verifier };
