@@ -80,9 +80,9 @@ fn a_driver_starts_the_device_with_its_queues_and_vectors() {
     let (mut transport, recorded) = transport();
     assert_eq!(read16(&mut transport, common::NUM_QUEUES as u64), QUEUES as u16);
     start(&mut transport);
-    let activation = recorded.take_activation().expect("activated");
+    let mut activation = recorded.take_activation().expect("activated");
     assert_eq!(activation.queues.len(), QUEUES);
-    for (index, queue) in activation.queues.iter().enumerate() {
+    for (index, queue) in activation.queues.iter_mut().enumerate() {
         let base = 0x1000 + index as u64 * 0x3000;
         assert_eq!((queue.index, queue.config.size), (index, 64));
         assert_eq!(queue.config.descriptors, base);
@@ -136,7 +136,7 @@ fn a_vector_that_does_not_exist_reads_back_as_none() {
 fn a_running_queue_keeps_its_vector_and_says_so() {
     let (mut transport, recorded) = transport();
     start(&mut transport);
-    let activation = recorded.take_activation().expect("activated");
+    let mut activation = recorded.take_activation().expect("activated");
     transport.write_bar(common::QUEUE_SELECT, &0u16.to_le_bytes());
     for vector in [2, NO_VECTOR] {
         transport.write_bar(common::QUEUE_VECTOR, &vector.to_le_bytes());

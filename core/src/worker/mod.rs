@@ -4,6 +4,8 @@
 //! per turn.
 mod idle;
 mod task;
+#[allow(unsafe_code)]
+pub(crate) mod watchdog;
 
 pub use idle::IdlePolicy;
 pub use task::{Position, QueueUpdate, Retired, SleepFds, Task};
@@ -183,6 +185,7 @@ impl Worker {
         let thread = thread::Builder::new()
             .name(format!("pollux-{name}"))
             .spawn(move || {
+                let _watch = watchdog::watch();
                 let pinned = cpu.is_none_or(pin);
                 if reply.send(pinned).is_ok() && pinned {
                     Core::new(theirs, policy).run();

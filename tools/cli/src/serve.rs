@@ -6,13 +6,14 @@ use crate::{
     fail, hangup, service_manager,
     stats_output::{self, StatsArguments, StatsPlan},
 };
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pollux_core::{
     config::Purpose,
     transport::vhost_user::{Refresher, socket_activation::InheritedSockets},
 };
 use pollux_vmm::Shutdown;
 use std::{io, path::PathBuf};
-use tracing::info;
+use tracing::{debug, info, warn};
 
 /// The arguments of `pollux serve`.
 #[derive(clap::Args)]
@@ -54,8 +55,20 @@ pub(crate) fn serve(arguments: &Arguments, shared: &Shared) -> Status {
     }
 }
 
+/// Front ends hand over a descriptor for each of their memory regions and events; when there is no more room for one, the
+/// connections of others suffer. The limit that every process begins with is 1024, for the sake of select(2), which nothing here uses.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most).map(|()| most));
+    match raised {
+        Ok(most) => debug!("up to {most} file descriptors"),
+        Err(error) => warn!("cannot raise the limit of file descriptors: {error}"),
+    }
+}
+
 fn start(examined: &Examined, inherited: InheritedSockets, stats: StatsPlan) -> Result<(), Error> {
     let output = stats.open()?;
+    raise_descriptor_limit();
     let shutdown = Shutdown::on_termination().map_err(Error::Signals)?;
     let hangup = hangup::block().map_err(Error::Signals)?;
     let exports = Exports::start(examined, inherited)?;

@@ -7,16 +7,22 @@ use crate::{
     transport::{InterruptState, TRANSPORT_FEATURES},
     worker::{Position, QueueUpdate},
 };
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
     net::Shutdown,
     os::unix::net::UnixStream,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::{Duration, Instant},
 };
 use tracing::{debug, info};
 use vmm_sys_util::eventfd::EventFd;
+
+/// How long a front end waits for the requests of one that has gone, and how often it looks.
+const LEAVING_MAX: Duration = Duration::from_secs(10);
+const LEAVING_LOOK: Duration = Duration::from_millis(20);
 
 /// Names a connection, for ever.
 pub(super) type SessionId = u64;
@@ -27,6 +33,8 @@ pub(super) struct Device {
     features: u64,
     queue_count: usize,
     served: Mutex<Served>,
+    /// Rung when a connection gives the device up.
+    released: Condvar,
     interrupts: Arc<InterruptState>,
     watchers: Mutex<Vec<Watcher>>,
     lines: LogBudget,
@@ -72,6 +80,7 @@ impl Device {
             features: model.features() | TRANSPORT_FEATURES,
             queue_count: model.queue_sizes().len(),
             served: Mutex::new(Served { model, owner: None, configured_by: None, memory_of: None }),
+            released: Condvar::new(),
             interrupts: Arc::default(),
             watchers: Mutex::default(),
             lines: LogBudget::of_front_end(),
@@ -146,10 +155,9 @@ impl Device {
         state: &DriverState,
         wake: &Arc<EventFd>,
     ) -> Result<Owned<'_>, String> {
-        let mut served = self.lock();
+        let mut served = self.free(id)?;
         match served.owner {
-            Some(owner) if owner == id => {}
-            Some(_) => return Err("another front end is using the device; stop that one first".into()),
+            Some(_) => {}
             None => {
                 self.interrupts.reset();
                 self.interrupts.set_config_event(Some(wake.clone()));
@@ -170,11 +178,35 @@ impl Device {
         Ok(Owned { served })
     }
 
+    /// The device, as soon as no other connection than `id` uses it. One whose front end has gone is waited for: its requests end
+    /// first.
+    fn free(&self, id: SessionId) -> Result<MutexGuard<'_, Served>, String> {
+        let start = Instant::now();
+        let mut served = self.lock();
+        while let Some(owner) = served.owner.filter(|owner| *owner != id) {
+            if !self.has_gone(owner) || start.elapsed() > LEAVING_MAX || self.is_stopping() {
+                return Err("another front end is using the device; stop that one first".into());
+            }
+            served = self.released.wait_timeout(served, LEAVING_LOOK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(served)
+    }
+
+    /// Whether the front end of a connection has closed it.
+    fn has_gone(&self, id: SessionId) -> bool {
+        let watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(watcher) = watchers.iter().find(|watcher| watcher.id == id) else { return true };
+        let mut sockets = [PollFd::new(&watcher.stream, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut sockets, Some(&now)).is_ok() && sockets[0].revents().contains(PollFlags::HUP)
+    }
+
     /// Connection `id` does not use the device any more: its queues are drained and flushed.
     pub(super) fn release(&self, id: SessionId) {
         if let Some(mut owned) = self.owned(id) {
             owned.served.model.deactivate();
             owned.served.owner = None;
+            self.released.notify_all();
             self.interrupts.set_config_event(None);
             if tracing::enabled!(tracing::Level::INFO) && self.may_log() {
                 info!("{}: stopped", self.name);

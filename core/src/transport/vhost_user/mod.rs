@@ -32,7 +32,7 @@ mod table;
 mod vring;
 mod wire;
 
-use crate::device::DeviceModel;
+use crate::{device::DeviceModel, worker::watchdog};
 use device::{Device, SessionId};
 use session::Session;
 use socket::Listener;
@@ -53,6 +53,11 @@ use vmm_sys_util::{
 
 /// How long no connection is taken up after one could not be: most likely there are no more descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How often it is looked whether all connections have ended, once they should.
+const END_PAUSE: Duration = Duration::from_millis(1);
+/// How often it is looked whether a front end holds up a worker, in milliseconds.
+const WATCH_INTERVAL: i32 = 100;
 
 /// One device served on one socket. `[control]`
 pub struct Server {
@@ -156,7 +161,11 @@ impl Reception {
         let mut events = [EpollEvent::default(); 4];
         let mut next: SessionId = 1;
         while !self.device.is_stopping() {
-            let count = match epoll.wait(-1, &mut events) {
+            // While there are front ends, it is looked whether one of them holds up a worker.
+            let timeout = if self.sessions.is_empty() { -1 } else { WATCH_INTERVAL };
+            let waited = epoll.wait(timeout, &mut events);
+            watchdog::interrupt_stuck();
+            let count = match waited {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
@@ -179,7 +188,15 @@ impl Reception {
             }
             self.sessions.retain(|_, thread| !thread.is_finished());
         }
-        // Each drains what it has running, then closes.
+        self.end();
+    }
+
+    /// Waits for all connections: each drains what it has running, then closes.
+    fn end(&mut self) {
+        while self.sessions.values().any(|thread| !thread.is_finished()) {
+            thread::sleep(END_PAUSE);
+            watchdog::interrupt_stuck();
+        }
         for (_, thread) in self.sessions.drain() {
             if thread.join().is_err() {
                 error!("{}: a connection's thread panicked; please report this", self.device.name());

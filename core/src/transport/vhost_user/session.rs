@@ -11,8 +11,8 @@ use crate::{
     device::ActiveQueue,
     memory::{DirtyLog, ForeignMapping, GuestMemory, guard},
     ring::{InflightQueue, RingStart},
-    transport::{InterruptState, Notifier, check_features},
-    worker::QueueUpdate,
+    transport::{InterruptState, Notifier, check_features, interrupt::signal_foreign},
+    worker::{QueueUpdate, watchdog},
 };
 use std::{
     fs::File,
@@ -133,6 +133,7 @@ impl Session {
     /// Hears the front end until it goes, or the server stops. Then the rings are drained and flushed, and only after that is the
     /// connection closed.
     pub(super) fn run(mut self) {
+        let _watch = watchdog::watch();
         debug!("{}: connection {} is open", self.device.name(), self.id);
         let end = self.listen();
         match end {
@@ -438,14 +439,14 @@ impl Drop for Session {
 
 /// How the driver is told of used buffers.
 pub(super) fn notifier(call: &Option<Arc<EventFd>>) -> Notifier {
-    call.as_ref().map_or_else(Notifier::silent, |call| Notifier::new(call.clone(), None))
+    call.as_ref().map_or_else(Notifier::silent, |call| Notifier::foreign(call.clone()))
 }
 
 /// Tells the front end that a ring does not work (SET_VRING_ERR).
 fn signal_error(vring: &Vring) {
     if let Some(event) = &vring.error {
-        // A full counter has told it already.
-        let _ = event.write(1);
+        // A full counter has told it already. One that blocks delays its own connection, and not for long.
+        signal_foreign(event);
     }
 }
 
