@@ -18,6 +18,8 @@ pub(crate) struct Rules {
     pub(crate) length_mask: usize,
     /// Most bytes of a transfer that the plugin makes up itself.
     pub(crate) longest_transfer: u32,
+    /// There may be a quicker way to zeroes than to write them.
+    has_write_zeroes: bool,
     read_only: bool,
     discard: DiscardMethod,
 }
@@ -29,6 +31,7 @@ impl Rules {
         address_mask: 0,
         length_mask: 0,
         longest_transfer: u32::MAX,
+        has_write_zeroes: true,
         read_only: false,
         discard: DiscardMethod::None,
     };
@@ -37,7 +40,8 @@ impl Rules {
         Rules {
             address_mask: image.geometry.alignment.memory as usize - 1,
             length_mask: image.geometry.alignment.offset as usize - 1,
-            longest_transfer: u32::MAX,
+            longest_transfer: if image.maximum_transfer > 0 { image.maximum_transfer } else { u32::MAX },
+            has_write_zeroes: image.namespace.is_none_or(|namespace| namespace.has_write_zeroes),
             read_only: image.read_only,
             discard: image.discard,
         }
@@ -62,6 +66,7 @@ impl Rules {
                 DiscardMethod::PunchHole => Step::PunchHole,
                 DiscardMethod::Command => Step::DiscardCommand,
             },
+            Operation::WriteZeroes if !self.has_write_zeroes => Step::WriteZeroes,
             Operation::WriteZeroes if request.may_unmap() => Step::PunchHole,
             Operation::WriteZeroes => Step::ZeroRange,
         };

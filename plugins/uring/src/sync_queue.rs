@@ -16,7 +16,7 @@ use std::{
 
 /// A queue that has nothing in flight between two calls.
 #[derive(Debug)]
-pub struct SyncQueue {
+pub(crate) struct SyncQueue {
     image: Arc<Image>,
     rules: Rules,
     /// One chunk, for one request at a time.
