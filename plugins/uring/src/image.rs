@@ -68,6 +68,8 @@ pub(crate) struct Counters {
     pub(crate) bounced: AtomicU64,
     pub(crate) resubmitted: AtomicU64,
     pub(crate) zeroes_written: AtomicU64,
+    /// Reads that were tried on the page cache in vain.
+    pub(crate) not_cached: AtomicU64,
 }
 
 /// How long a lock or claim is tried for. The kernel lets go of the files of a ring that was closed a moment later.
@@ -224,10 +226,11 @@ impl fmt::Display for Counters {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             formatter,
-            r#"{{"bounced":{},"resubmitted":{},"zeroes_written":{}}}"#,
+            r#"{{"bounced":{},"resubmitted":{},"zeroes_written":{},"not_cached":{}}}"#,
             self.bounced.load(Ordering::Relaxed),
             self.resubmitted.load(Ordering::Relaxed),
             self.zeroes_written.load(Ordering::Relaxed),
+            self.not_cached.load(Ordering::Relaxed),
         )
     }
 }

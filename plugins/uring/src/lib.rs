@@ -28,6 +28,7 @@
 //! | `engine` | which way requests go |
 //! | `queue` | one queue, whichever way its requests go |
 //! | `ring_queue` | the hot path through io_uring: submit, poll, completions |
+//! | `inline` | reads that are tried on the page cache first |
 //! | `sync_queue` | the hot path by system calls |
 //! | `rules` | how a request begins |
 //! | `call` | one call to the kernel, as a ring's entry or at once |
@@ -47,6 +48,7 @@ mod engine;
 #[allow(unsafe_code)]
 mod geometry;
 mod image;
+mod inline;
 #[allow(unsafe_code)]
 mod lock;
 mod namespace;

@@ -3,18 +3,19 @@ use crate::{
     bounce::BouncePool,
     call::Call,
     image::Image,
+    inline::InlineReads,
     protocol::Protocol,
     ring::{MAXIMUM_DEPTH, Purpose, Ring, SetUp},
     rules::{NO_CHUNK, Rules},
     slot::{Next, Slot, Step},
 };
 use io_uring::{cqueue, squeue};
-use pollux_abi::block::{BlockQueue, Completions, Error, Request};
+use pollux_abi::block::{BlockQueue, Completions, Error, Operation, Request};
 use std::{
     collections::VecDeque,
     io,
     mem::MaybeUninit,
-    os::fd::RawFd,
+    os::fd::{AsRawFd, RawFd},
     sync::{Arc, atomic::Ordering},
     thread,
     time::{Duration, Instant},
@@ -45,6 +46,8 @@ pub(crate) struct RingQueue<P: Protocol> {
     waiting: VecDeque<u32>,
     pool: BouncePool,
     rules: Rules,
+    /// Reads through the page cache that the ring is spared.
+    inline: Option<InlineReads>,
 }
 
 /// A second ring, for reads and writes whose end the worker finds by asking the device (IOPOLL). Such a ring takes nothing
@@ -74,9 +77,11 @@ impl<P: Protocol> BlockQueue for RingQueue<P> {
             let Some(index) = self.free.pop() else { break };
             accepted += 1;
             match self.rules.begin(request) {
-                Ok(slot) => {
-                    self.slots[index as usize] = Some(slot);
-                    self.begin(index);
+                Ok((operation, step)) => {
+                    self.slots[index as usize] = Some(Slot::new(*request, operation, step));
+                    if requests.len() > 1 || !self.read_at_once(index, done) {
+                        self.begin(index);
+                    }
                 }
                 Err(result) => {
                     self.free.push(index);
@@ -179,6 +184,29 @@ impl<P: Protocol> RingQueue<P> {
         if self.ring.wants_enter() {
             self.ring.enter();
         }
+    }
+
+    /// Reads from the page cache if that is likely to have the bytes, and returns whether it had.
+    #[inline]
+    fn read_at_once(&mut self, index: u32, done: &mut Completions) -> bool {
+        let Some(inline) = &mut self.inline else { return false };
+        let slot = self.slots[index as usize].as_mut().expect("the slot was just filled");
+        if slot.operation != Operation::Read || !matches!(slot.step, Step::Transfer) || !inline.try_this() {
+            return false;
+        }
+        let Call::Transfer(transfer) = slot.call(&self.rules, &self.pool) else { return false };
+        // SAFETY: the segments are those of a request in flight.
+        let result = unsafe { transfer.perform(self.image.file.as_raw_fd(), libc::RWF_NOWAIT) };
+        if u64::try_from(result) != Ok(slot.request.length()) {
+            // Whatever it is, the ring finds out.
+            inline.missed();
+            self.image.counters.not_cached.fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
+        inline.hit();
+        done.complete(slot.request.token(), 0);
+        self.free.push(index);
+        true
     }
 
     /// Queues a new slot's first entry, once it has the bounce memory that it needs.
@@ -352,6 +380,7 @@ impl<P: Protocol> RingQueue<P> {
             waiting: VecDeque::with_capacity(depth as usize),
             pool: BouncePool::new(CHUNKS)?,
             rules: Rules::of(&image),
+            inline: (!image.direct && image.engine.has_nowait).then(InlineReads::default),
             image,
         })
     }

@@ -1,9 +1,5 @@
 //! What the medium lets a request do, and so how each begins.
-use crate::{
-    discard::DiscardMethod,
-    image::Image,
-    slot::{Slot, Step},
-};
+use crate::{discard::DiscardMethod, image::Image, slot::Step};
 use pollux_abi::block::{ENOTSUP, EROFS, Operation, Request};
 
 /// A bounced request that has no chunk yet.
@@ -49,7 +45,7 @@ impl Rules {
 
     /// How a request begins, or the result of one that ends at once.
     #[inline]
-    pub(crate) fn begin(&self, request: &Request) -> Result<Slot, i32> {
+    pub(crate) fn begin(&self, request: &Request) -> Result<(Operation, Step), i32> {
         let Some(operation) = request.operation() else { return Err(-ENOTSUP) };
         if self.read_only && !matches!(operation, Operation::Read | Operation::Flush) {
             return Err(-EROFS);
@@ -70,7 +66,7 @@ impl Rules {
             Operation::WriteZeroes if request.may_unmap() => Step::PunchHole,
             Operation::WriteZeroes => Step::ZeroRange,
         };
-        Ok(Slot::new(*request, operation, step))
+        Ok((operation, step))
     }
 
     /// Whether direct I/O takes the segments as they are. Offset and length are whole blocks by the host's word.

@@ -51,7 +51,7 @@ impl BlockQueue for SyncQueue {
     fn submit(&mut self, requests: &[Request], done: &mut Completions) -> usize {
         for request in requests {
             let result = match self.rules.begin(request) {
-                Ok(slot) => self.run(slot),
+                Ok((operation, step)) => self.run(Slot::new(*request, operation, step)),
                 Err(result) => result,
             };
             done.complete(request.token(), result);
