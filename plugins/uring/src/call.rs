@@ -40,11 +40,11 @@ pub(crate) enum Memory {
 }
 
 impl Call {
-    /// The entry of a ring.
+    /// The entry of a ring. `buffer` is the place of the registered memory that a transfer's piece lies in.
     #[inline]
-    pub(crate) fn entry(&self) -> squeue::Entry {
+    pub(crate) fn entry(&self, buffer: Option<u16>) -> squeue::Entry {
         match *self {
-            Call::Transfer(transfer) => transfer.entry(),
+            Call::Transfer(transfer) => transfer.entry(buffer),
             Call::Allocate { mode, offset, length } => {
                 opcode::Fallocate::new(MEDIUM, length).offset(offset).mode(mode).build()
             }
@@ -86,8 +86,14 @@ impl Call {
 const BLKDISCARD: libc::Ioctl = 0x1277;
 
 impl Transfer {
-    fn entry(&self) -> squeue::Entry {
-        let (offset, flags) = (self.offset, self.flags());
+    fn entry(&self, buffer: Option<u16>) -> squeue::Entry {
+        let (offset, flags, length) = (self.offset, self.flags(), self.length);
+        if let (Some(buffer), Memory::Piece(base)) = (buffer, self.memory) {
+            return match self.is_write {
+                false => opcode::ReadFixed::new(MEDIUM, base, length, buffer).offset(offset).build(),
+                true => opcode::WriteFixed::new(MEDIUM, base, length, buffer).offset(offset).rw_flags(flags).build(),
+            };
+        }
         match (self.memory, self.is_write) {
             (Memory::Piece(base), false) => opcode::Read::new(MEDIUM, base, self.length).offset(offset).build(),
             (Memory::Piece(base), true) => {

@@ -29,9 +29,14 @@ pub(crate) struct Engine {
     pub(crate) has_nowait: bool,
     /// The medium is memory: its transfers end within the call that begins them.
     is_memory: bool,
+    is_passthrough: bool,
 }
 
 impl Engine {
+    /// NVMe commands.
+    pub(crate) const PASSTHROUGH: Engine =
+        Engine { is_sync: false, has_nowait: true, is_memory: false, is_passthrough: true };
+
     /// Chooses for `file`. Where io_uring can do without its threads it is as quick and never waits. Where it cannot, system
     /// calls are several times quicker, but only memory never makes them wait.
     pub(crate) fn choose(choice: EngineChoice, file: &File, geometry: &Geometry) -> Self {
@@ -41,7 +46,7 @@ impl Engine {
             EngineChoice::IoUring => false,
             EngineChoice::Sync => true,
         };
-        Engine { is_sync, has_nowait, is_memory }
+        Engine { is_sync, has_nowait, is_memory, is_passthrough: false }
     }
 }
 
@@ -51,6 +56,7 @@ impl fmt::Display for Engine {
         formatter.write_str(match (self.is_sync, self.is_memory, self.has_nowait) {
             (true, true, _) => "by system calls (the medium is memory)",
             (true, false, _) => "by system calls, which may stop the worker (engine = \"sync\")",
+            _ if self.is_passthrough => "by NVMe commands through io_uring",
             (false, _, true) => "by io_uring",
             (false, true, false) => "by io_uring and kernel threads (engine = \"auto\" is quicker here)",
             (false, false, false) => "by io_uring and kernel threads (no NOWAIT there)",

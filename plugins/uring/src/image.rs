@@ -5,6 +5,8 @@ use crate::{
     engine::Engine,
     geometry::{Geometry, GeometryError, capacity_of},
     lock::Lock,
+    namespace::is_namespace,
+    nvme::Namespace,
 };
 use pollux_abi::{
     block::{BlockInfo, Error, OpenContext},
@@ -18,7 +20,7 @@ use std::{
     fmt,
     fs::{File, FileType, OpenOptions},
     io,
-    os::unix::fs::{FileTypeExt, OpenOptionsExt},
+    os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
     thread,
@@ -44,11 +46,20 @@ pub(crate) struct Image {
     pub(crate) geometry: Geometry,
     pub(crate) discard: DiscardMethod,
     pub(crate) engine: Engine,
+    /// Reads and writes end when the worker asks the device (IOPOLL).
+    pub(crate) polls_device: bool,
+    /// NVMe commands go straight to this namespace.
+    pub(crate) namespace: Option<Namespace>,
+    pub(crate) maximum_segments: u32,
+    /// 0 for no limit.
+    pub(crate) maximum_transfer: u32,
     pub(crate) direct: bool,
     pub(crate) read_only: bool,
     pub(crate) counters: Counters,
-    path: PathBuf,
-    lock: Option<Lock>,
+    pub(crate) path: PathBuf,
+    pub(crate) lock: Option<Lock>,
+    /// Keeps others off the medium where `file` itself does not.
+    pub(crate) _claim: Option<File>,
 }
 
 /// What the queues of an instance count: events off the fast path.
@@ -57,13 +68,15 @@ pub(crate) struct Counters {
     pub(crate) bounced: AtomicU64,
     pub(crate) resubmitted: AtomicU64,
     pub(crate) zeroes_written: AtomicU64,
+    /// Reads that were tried on the page cache in vain.
+    pub(crate) not_cached: AtomicU64,
 }
 
 /// How long a lock or claim is tried for. The kernel lets go of the files of a ring that was closed a moment later.
 pub(crate) const CLAIM_PATIENCE: Duration = Duration::from_millis(300);
 
 /// Opens the medium. A block device that is in use now may be free in a moment.
-fn open_claiming(options: &OpenOptions, path: &Path) -> io::Result<File> {
+pub(crate) fn open_claiming(options: &OpenOptions, path: &Path) -> io::Result<File> {
     let start = Instant::now();
     loop {
         match options.open(path) {
@@ -78,7 +91,11 @@ fn open_claiming(options: &OpenOptions, path: &Path) -> io::Result<File> {
 impl Image {
     pub(crate) fn open(options: &Options, context: &OpenContext) -> Result<Self, Error> {
         let path = options.path.as_path();
-        let kind = std::fs::metadata(path).map_err(|error| cannot_open(path, !context.read_only, error))?.file_type();
+        let metadata = std::fs::metadata(path).map_err(|error| cannot_open(path, !context.read_only, error))?;
+        let kind = metadata.file_type();
+        if kind.is_char_device() && is_namespace(metadata.rdev()) {
+            return Self::open_namespace(options, context, metadata.rdev());
+        }
         check_kind(path, kind)?;
         let (is_block_device, writable) = (kind.is_block_device(), !context.read_only);
         // The lock comes first: nothing of a medium that another process is changing is to be trusted.
@@ -109,9 +126,23 @@ impl Image {
             true => DiscardMethod::of(&file, &geometry, engine.is_sync, context.probe),
             false => DiscardMethod::None,
         };
-        let (direct, read_only) = (options.direct, context.read_only);
-        let counters = Counters::default();
-        Ok(Image { file, geometry, discard, engine, direct, read_only, counters, path: path.to_owned(), lock })
+        let disk = is_block_device.then_some(metadata.rdev());
+        Ok(Image {
+            file,
+            geometry,
+            discard,
+            engine,
+            polls_device: options.poll.decide(path, disk, options.direct, engine)?,
+            namespace: None,
+            maximum_segments: MAXIMUM_SEGMENTS,
+            maximum_transfer: 0,
+            direct: options.direct,
+            read_only: context.read_only,
+            counters: Counters::default(),
+            path: path.to_owned(),
+            lock,
+            _claim: None,
+        })
     }
 
     pub(crate) fn info(&self) -> BlockInfo {
@@ -132,11 +163,18 @@ impl Image {
             optimal_io_size: geometry.optimal_io_size,
             operations,
             // Direct writes pass the page cache, not the cache of the disk.
-            flags: if self.read_only { POLLUX_BLOCK_INFO_READ_ONLY } else { POLLUX_BLOCK_INFO_VOLATILE_CACHE },
-            maximum_segments: MAXIMUM_SEGMENTS,
+            flags: match (self.read_only, self.namespace) {
+                (true, _) => POLLUX_BLOCK_INFO_READ_ONLY,
+                (false, Some(Namespace { has_cache: false, .. })) => 0,
+                (false, _) => POLLUX_BLOCK_INFO_VOLATILE_CACHE,
+            },
+            maximum_transfer: self.maximum_transfer,
+            maximum_segments: self.maximum_segments,
             maximum_discard: MAXIMUM_DISCARD,
             discard_alignment: geometry.discard_alignment,
-            maximum_write_zeroes: MAXIMUM_WRITE_ZEROES,
+            maximum_write_zeroes: self
+                .namespace
+                .map_or(MAXIMUM_WRITE_ZEROES, |namespace| MAXIMUM_WRITE_ZEROES.min(namespace.longest_command())),
             ..BlockInfo::new(self.capacity())
         }
     }
@@ -144,7 +182,11 @@ impl Image {
     /// The capacity now, in whole blocks: whoever manages the medium may have resized it.
     fn capacity(&self) -> u64 {
         let (opened, block) = (self.geometry.capacity, u64::from(self.geometry.logical_block_size));
-        let now = capacity_of(&self.file, self.geometry.is_block_device).unwrap_or(opened) / block * block;
+        let now = match self.namespace {
+            Some(_) => Namespace::identify(&self.file).map(|namespace| namespace.capacity()),
+            None => capacity_of(&self.file, self.geometry.is_block_device),
+        };
+        let now = now.unwrap_or(opened) / block * block;
         if now == 0 { opened } else { now }
     }
 }
@@ -157,7 +199,11 @@ impl fmt::Display for Image {
             formatter,
             "{}: {}, {} bytes in {}-byte blocks, {}, {}, {}, {}, {}",
             self.path.display(),
-            if geometry.is_block_device { "block device" } else { "file" },
+            match self.namespace {
+                Some(_) => "NVMe namespace",
+                None if geometry.is_block_device => "block device",
+                None => "file",
+            },
             Size::from_bytes(geometry.capacity),
             geometry.logical_block_size,
             if self.read_only { "read-only" } else { "writable" },
@@ -166,10 +212,12 @@ impl fmt::Display for Image {
             match self.discard {
                 DiscardMethod::None => "no discard",
                 DiscardMethod::PunchHole => "discard by fallocate",
+                DiscardMethod::Command if self.namespace.is_some() => "discard by dataset management",
                 DiscardMethod::Command => "discard by BLKDISCARD",
             },
             self.engine,
-        )
+        )?;
+        if self.polls_device { formatter.write_str(", polled") } else { Ok(()) }
     }
 }
 
@@ -178,10 +226,11 @@ impl fmt::Display for Counters {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             formatter,
-            r#"{{"bounced":{},"resubmitted":{},"zeroes_written":{}}}"#,
+            r#"{{"bounced":{},"resubmitted":{},"zeroes_written":{},"not_cached":{}}}"#,
             self.bounced.load(Ordering::Relaxed),
             self.resubmitted.load(Ordering::Relaxed),
             self.zeroes_written.load(Ordering::Relaxed),
+            self.not_cached.load(Ordering::Relaxed),
         )
     }
 }
@@ -195,7 +244,10 @@ fn check_kind(path: &Path, kind: FileType) -> Result<(), Error> {
         _ if kind.is_fifo() => "a pipe",
         _ => "a socket",
     };
-    Err(Error::new(format!("{} is {what}: path must name an image file or a block device", path.display())))
+    Err(Error::new(format!(
+        "{} is {what}: path must name an image file, a block device or an NVMe namespace (/dev/ng0n1)",
+        path.display()
+    )))
 }
 
 /// Says why `path` could not be opened, for writing if `writable`.

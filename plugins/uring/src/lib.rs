@@ -6,14 +6,21 @@
 //! | `direct` | `true` | go past the page cache (`O_DIRECT`) |
 //! | `queue_depth` | the device's | most requests of one queue that the kernel works on at a time |
 //! | `lock` | `true` | refuse a medium that another process has open for writing |
+//! | `poll` | `"auto"` | `"on"`, `"off"`: ask the device for the end of requests (IOPOLL), where its queue polls |
+//! | `register_memory` | `false` | register guest memory with the kernel: it stays pinned, all of it |
 //! | `engine` | `"auto"` | `"io_uring"`, `"sync"` (system calls within `submit`), or the one that suits the medium |
 //!
 //! Each queue has a ring of its own, which its worker alone enters: at most one system call per turn of the worker,
-//! none while nothing is in flight. Guest memory is not registered with the ring, so the kernel pins the pages of
-//! each direct request anew.
+//! none while nothing is in flight. A ring permits what it is used for and nothing else. The path of an NVMe generic
+//! device, such as `/dev/ng0n1`, has requests go to the drive as commands, past the block layer.
 //!
 //! | module | holds |
 //! |---|---|
+//! | `nvme` | requests as NVMe commands |
+//! | `namespace` | opening an NVMe namespace for them |
+//! | `polling` | whether the worker asks the device |
+//! | `registered` | guest memory that is registered with the kernel |
+//! | `protocol` | how calls become entries of a ring |
 //! | `image` | the open medium, and the messages for one that cannot be used |
 //! | `geometry` | sizes, alignments and identity, as the kernel tells them |
 //! | `discard` | which way of discarding the medium knows |
@@ -21,6 +28,7 @@
 //! | `engine` | which way requests go |
 //! | `queue` | one queue, whichever way its requests go |
 //! | `ring_queue` | the hot path through io_uring: submit, poll, completions |
+//! | `inline` | reads that are tried on the page cache first |
 //! | `sync_queue` | the hot path by system calls |
 //! | `rules` | how a request begins |
 //! | `call` | one call to the kernel, as a ring's entry or at once |
@@ -40,9 +48,17 @@ mod engine;
 #[allow(unsafe_code)]
 mod geometry;
 mod image;
+mod inline;
 #[allow(unsafe_code)]
 mod lock;
+mod namespace;
+#[allow(unsafe_code)]
+mod nvme;
+mod polling;
+mod protocol;
 mod queue;
+#[allow(unsafe_code)]
+mod registered;
 #[allow(unsafe_code)]
 mod ring;
 #[allow(unsafe_code)]
@@ -59,9 +75,19 @@ mod testing;
 #[allow(unsafe_code)]
 mod tests;
 
-use crate::{engine::EngineChoice, image::Image, queue::UringQueue, ring_queue::RingQueue, sync_queue::SyncQueue};
+use crate::{
+    engine::EngineChoice,
+    image::Image,
+    nvme::NvmeCommands,
+    polling::PollChoice,
+    protocol::Files,
+    queue::{UringQueue, Way},
+    registered::{MemoryRegistry, RegisteredMemory},
+    ring_queue::RingQueue,
+    sync_queue::SyncQueue,
+};
 use pollux_abi::{
-    block::{Block, BlockInfo, Error, OpenContext},
+    block::{Block, BlockInfo, Error, MemoryRegion, OpenContext},
     host::{Host, Level},
 };
 use std::{
@@ -84,6 +110,10 @@ pub struct Options {
     lock: bool,
     #[serde(default)]
     engine: EngineChoice,
+    #[serde(default)]
+    poll: PollChoice,
+    #[serde(default)]
+    register_memory: bool,
 }
 
 fn yes() -> bool {
@@ -96,6 +126,10 @@ pub struct Uring {
     image: Arc<Image>,
     queue_depth: u32,
     host: Host,
+    /// Of guest memory, if it is to be registered.
+    registry: Option<Arc<MemoryRegistry>>,
+    /// Whether the log knows that memory could not be registered.
+    refusal_logged: AtomicBool,
     /// Whether the log knows what the rings are like. They are all alike, and a guest can have them made anew for ever.
     described: AtomicBool,
 }
@@ -114,8 +148,17 @@ impl Block for Uring {
         }
         let image = Image::open(&options, context)?;
         context.host.log(Level::Info, &image);
-        let (image, described) = (Arc::new(image), AtomicBool::new(false));
-        Ok(Uring { image, queue_depth, host: context.host, described })
+        let (host, is_of_use) = (context.host, image.direct && image.namespace.is_none() && !image.engine.is_sync);
+        let registry = match options.register_memory && !context.probe {
+            true if is_of_use => registry(&host),
+            true => {
+                host.log(Level::Info, "register_memory is of no use here: only direct I/O by io_uring gains by it");
+                None
+            }
+            false => None,
+        };
+        let (image, described, refusal_logged) = (Arc::new(image), AtomicBool::new(false), AtomicBool::new(false));
+        Ok(Uring { image, queue_depth, host, registry, refusal_logged, described })
     }
 
     fn info(&self) -> BlockInfo {
@@ -125,9 +168,23 @@ impl Block for Uring {
     fn open_queue(&self, _index: u32, depth: u32) -> Result<UringQueue, Error> {
         if self.image.engine.is_sync {
             let queue = SyncQueue::open(self.image.clone());
-            return queue.map(UringQueue::Sync).map_err(|error| Error::from_io("no memory for a queue", error));
+            return queue
+                .map(|queue| Way::Sync(queue).into())
+                .map_err(|error| Error::from_io("no memory for a queue", error));
         }
-        let (queue, set_up) = RingQueue::open(self.image.clone(), depth.min(self.queue_depth))?;
+        let depth = depth.min(self.queue_depth);
+        let (queue, set_up) = match self.image.namespace {
+            Some(namespace) => {
+                let commands = || Ok(NvmeCommands::new(namespace, depth));
+                let (queue, set_up) = RingQueue::open(&self.image, depth, commands)?;
+                (Way::Nvme(queue), set_up)
+            }
+            None => {
+                let files = || Ok(Files { registered: self.registry.clone().map(RegisteredMemory::new) });
+                let (queue, set_up) = RingQueue::open(&self.image, depth, files)?;
+                (Way::Ring(queue), set_up)
+            }
+        };
         match set_up.missing() {
             _ if self.described.swap(true, Ordering::Relaxed) => {}
             None => self.host.log(Level::Info, format!("io_uring with {set_up}")),
@@ -136,12 +193,43 @@ impl Block for Uring {
                 format!("io_uring with {set_up}: this kernel lacks {missing}, polling costs more (Linux 6.1 has all)"),
             ),
         }
-        Ok(UringQueue::Ring(queue))
+        Ok(queue.into())
     }
 
     fn statistics(&self) -> String {
         self.image.counters.to_string()
     }
+
+    fn memory_added(&self, region: &MemoryRegion) -> Result<(), Error> {
+        if let Some(registry) = &self.registry
+            && let Err(error) = registry.add(region)
+            && !self.refusal_logged.swap(true, Ordering::Relaxed)
+        {
+            self.host.log(
+                Level::Warn,
+                format!(
+                    "the kernel does not register guest memory, requests go without: {error}; raise the limit on locked \
+                     memory (ulimit -l), or leave register_memory out"
+                ),
+            );
+        }
+        Ok(())
+    }
+
+    fn memory_removed(&self, region: &MemoryRegion) {
+        if let Some(registry) = &self.registry {
+            registry.remove(region);
+        }
+    }
+}
+
+/// The registry of guest memory, where the kernel has it.
+fn registry(host: &Host) -> Option<Arc<MemoryRegistry>> {
+    let registry = MemoryRegistry::new();
+    if let Err(error) = &registry {
+        host.log(Level::Warn, format!("this kernel does not register guest memory: {error} (Linux 6.12 does)"));
+    }
+    registry.ok()
 }
 
 pollux_abi::export_plugin! { name: "uring", block: Uring }

@@ -1,15 +1,20 @@
 //! One queue of the backend, whichever way its requests go.
-use crate::{ring_queue::RingQueue, sync_queue::SyncQueue};
+use crate::{nvme::NvmeCommands, protocol::Files, ring_queue::RingQueue, sync_queue::SyncQueue};
 use pollux_abi::block::{BlockQueue, Completions, Error, Request};
 use std::os::fd::RawFd;
 
 /// One queue of the backend.
+#[derive(Debug)]
+pub struct UringQueue(Way);
+
 // It lies on the heap whichever it is, and another indirection would be one more on the hot path.
 #[allow(clippy::large_enum_variant)]
 #[derive(Debug)]
-pub enum UringQueue {
+pub(crate) enum Way {
     /// Through io_uring.
-    Ring(RingQueue),
+    Ring(RingQueue<Files>),
+    /// By NVMe commands through io_uring.
+    Nvme(RingQueue<NvmeCommands>),
     /// By system calls within `submit`.
     Sync(SyncQueue),
 }
@@ -17,11 +22,18 @@ pub enum UringQueue {
 /// Calls the same function of whichever queue it is.
 macro_rules! forward {
     ($queue:expr, $inner:ident => $call:expr) => {
-        match $queue {
-            UringQueue::Ring($inner) => $call,
-            UringQueue::Sync($inner) => $call,
+        match &mut $queue.0 {
+            Way::Ring($inner) => $call,
+            Way::Nvme($inner) => $call,
+            Way::Sync($inner) => $call,
         }
     };
+}
+
+impl From<Way> for UringQueue {
+    fn from(way: Way) -> Self {
+        UringQueue(way)
+    }
 }
 
 impl BlockQueue for UringQueue {
@@ -40,7 +52,11 @@ impl BlockQueue for UringQueue {
     }
 
     fn wake_fd(&self) -> Option<RawFd> {
-        forward!(self, queue => queue.wake_fd())
+        match &self.0 {
+            Way::Ring(queue) => queue.wake_fd(),
+            Way::Nvme(queue) => queue.wake_fd(),
+            Way::Sync(queue) => queue.wake_fd(),
+        }
     }
 
     fn arm(&mut self, armed: bool) -> bool {

@@ -1,17 +1,21 @@
 //! A queue whose requests go through io_uring. `submit` and `poll` together enter the kernel once per turn of the worker.
 use crate::{
     bounce::BouncePool,
+    call::Call,
     image::Image,
-    ring::{MAXIMUM_DEPTH, Ring, SetUp},
+    inline::InlineReads,
+    protocol::Protocol,
+    ring::{MAXIMUM_DEPTH, Purpose, Ring, SetUp},
     rules::{NO_CHUNK, Rules},
     slot::{Next, Slot, Step},
 };
-use pollux_abi::block::{BlockQueue, Completions, Error, Request};
+use io_uring::{cqueue, squeue};
+use pollux_abi::block::{BlockQueue, Completions, Error, Operation, Request};
 use std::{
     collections::VecDeque,
     io,
     mem::MaybeUninit,
-    os::fd::RawFd,
+    os::fd::{AsRawFd, RawFd},
     sync::{Arc, atomic::Ordering},
     thread,
     time::{Duration, Instant},
@@ -31,8 +35,10 @@ const DRAIN_PAUSE: Duration = Duration::from_micros(200);
 
 /// A queue with a ring of its own.
 #[derive(Debug)]
-pub struct RingQueue {
-    ring: Ring,
+pub(crate) struct RingQueue<P: Protocol> {
+    protocol: P,
+    ring: Ring<P::Submission, P::Completion>,
+    polled: Option<PolledRing<P>>,
     image: Arc<Image>,
     slots: Box<[Option<Slot>]>,
     free: Vec<u32>,
@@ -40,22 +46,42 @@ pub struct RingQueue {
     waiting: VecDeque<u32>,
     pool: BouncePool,
     rules: Rules,
+    /// Reads through the page cache that the ring is spared.
+    inline: Option<InlineReads>,
 }
 
-impl BlockQueue for RingQueue {
+/// A second ring, for reads and writes whose end the worker finds by asking the device (IOPOLL). Such a ring takes nothing
+/// else: flushes, discards and zeroes go through the first one.
+#[derive(Debug)]
+struct PolledRing<P: Protocol> {
+    ring: Ring<P::Submission, P::Completion>,
+    /// Requests that only the asking brings to an end.
+    in_flight: u32,
+    /// The device has refused to be asked: it takes no more requests.
+    is_refused: bool,
+}
+
+impl<P: Protocol> BlockQueue for RingQueue<P> {
     fn start(&mut self) -> Result<(), Error> {
-        self.ring.enable().map_err(|error| Error::from_io("cannot start the io_uring on this worker", error))
+        let polled = self.polled.as_mut().map_or(Ok(()), |polled| polled.ring.enable());
+        self.ring
+            .enable()
+            .and(polled)
+            .map_err(|error| Error::from_io("cannot start the io_uring on this worker", error))
     }
 
     fn submit(&mut self, requests: &[Request], done: &mut Completions) -> usize {
+        self.protocol.refresh(&self.ring, self.polled.as_ref().map(|polled| &polled.ring));
         let mut accepted = 0;
         for request in requests {
             let Some(index) = self.free.pop() else { break };
             accepted += 1;
             match self.rules.begin(request) {
-                Ok(slot) => {
-                    self.slots[index as usize] = Some(slot);
-                    self.begin(index);
+                Ok((operation, step)) => {
+                    self.slots[index as usize] = Some(Slot::new(*request, operation, step));
+                    if requests.len() > 1 || !self.read_at_once(index, done) {
+                        self.begin(index);
+                    }
                 }
                 Err(result) => {
                     self.free.push(index);
@@ -75,6 +101,9 @@ impl BlockQueue for RingQueue {
             self.ring.enter();
         }
         self.reap(done);
+        if self.polled.is_some() {
+            self.poll_device(done);
+        }
     }
 
     fn wake_fd(&self) -> Option<RawFd> {
@@ -82,13 +111,18 @@ impl BlockQueue for RingQueue {
     }
 
     fn arm(&mut self, armed: bool) -> bool {
-        self.ring.arm(armed)
+        // No interrupt would wake a worker that waits for a polled request.
+        let must_poll = self.polled.as_ref().is_some_and(|polled| polled.in_flight > 0);
+        self.ring.arm(armed) || must_poll
     }
 
     fn stop(&mut self) -> Result<(), Error> {
         let drained = self.drain();
         let left = self.held();
         self.ring.disable(left == 0);
+        if let Some(polled) = &mut self.polled {
+            polled.ring.disable(left == 0);
+        }
         if left == 0 {
             return Ok(());
         }
@@ -102,7 +136,7 @@ impl BlockQueue for RingQueue {
     }
 }
 
-impl RingQueue {
+impl<P: Protocol> RingQueue<P> {
     /// Takes all completions off the ring. What follows them is entered in the next turn, so this ends.
     #[inline]
     fn reap(&mut self, done: &mut Completions) {
@@ -110,12 +144,69 @@ impl RingQueue {
         loop {
             let batch = self.ring.pop(&mut room);
             for completion in batch {
+                let completion: cqueue::Entry = completion.clone().into();
                 self.completed(completion.user_data() as u32, completion.result(), done);
             }
             if batch.len() < BATCH {
                 return;
             }
         }
+    }
+
+    /// Asks the device, and takes what has ended off the polled ring.
+    fn poll_device(&mut self, done: &mut Completions) {
+        let mut room = [const { MaybeUninit::uninit() }; BATCH];
+        loop {
+            let Some(polled) = &mut self.polled else { return };
+            if polled.in_flight == 0 {
+                return;
+            }
+            polled.ring.enter();
+            let batch = polled.ring.pop(&mut room);
+            polled.in_flight -= batch.len() as u32;
+            for completion in batch {
+                let completion: cqueue::Entry = completion.clone().into();
+                let (index, result) = (completion.user_data() as u32, completion.result());
+                if result == -libc::EOPNOTSUPP
+                    && let Some(polled) = &mut self.polled
+                {
+                    polled.is_refused = true;
+                    self.push(index);
+                    continue;
+                }
+                self.completed(index, result, done);
+            }
+            if batch.len() < BATCH {
+                break;
+            }
+        }
+        // What has gone over to the first ring waits for no other turn.
+        if self.ring.wants_enter() {
+            self.ring.enter();
+        }
+    }
+
+    /// Reads from the page cache if that is likely to have the bytes, and returns whether it had.
+    #[inline]
+    fn read_at_once(&mut self, index: u32, done: &mut Completions) -> bool {
+        let Some(inline) = &mut self.inline else { return false };
+        let slot = self.slots[index as usize].as_mut().expect("the slot was just filled");
+        if slot.operation != Operation::Read || !matches!(slot.step, Step::Transfer) || !inline.try_this() {
+            return false;
+        }
+        let Call::Transfer(transfer) = slot.call(&self.rules, &self.pool) else { return false };
+        // SAFETY: the segments are those of a request in flight.
+        let result = unsafe { transfer.perform(self.image.file.as_raw_fd(), libc::RWF_NOWAIT) };
+        if u64::try_from(result) != Ok(slot.request.length()) {
+            // Whatever it is, the ring finds out.
+            inline.missed();
+            self.image.counters.not_cached.fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
+        inline.hit();
+        done.complete(slot.request.token(), 0);
+        self.free.push(index);
+        true
     }
 
     /// Queues a new slot's first entry, once it has the bounce memory that it needs.
@@ -136,15 +227,25 @@ impl RingQueue {
     #[inline]
     fn push(&mut self, index: u32) {
         let slot = self.slots[index as usize].as_mut().expect("only filled slots are pushed");
-        let entry = slot.call(&self.rules, &self.pool).entry().user_data(u64::from(index));
+        let call = slot.call(&self.rules, &self.pool);
+        let entry = self.protocol.entry(index, &call);
         // SAFETY: the entry points to the segments of a request in flight or into the pool. Both outlive it: the host keeps
         // the segments until the request completes, and a queue with requests in flight abandons its pool.
-        unsafe { self.ring.push(&entry) };
+        unsafe {
+            match &mut self.polled {
+                Some(polled) if polled.takes(&call) => {
+                    polled.in_flight += 1;
+                    polled.ring.push(&entry);
+                }
+                _ => self.ring.push(&entry),
+            }
+        }
     }
 
     #[inline]
     fn completed(&mut self, index: u32, result: i32, done: &mut Completions) {
         let slot = self.slots[index as usize].as_mut().expect("only filled slots complete");
+        let result = P::result(result, slot.asked);
         match slot.completed(result, &self.rules, &self.pool, &self.image.counters) {
             Next::Push => self.push(index),
             Next::Complete(result) => {
@@ -168,9 +269,12 @@ impl RingQueue {
         let mut room = [const { MaybeUninit::uninit() }; BATCH];
         while self.held() > 0 && Instant::now() < deadline {
             self.ring.collect()?;
-            let completions = self.ring.pop(&mut room);
-            self.free.extend(completions.iter().map(|completion| completion.user_data() as u32));
-            if completions.is_empty() {
+            let mut ended = drained(&mut self.ring, &mut room, &mut self.free);
+            if let Some(polled) = &mut self.polled {
+                polled.ring.collect()?;
+                ended += drained(&mut polled.ring, &mut room, &mut self.free);
+            }
+            if ended == 0 {
                 thread::sleep(DRAIN_PAUSE);
             }
         }
@@ -180,11 +284,37 @@ impl RingQueue {
     /// Requests whose memory the kernel may still touch. Those that only wait in the submission queue are ours, and when
     /// the queue is given up they stay there.
     fn held(&mut self) -> usize {
-        self.slots.len() - self.free.len() - self.waiting.len() - self.ring.queued()
+        self.slots.len() - self.free.len() - self.waiting.len() - self.queued()
+    }
+
+    fn queued(&mut self) -> usize {
+        self.ring.queued() + self.polled.as_mut().map_or(0, |polled| polled.ring.queued())
     }
 }
 
-impl Drop for RingQueue {
+/// Frees the slots of what has ended on a ring, and returns how many.
+fn drained<P, C>(ring: &mut Ring<P, C>, room: &mut [MaybeUninit<C>], free: &mut Vec<u32>) -> usize
+where
+    P: squeue::EntryMarker,
+    C: cqueue::EntryMarker,
+{
+    let completions = ring.pop(room);
+    free.extend(completions.iter().map(|completion| -> u32 {
+        let completion: cqueue::Entry = completion.clone().into();
+        completion.user_data() as u32
+    }));
+    completions.len()
+}
+
+impl<P: Protocol> PolledRing<P> {
+    /// A write that must be durable may be followed by a flush, which cannot be polled for.
+    #[inline]
+    fn takes(&self, call: &Call) -> bool {
+        !self.is_refused && matches!(call, Call::Transfer(transfer) if !transfer.is_durable)
+    }
+}
+
+impl<P: Protocol> Drop for RingQueue<P> {
     fn drop(&mut self) {
         if self.held() > 0 {
             self.pool.abandon();
@@ -192,12 +322,16 @@ impl Drop for RingQueue {
     }
 }
 
-impl RingQueue {
+impl<P: Protocol> RingQueue<P> {
     /// Makes a queue with the best ring that the kernel can set up.
-    pub(crate) fn open(image: Arc<Image>, depth: u32) -> Result<(Self, SetUp), Error> {
+    pub(crate) fn open(
+        image: &Arc<Image>,
+        depth: u32,
+        protocol: impl Fn() -> io::Result<P>,
+    ) -> Result<(Self, SetUp), Error> {
         let mut refused = io::Error::from_raw_os_error(libc::EINVAL);
         for set_up in SetUp::ALL {
-            match Self::open_with(image.clone(), depth, set_up) {
+            match protocol().and_then(|protocol| Self::open_with(image.clone(), depth, set_up, protocol)) {
                 Ok(queue) => return Ok((queue, set_up)),
                 // The kernel does not know one of the flags.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = error,
@@ -222,15 +356,31 @@ impl RingQueue {
         })
     }
 
-    pub(crate) fn open_with(image: Arc<Image>, depth: u32, set_up: SetUp) -> io::Result<Self> {
+    pub(crate) fn open_with(image: Arc<Image>, depth: u32, set_up: SetUp, protocol: P) -> io::Result<Self> {
         let depth = depth.clamp(1, MAXIMUM_DEPTH);
+        let operations = match P::OPERATIONS {
+            [known @ .., _] if set_up == SetUp::Interrupting => known,
+            all => all,
+        };
+        let may_clone_buffers = protocol.registers_memory();
+        let purpose = Purpose { set_up, depth, polls_device: false, operations, may_clone_buffers };
+        let polled = match image.polls_device {
+            true => {
+                let ring = Ring::build(Purpose { polls_device: true, ..purpose }, &image.file)?;
+                Some(PolledRing { ring, in_flight: 0, is_refused: false })
+            }
+            false => None,
+        };
         Ok(RingQueue {
-            ring: Ring::build(set_up, depth, &image.file)?,
+            ring: Ring::build(purpose, &image.file)?,
+            polled,
+            protocol,
             slots: vec![None; depth as usize].into(),
             free: (0..depth).rev().collect(),
             waiting: VecDeque::with_capacity(depth as usize),
             pool: BouncePool::new(CHUNKS)?,
             rules: Rules::of(&image),
+            inline: (!image.direct && image.engine.has_nowait).then(InlineReads::default),
             image,
         })
     }

@@ -1,9 +1,5 @@
 //! What the medium lets a request do, and so how each begins.
-use crate::{
-    discard::DiscardMethod,
-    image::Image,
-    slot::{Slot, Step},
-};
+use crate::{discard::DiscardMethod, image::Image, slot::Step};
 use pollux_abi::block::{ENOTSUP, EROFS, Operation, Request};
 
 /// A bounced request that has no chunk yet.
@@ -18,6 +14,8 @@ pub(crate) struct Rules {
     pub(crate) length_mask: usize,
     /// Most bytes of a transfer that the plugin makes up itself.
     pub(crate) longest_transfer: u32,
+    /// There may be a quicker way to zeroes than to write them.
+    has_write_zeroes: bool,
     read_only: bool,
     discard: DiscardMethod,
 }
@@ -29,6 +27,7 @@ impl Rules {
         address_mask: 0,
         length_mask: 0,
         longest_transfer: u32::MAX,
+        has_write_zeroes: true,
         read_only: false,
         discard: DiscardMethod::None,
     };
@@ -37,7 +36,8 @@ impl Rules {
         Rules {
             address_mask: image.geometry.alignment.memory as usize - 1,
             length_mask: image.geometry.alignment.offset as usize - 1,
-            longest_transfer: u32::MAX,
+            longest_transfer: if image.maximum_transfer > 0 { image.maximum_transfer } else { u32::MAX },
+            has_write_zeroes: image.namespace.is_none_or(|namespace| namespace.has_write_zeroes),
             read_only: image.read_only,
             discard: image.discard,
         }
@@ -45,7 +45,7 @@ impl Rules {
 
     /// How a request begins, or the result of one that ends at once.
     #[inline]
-    pub(crate) fn begin(&self, request: &Request) -> Result<Slot, i32> {
+    pub(crate) fn begin(&self, request: &Request) -> Result<(Operation, Step), i32> {
         let Some(operation) = request.operation() else { return Err(-ENOTSUP) };
         if self.read_only && !matches!(operation, Operation::Read | Operation::Flush) {
             return Err(-EROFS);
@@ -62,10 +62,11 @@ impl Rules {
                 DiscardMethod::PunchHole => Step::PunchHole,
                 DiscardMethod::Command => Step::DiscardCommand,
             },
+            Operation::WriteZeroes if !self.has_write_zeroes => Step::WriteZeroes,
             Operation::WriteZeroes if request.may_unmap() => Step::PunchHole,
             Operation::WriteZeroes => Step::ZeroRange,
         };
-        Ok(Slot::new(*request, operation, step))
+        Ok((operation, step))
     }
 
     /// Whether direct I/O takes the segments as they are. Offset and length are whole blocks by the host's word.

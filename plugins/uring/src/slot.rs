@@ -73,6 +73,24 @@ impl Slot {
     /// The call of the current step.
     #[inline]
     pub(crate) fn call(&mut self, rules: &Rules, pool: &BouncePool) -> Call {
+        // What nearly all requests are is kept short.
+        if let (Step::Transfer, 0, [segment]) = (self.step, self.progress, self.request.segments())
+            && segment.length <= MAXIMUM_PIECE
+        {
+            let is_write = self.operation != Operation::Read;
+            self.asked = segment.length as u32;
+            return Call::Transfer(Transfer {
+                is_write,
+                is_durable: is_write && self.request.is_fua(),
+                memory: Memory::Piece(segment.base),
+                offset: self.request.offset(),
+                length: self.asked,
+            });
+        }
+        self.next_call(rules, pool)
+    }
+
+    fn next_call(&mut self, rules: &Rules, pool: &BouncePool) -> Call {
         let offset = self.request.offset() + self.progress;
         let length = self.request.length() - self.progress;
         let call = match self.step {
@@ -98,7 +116,6 @@ impl Slot {
 
     /// The rest of the segments as they are. Within a segment only that segment's rest is moved, so that no array of the
     /// plugin's own is needed.
-    #[inline]
     fn transfer(&self, offset: u64) -> Transfer {
         let mut segments = self.request.segments();
         let mut skip = self.progress;
@@ -138,6 +155,16 @@ impl Slot {
     /// What follows `result`, the kernel's answer to the call.
     #[inline]
     pub(crate) fn completed(&mut self, result: i32, rules: &Rules, pool: &BouncePool, counters: &Counters) -> Next {
+        if matches!(self.step, Step::Transfer)
+            && result >= 0
+            && self.progress + u64::from(result as u32) == self.request.length()
+        {
+            return Next::Complete(0);
+        }
+        self.completed_otherwise(result, rules, pool, counters)
+    }
+
+    fn completed_otherwise(&mut self, result: i32, rules: &Rules, pool: &BouncePool, counters: &Counters) -> Next {
         if result >= 0 {
             self.refused_since = None;
             return self.advanced(result as u32, rules, pool, counters);

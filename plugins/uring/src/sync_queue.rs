@@ -16,7 +16,7 @@ use std::{
 
 /// A queue that has nothing in flight between two calls.
 #[derive(Debug)]
-pub struct SyncQueue {
+pub(crate) struct SyncQueue {
     image: Arc<Image>,
     rules: Rules,
     /// One chunk, for one request at a time.
@@ -51,7 +51,7 @@ impl BlockQueue for SyncQueue {
     fn submit(&mut self, requests: &[Request], done: &mut Completions) -> usize {
         for request in requests {
             let result = match self.rules.begin(request) {
-                Ok(slot) => self.run(slot),
+                Ok((operation, step)) => self.run(Slot::new(*request, operation, step)),
                 Err(result) => result,
             };
             done.complete(request.token(), result);

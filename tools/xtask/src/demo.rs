@@ -156,7 +156,8 @@ impl<'a> Stage<'a> {
             }
             Place::Lab { .. } => {
                 let disks = [self.image.clone()];
-                let run = LabRun { label: "demo", disks: &disks, folder: &self.folder, limit: RUN_LIMIT, echo };
+                let run =
+                    LabRun { label: "demo", disks: &disks, drives: &[], folder: &self.folder, limit: RUN_LIMIT, echo };
                 self.lab.run(run, &command)
             }
         }

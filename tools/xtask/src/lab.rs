@@ -25,6 +25,8 @@ pub(crate) struct LabRun<'a> {
     pub(crate) label: &'a str,
     /// Disk images, seen as `/dev/vda` and so on.
     pub(crate) disks: &'a [PathBuf],
+    /// Images of NVMe drives with queues that can be polled, named by `LAB_NVME0` and so on.
+    pub(crate) drives: &'a [PathBuf],
     /// The command begins in this folder, and may write to it as `/out`.
     pub(crate) folder: &'a Path,
     pub(crate) limit: Duration,
@@ -83,6 +85,9 @@ impl Lab {
         lab.arg("run").arg("--timeout").arg(run.limit.as_secs().to_string());
         for disk in run.disks {
             lab.arg("--disk").arg(disk);
+        }
+        for drive in run.drives {
+            lab.arg("--nvme").arg(drive);
         }
         lab.arg("--out").arg(run.folder).arg("--cwd").arg(run.folder).arg("--").args(command);
         // The lab ends the command first, and says so; the time around it is for its own start.

@@ -95,6 +95,19 @@ impl<B: Block> Instance<B> {
         serde_json::from_slice(&room[..text.length]).expect("statistics are JSON")
     }
 
+    /// Announces memory as a region of a guest's.
+    pub(crate) fn add_memory(&self, memory: &Memory) {
+        let region = memory.region();
+        // SAFETY: the tests keep the memory until they remove it or the instance is closed.
+        with_reason(|error| unsafe { (self.table.memory_add)(self.instance, &raw const region, error) }).unwrap();
+    }
+
+    pub(crate) fn remove_memory(&self, memory: &Memory) {
+        let region = memory.region();
+        // SAFETY: it was added.
+        unsafe { (self.table.memory_remove)(self.instance, &raw const region) }
+    }
+
     pub(crate) fn open_queue(&self, index: u32, depth: u32) -> Result<Queue, String> {
         let mut handle = BlockQueueHandle { queue: null_mut(), wake_fd: 0, reserved0: 0, reserved: [0; 2] };
         with_reason(|error| {
@@ -280,6 +293,34 @@ impl Memory {
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `bytes`.
         unsafe { slice::from_raw_parts_mut(self.base, self.layout.size()) }
+    }
+
+    /// Maps new pages, full of zeroes, in the place of those that there are.
+    pub(crate) fn replace_pages(&mut self) {
+        let (length, protection) = (self.layout.size(), libc::PROT_READ | libc::PROT_WRITE);
+        assert!(length.is_multiple_of(4096));
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        // SAFETY: the pages are whole ones of this memory, which nobody else uses.
+        let base = unsafe { libc::mmap(self.base.cast(), length, protection, flags, -1, 0) };
+        assert_eq!(base, self.base.cast());
+    }
+
+    pub(crate) fn base(&self) -> *mut u8 {
+        self.base
+    }
+
+    /// The memory as a region of a guest's.
+    pub(crate) fn region(&self) -> MemoryRegion {
+        MemoryRegion {
+            guest_address: 0,
+            base: self.base,
+            length: self.layout.size(),
+            file: -1,
+            flags: 0,
+            file_offset: 0,
+            page_size: 4096,
+            reserved: [0; 2],
+        }
     }
 
     pub(crate) fn segment(&self, offset: usize, length: usize) -> Segment {

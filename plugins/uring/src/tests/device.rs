@@ -5,14 +5,14 @@ use pollux_abi::block_v1::*;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 /// A loop device over an image, detached when dropped.
-struct LoopDevice {
-    path: PathBuf,
+pub(super) struct LoopDevice {
+    pub(super) path: PathBuf,
     backing: Fixture,
 }
 
 impl LoopDevice {
     /// `None`, with the reason printed, where none can be made.
-    fn new(size: u64, sector: u32) -> Option<Self> {
+    pub(super) fn new(size: u64, sector: u32) -> Option<Self> {
         let sector = format!("--sector-size={sector}");
         let backing = Fixture::new(size);
         let path = is_root()

@@ -2,6 +2,7 @@
 use crate::{
     Options, Uring,
     image::Image,
+    protocol::Files,
     ring::SetUp,
     ring_queue::RingQueue,
     testing::{Instance, Queue},
@@ -16,7 +17,9 @@ use std::{
 use tempfile::TempDir;
 
 mod device;
+mod nvme;
 mod open;
+mod registered;
 mod sync;
 mod transfer;
 mod worker;
@@ -77,7 +80,7 @@ struct Older<const SET_UP: usize>(Arc<Image>);
 
 impl<const SET_UP: usize> Block for Older<SET_UP> {
     type Options = Options;
-    type Queue = RingQueue;
+    type Queue = RingQueue<Files>;
 
     fn open(options: Options, context: &OpenContext) -> Result<Self, Error> {
         Ok(Older(Arc::new(Image::open(&options, context)?)))
@@ -85,8 +88,9 @@ impl<const SET_UP: usize> Block for Older<SET_UP> {
     fn info(&self) -> BlockInfo {
         self.0.info()
     }
-    fn open_queue(&self, _index: u32, depth: u32) -> Result<RingQueue, Error> {
-        RingQueue::open_with(self.0.clone(), depth, SetUp::ALL[SET_UP]).map_err(|error| Error::from_io("", error))
+    fn open_queue(&self, _index: u32, depth: u32) -> Result<RingQueue<Files>, Error> {
+        RingQueue::open_with(self.0.clone(), depth, SetUp::ALL[SET_UP], Files::default())
+            .map_err(|error| Error::from_io("", error))
     }
 }
 

@@ -46,7 +46,7 @@ fn what_cannot_be_opened_is_named_with_what_to_do() {
         options(&path, true)
     };
     assert_says(&refusal(&options(&folder.join("gone"), true), 0), &["gone", "No such file", "truncate -s"]);
-    assert_says(&refusal(&options(folder, true), 0), &["is a folder", "image file or a block device"]);
+    assert_says(&refusal(&options(folder, true), 0), &["is a folder", "image file, a block device"]);
     assert_says(&refusal(&options(Path::new("/dev/full"), true), 0), &["/dev/full is a character device"]);
     assert_says(&refusal(&write("empty", 0), 0), &["empty is empty", "truncate -s"]);
     let message = refusal(&write("odd", 1000), 0);

@@ -95,3 +95,34 @@ fn a_disk_in_memory_is_served_by_system_calls() {
         check_against_model(&mut queue, &info, 0, info.capacity / u64::from(info.logical_block_size), 64, 41);
     }
 }
+
+#[test]
+fn what_the_page_cache_has_is_read_at_once_and_what_it_has_not_is_read_too() {
+    let fixture = Fixture::filled(4 * MIB as usize);
+    let instance = fixture.open_with(false, "io_uring");
+    if instance.log().contains("kernel threads") {
+        println!("SKIPPED: the file system of the temporary folder does not know RWF_NOWAIT");
+        return;
+    }
+    let mut queue = instance.queue(4);
+    let missed = || instance.statistics()["not_cached"].as_u64().unwrap();
+    assert_eq!(queue.write(0, &vec![5; MIB as usize]), 0);
+    for block in 0..64 {
+        assert_eq!(queue.read(block * 4096, 4096), [5; 4096]);
+    }
+    assert_eq!(missed(), 0, "what was just written is in the page cache");
+    checked(&mut queue, request(POLLUX_BLOCK_FLUSH, 0, 0, 0));
+    let file = File::open(&fixture.path).unwrap();
+    for _ in 0..64 {
+        // SAFETY: no memory is passed.
+        unsafe { libc::posix_fadvise(std::os::fd::AsRawFd::as_raw_fd(&file), 0, 0, libc::POSIX_FADV_DONTNEED) };
+        assert_eq!(queue.read(0, 4096), [5; 4096]);
+        assert_eq!(queue.read(2 * MIB, 8192), [3; 8192]);
+    }
+    let missed = missed();
+    assert!((1..=64).contains(&missed), "tried in vain {missed} times in 128");
+    // A file that has become shorter.
+    File::options().write(true).open(&fixture.path).unwrap().set_len(4096 + 100).unwrap();
+    let read = queue.read(4096, 4096);
+    assert!(read[..100].iter().all(|&byte| byte == 5) && is_zero(&read[100..]));
+}

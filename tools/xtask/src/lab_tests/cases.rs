@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::Case;
+use super::drive;
 use super::guest::{Bench, Guest, Init, Kernel, Ran};
 use crate::image::Disk;
 
@@ -18,6 +19,7 @@ pub(super) const ALL: &[Case] = &[
     ("reboot", reboot),
     ("sigterm", sigterm),
     ("mistake", mistake),
+    ("nvme", drive::nvme),
 ];
 
 const PLAIN: Guest<'_> = Guest {

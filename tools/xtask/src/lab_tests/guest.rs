@@ -103,6 +103,7 @@ impl Bench<'_> {
         let run = LabRun {
             label: &format!("lab {}", self.name),
             disks: &disks,
+            drives: &[],
             folder: &self.folder,
             limit: RUN_LIMIT,
             echo: self.verbose,
