@@ -3,6 +3,7 @@ use pollux_core::{
     testing::{
         blk::{self, Cut, IN, OK, OUT, UNTOUCHED, pattern, wait_for},
         disk::{self, Behaviour},
+        driver::RingKind,
         rig::Guest,
     },
     transport::{STATUS_DRIVER_OK, STATUS_FEATURES_OK, STATUS_NEEDS_RESET},
@@ -16,37 +17,58 @@ const FLUSH: u64 = 1 << 9;
 const CONFIG_WCE: u64 = 1 << 11;
 const MQ: u64 = 1 << 12;
 
-fn guest(name: &str, behaviour: Behaviour, worker: &Worker) -> Guest {
-    Guest::new(name, disk::open(name, DISK_BYTES, behaviour).expect("disk"), 1, &[worker.handle()])
+pollux_core::on_both_rings!(
+    features_that_were_not_offered_or_a_legacy_driver_are_refused,
+    driver_ok_without_features_ok_starts_nothing,
+    status_bits_are_cleared_by_reset_alone_and_needs_reset_cannot_be_set_by_the_driver,
+    a_reset_waits_for_requests_in_flight_and_nothing_touches_memory_after_it,
+    data_outlives_resets_under_load,
+    stopping_flushes_the_backend,
+    writes_are_durable_where_the_driver_cannot_or_will_not_flush,
+    four_queues_over_two_workers_serve_one_disk,
+    the_configuration_space_describes_the_disk_and_ends_where_it_ends,
+    a_guest_cannot_fill_the_log,
+);
+
+/// Names a disk of one test.
+fn unique(kind: RingKind, name: &str) -> String {
+    format!("{name}-{kind:?}")
+}
+
+fn guest(kind: RingKind, name: &str, behaviour: Behaviour, worker: &Worker) -> Guest {
+    Guest::with_rings(
+        kind,
+        name,
+        disk::open(&unique(kind, name), DISK_BYTES, behaviour).expect("disk"),
+        1,
+        &[worker.handle()],
+    )
 }
 
 fn worker() -> Worker {
     Worker::spawn("lifecycle", None, IdlePolicy::Adaptive).expect("worker")
 }
 
-#[test]
-fn features_that_were_not_offered_or_a_legacy_driver_are_refused() {
+fn features_that_were_not_offered_or_a_legacy_driver_are_refused(kind: RingKind) {
     let worker = worker();
-    let mut guest = guest("features", Behaviour::Inline, &worker);
+    let mut guest = guest(kind, "features", Behaviour::Inline, &worker);
     assert_eq!(guest.start_with(VERSION_1 | 1 << 40) & STATUS_FEATURES_OK, 0, "unknown features");
     assert_eq!(guest.start_with(FLUSH) & STATUS_FEATURES_OK, 0, "no VERSION_1");
     assert_eq!(guest.start_with(VERSION_1) & STATUS_NEEDS_RESET, 0, "the least that a driver accepts");
     assert_eq!(guest.request(0, IN, 0, &[], &Cut::plain(0, 512)).status, OK);
 }
 
-#[test]
-fn driver_ok_without_features_ok_starts_nothing() {
+fn driver_ok_without_features_ok_starts_nothing(kind: RingKind) {
     let worker = worker();
-    let mut guest = guest("no-features-ok", Behaviour::Inline, &worker);
+    let mut guest = guest(kind, "no-features-ok", Behaviour::Inline, &worker);
     guest.device.set_status(1 | 2);
     guest.device.set_status(1 | 2 | STATUS_DRIVER_OK);
     assert_ne!(guest.device.status() & STATUS_NEEDS_RESET, 0);
 }
 
-#[test]
-fn status_bits_are_cleared_by_reset_alone_and_needs_reset_cannot_be_set_by_the_driver() {
+fn status_bits_are_cleared_by_reset_alone_and_needs_reset_cannot_be_set_by_the_driver(kind: RingKind) {
     let worker = worker();
-    let mut guest = guest("bits", Behaviour::Inline, &worker);
+    let mut guest = guest(kind, "bits", Behaviour::Inline, &worker);
     guest.device.set_status(1 | 2 | STATUS_NEEDS_RESET);
     assert_eq!(guest.device.status(), 3);
     guest.device.set_status(1);
@@ -55,15 +77,14 @@ fn status_bits_are_cleared_by_reset_alone_and_needs_reset_cannot_be_set_by_the_d
     assert_eq!(guest.device.status(), 0);
 }
 
-#[test]
-fn a_reset_waits_for_requests_in_flight_and_nothing_touches_memory_after_it() {
+fn a_reset_waits_for_requests_in_flight_and_nothing_touches_memory_after_it(kind: RingKind) {
     let worker = worker();
-    let mut guest = guest("reset-held", Behaviour::Held, &worker);
+    let mut guest = guest(kind, "reset-held", Behaviour::Held, &worker);
     assert_eq!(guest.start() & STATUS_NEEDS_RESET, 0);
     let heads: Vec<u16> = (0..8).map(|sector| guest.submit(0, IN, sector, &[], &Cut::plain(0, 512))).collect();
     let stats = guest.stats.records().next().expect("stats");
     wait_for("requests in the backend", || (stats.in_flight.get() == 8).then_some(()));
-    let control = disk::control("reset-held");
+    let control = disk::control(&unique(kind, "reset-held"));
     thread::scope(|scope| {
         let device = &mut guest.device;
         let reset = scope.spawn(move || device.set_status(0));
@@ -83,10 +104,9 @@ fn a_reset_waits_for_requests_in_flight_and_nothing_touches_memory_after_it() {
     assert_eq!(guest.request(0, IN, 0, &[], &Cut::plain(0, 512)).status, OK);
 }
 
-#[test]
-fn data_outlives_resets_under_load() {
+fn data_outlives_resets_under_load(kind: RingKind) {
     let worker = worker();
-    let mut guest = guest("reset-load", Behaviour::Deferred, &worker);
+    let mut guest = guest(kind, "reset-load", Behaviour::Deferred, &worker);
     for round in 0..30 {
         assert_eq!(guest.start() & STATUS_NEEDS_RESET, 0, "round {round}");
         let data = pattern(round, 4096);
@@ -101,23 +121,21 @@ fn data_outlives_resets_under_load() {
     }
 }
 
-#[test]
-fn stopping_flushes_the_backend() {
+fn stopping_flushes_the_backend(kind: RingKind) {
     let worker = worker();
-    let mut guest = guest("flush-at-stop", Behaviour::Deferred, &worker);
+    let mut guest = guest(kind, "flush-at-stop", Behaviour::Deferred, &worker);
     guest.start();
     guest.request(0, OUT, 0, &[1; 512], &Cut::plain(512, 0));
-    let flushes = &disk::control("flush-at-stop").flushes;
+    let flushes = &disk::control(&unique(kind, "flush-at-stop")).flushes;
     assert_eq!(flushes.load(Ordering::Relaxed), 0);
     drop(guest);
     assert_eq!(flushes.load(Ordering::Relaxed), 1);
 }
 
-#[test]
-fn writes_are_durable_where_the_driver_cannot_or_will_not_flush() {
+fn writes_are_durable_where_the_driver_cannot_or_will_not_flush(kind: RingKind) {
     let worker = worker();
-    let mut guest = guest("durable", Behaviour::Inline, &worker);
-    let durable = || disk::control("durable").durable_writes.load(Ordering::Relaxed);
+    let mut guest = guest(kind, "durable", Behaviour::Inline, &worker);
+    let durable = || disk::control(&unique(kind, "durable")).durable_writes.load(Ordering::Relaxed);
     let write = |guest: &mut Guest| assert_eq!(guest.request(0, OUT, 0, &[1; 512], &Cut::plain(512, 0)).status, OK);
     guest.start();
     write(&mut guest);
@@ -148,11 +166,10 @@ fn writes_are_durable_where_the_driver_cannot_or_will_not_flush() {
     assert_eq!(durable(), 3, "the byte is read-only without CONFIG_WCE");
 }
 
-#[test]
-fn four_queues_over_two_workers_serve_one_disk() {
+fn four_queues_over_two_workers_serve_one_disk(kind: RingKind) {
     let workers = [worker(), worker()];
-    let disk = disk::open("multi-queue", DISK_BYTES, Behaviour::Deferred).expect("disk");
-    let mut guest = Guest::new("multi-queue", disk, 4, &[workers[0].handle(), workers[1].handle()]);
+    let disk = disk::open(&unique(kind, "multi-queue"), DISK_BYTES, Behaviour::Deferred).expect("disk");
+    let mut guest = Guest::with_rings(kind, "multi-queue", disk, 4, &[workers[0].handle(), workers[1].handle()]);
     assert_ne!(u64::from(guest.device.device_features(0)) & MQ, 0);
     let mut count = [0; 2];
     guest.device.read_config(34, &mut count);
@@ -175,10 +192,9 @@ fn four_queues_over_two_workers_serve_one_disk() {
     assert_eq!(counts, [100; 4]);
 }
 
-#[test]
-fn the_configuration_space_describes_the_disk_and_ends_where_it_ends() {
+fn the_configuration_space_describes_the_disk_and_ends_where_it_ends(kind: RingKind) {
     let worker = worker();
-    let mut guest = guest("config-space", Behaviour::Inline, &worker);
+    let mut guest = guest(kind, "config-space", Behaviour::Inline, &worker);
     let mut space = [0; 64];
     guest.device.read_config(0, &mut space);
     let word = |at: usize| u32::from_le_bytes(space[at..at + 4].try_into().expect("four bytes"));
@@ -207,13 +223,37 @@ fn a_worker_cannot_be_pinned_to_a_cpu_that_does_not_exist() {
     }
 }
 
-#[test]
-fn a_guest_cannot_fill_the_log() {
+fn a_guest_cannot_fill_the_log(kind: RingKind) {
     let worker = worker();
-    let mut guest = guest("log", Behaviour::Inline, &worker);
+    let mut guest = guest(kind, "log", Behaviour::Inline, &worker);
     let lines = (0..10_000).filter(|_| guest.device.interrupts().may_log("log")).count();
     assert_eq!(lines, 100);
     guest.start();
     guest.device.set_status(0);
     assert!(!guest.device.interrupts().may_log("log"), "a reset gives no new ones");
+}
+
+#[test]
+fn a_packed_ring_can_have_any_size_and_a_split_one_a_power_of_two() {
+    let worker = worker();
+    for kind in RingKind::BOTH {
+        let mut guest = guest(kind, "any-size", Behaviour::Inline, &worker);
+        let device = &mut guest.device;
+        device.set_status(1 | 2);
+        let features = VERSION_1 | kind.feature();
+        device.set_driver_features(1, (features >> 32) as u32);
+        device.set_status(1 | 2 | STATUS_FEATURES_OK);
+        let queue = device.queue_mut(0).expect("a queue");
+        queue.set_size(100);
+        queue.set_descriptors(Some(0x1000), Some(0));
+        queue.set_driver_area(Some(0x2000), Some(0));
+        queue.set_device_area(Some(0x3000), Some(0));
+        // Not allowed in any ring: ignored.
+        queue.set_size(0);
+        queue.set_size(257);
+        assert_eq!(queue.config().size, 100);
+        device.set_queue_ready(0, true);
+        device.set_status(1 | 2 | STATUS_FEATURES_OK | STATUS_DRIVER_OK);
+        assert_eq!(device.status() & STATUS_NEEDS_RESET == 0, kind == RingKind::Packed, "{kind:?}");
+    }
 }

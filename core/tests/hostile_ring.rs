@@ -191,10 +191,10 @@ fn rings_outside_memory_or_of_bad_size_do_not_start() {
         guest.device.set_status(1 | 2 | 8);
         let outside = |part: &str| if part == what { Some(0xffff_0000) } else { None };
         let queue = guest.device.queue_mut(0).expect("queue");
-        virtio_queue::QueueT::set_size(queue, 256);
-        virtio_queue::QueueT::set_desc_table_address(queue, outside("descriptors").or(Some(0)), Some(0));
-        virtio_queue::QueueT::set_avail_ring_address(queue, outside("available").or(Some(0x2000)), Some(0));
-        virtio_queue::QueueT::set_used_ring_address(queue, outside("used").or(Some(0x3000)), Some(0));
+        queue.set_size(256);
+        queue.set_descriptors(outside("descriptors").or(Some(0)), Some(0));
+        queue.set_driver_area(outside("available").or(Some(0x2000)), Some(0));
+        queue.set_device_area(outside("used").or(Some(0x3000)), Some(0));
         guest.device.set_queue_ready(0, true);
         guest.device.set_status(1 | 2 | 8 | 4);
         assert_ne!(guest.device.status() & STATUS_NEEDS_RESET, 0, "{what} outside memory");
@@ -203,13 +203,14 @@ fn rings_outside_memory_or_of_bad_size_do_not_start() {
     assert_eq!(guest.request(0, IN, 0, &[], &Cut::plain(0, 512)).status, OK);
 }
 
-#[test]
-fn the_neighbour_on_the_same_worker_goes_on() {
+pollux_core::on_both_rings!(the_neighbour_on_the_same_worker_goes_on);
+
+fn the_neighbour_on_the_same_worker_goes_on(kind: RingKind) {
     let worker = Worker::spawn("shared", None, IdlePolicy::Adaptive).expect("worker");
     let handle = [worker.handle()];
     let open = |name: &str| disk::open(name, DISK_BYTES, Behaviour::Deferred).expect("disk");
-    let mut good = Guest::new("good", open("good"), 1, &handle);
-    let mut bad = Guest::new("bad", open("bad"), 1, &handle);
+    let mut good = Guest::with_rings(kind, "good", open("good"), 1, &handle);
+    let mut bad = Guest::with_rings(kind, "bad", open("bad"), 1, &handle);
     assert_eq!(good.start() & STATUS_NEEDS_RESET, 0);
     for round in 0..20 {
         assert_eq!(bad.start() & STATUS_NEEDS_RESET, 0, "round {round}");

@@ -18,6 +18,11 @@ pollux_core::on_both_rings!(
     a_driver_that_wants_no_interrupt_gets_none,
     a_batch_is_signalled_once,
     with_event_idx_an_interrupt_comes_when_its_index_is_passed_and_not_before,
+    no_wake_up_is_lost_with_event_idx,
+    no_wake_up_is_lost_without_event_idx,
+    a_sleeping_worker_is_woken_by_its_backend,
+    a_sleeping_worker_takes_commands,
+    a_device_that_fails_signals_a_configuration_change,
 );
 
 fn rig(kind: RingKind, event_idx: bool) -> Rig {
@@ -102,10 +107,10 @@ fn with_event_idx_an_interrupt_comes_when_its_index_is_passed_and_not_before(kin
 
 /// Runs `worker_count` sleeping workers under a driver that pauses at random, so that it often meets them between
 /// looking and sleeping.
-fn no_wake_up_is_lost(behaviour: Behaviour, without: u64) {
+fn no_wake_up_is_lost(kind: RingKind, behaviour: Behaviour, without: u64) {
     let worker = Worker::spawn("sleepy", None, IdlePolicy::Adaptive).expect("worker");
     let disk = disk::open("sleepy", 1 << 20, behaviour).expect("disk");
-    let mut guest = Guest::new("sleepy", disk, 1, &[worker.handle()]);
+    let mut guest = Guest::with_rings(kind, "sleepy", disk, 1, &[worker.handle()]);
     assert_eq!(guest.start_without(without) & STATUS_NEEDS_RESET, 0);
     let pauses = pattern(7, 3000);
     for (round, &pause) in pauses.iter().enumerate() {
@@ -124,38 +129,33 @@ fn no_wake_up_is_lost(behaviour: Behaviour, without: u64) {
     assert!(stats.kicks.get() <= 3000);
 }
 
-#[test]
-fn no_wake_up_is_lost_with_event_idx() {
-    no_wake_up_is_lost(Behaviour::Inline, 0);
+fn no_wake_up_is_lost_with_event_idx(kind: RingKind) {
+    no_wake_up_is_lost(kind, Behaviour::Inline, 0);
 }
 
-#[test]
-fn no_wake_up_is_lost_without_event_idx() {
-    no_wake_up_is_lost(Behaviour::Inline, EVENT_IDX);
+fn no_wake_up_is_lost_without_event_idx(kind: RingKind) {
+    no_wake_up_is_lost(kind, Behaviour::Inline, EVENT_IDX);
 }
 
-#[test]
-fn a_sleeping_worker_is_woken_by_its_backend() {
-    no_wake_up_is_lost(Behaviour::Threaded, 0);
+fn a_sleeping_worker_is_woken_by_its_backend(kind: RingKind) {
+    no_wake_up_is_lost(kind, Behaviour::Threaded, 0);
 }
 
-#[test]
-fn a_sleeping_worker_takes_commands() {
+fn a_sleeping_worker_takes_commands(kind: RingKind) {
     let worker = Worker::spawn("asleep", None, IdlePolicy::Adaptive).expect("worker");
     for round in 0..50 {
         let disk = disk::open("asleep", 1 << 20, Behaviour::Deferred).expect("disk");
-        let mut guest = Guest::new("asleep", disk, 2, &[worker.handle()]);
+        let mut guest = Guest::with_rings(kind, "asleep", disk, 2, &[worker.handle()]);
         assert_eq!(guest.start() & STATUS_NEEDS_RESET, 0, "round {round}");
         std::thread::sleep(std::time::Duration::from_micros(20 * round));
         assert_eq!(guest.request(1, IN, 0, &[], &Cut::plain(0, 512)).status, OK);
     }
 }
 
-#[test]
-fn a_device_that_fails_signals_a_configuration_change() {
+fn a_device_that_fails_signals_a_configuration_change(kind: RingKind) {
     let worker = Worker::spawn("config", None, IdlePolicy::Adaptive).expect("worker");
     let disk = disk::open("config", 1 << 20, Behaviour::Inline).expect("disk");
-    let mut guest = Guest::new("config", disk, 1, &[worker.handle()]);
+    let mut guest = Guest::with_rings(kind, "config", disk, 1, &[worker.handle()]);
     guest.start();
     let event = std::sync::Arc::new(vmm_sys_util::eventfd::EventFd::new(2048).expect("eventfd"));
     guest.device.interrupts().set_config_event(Some(event.clone()));

@@ -2,10 +2,11 @@
 //! do to it.
 use pollux_abi::block_v1::Segment;
 use pollux_core::{
-    memory::{GuestMemory, Translator},
-    ring::{Chain, PackedRing, Ring, RingError, RingStart, SegmentList},
+    memory::{ForeignMapping, GuestMemory, Translator},
+    ring::{Chain, InflightPlace, PackedRing, Ring, RingError, RingKind, RingStart, SegmentList},
     testing::driver::{AVAILABLE, Buffer, INDIRECT, NEXT, PackedDescriptor, PackedDriver, USED, WRITE},
 };
+use std::{collections::HashMap, sync::Arc};
 
 const DATA: u64 = 0x10000;
 const MEMORY: u64 = 0x100000;
@@ -317,4 +318,91 @@ fn rings_outside_memory_or_misaligned_do_not_start() {
         assert_eq!(start(config), Err(error));
     }
     assert_eq!(start(good), Ok(()));
+}
+
+/// A device that dies again and again, at any point of a turn: each chain is given back once, whole, whoever took it.
+#[test]
+fn chains_outlive_the_process_that_took_them() {
+    const SIZE: u16 = 12;
+    let bytes = RingKind::Packed.inflight_bytes(SIZE);
+    let file = tempfile::tempfile().expect("a file");
+    file.set_len(bytes).expect("a length");
+    let start = || {
+        let mapping = Arc::new(ForeignMapping::map(&file, 0, bytes, true).expect("a mapping"));
+        let inflight = Some(InflightPlace { mapping, index: 0, queue_size: SIZE });
+        RingStart { resumed: true, inflight, ..RingStart::default() }
+    };
+    let mut pair = Pair::new(SIZE, true);
+    let config = pair.driver.config();
+    let open = |pair: &Pair| PackedRing::start(&config, pair.memory.translator(), true, start()).expect("a ring");
+    pair.ring = open(&pair);
+    let mut random = 7u64;
+    let mut next = move || {
+        random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        (random >> 33) as usize
+    };
+    // By ID: what the driver has on its way, in bytes; and what the device of now has taken.
+    let (mut expected, mut held) = (HashMap::new(), Vec::new());
+    let mut crashes = 0;
+    for round in 0..5000u32 {
+        let length = 1 + round % 1000;
+        let count = 1 + next() % 4;
+        let cut: Vec<Buffer> = (0..count)
+            .map(|index| Buffer {
+                address: DATA + 8 * u64::from(length),
+                length: length + index as u32,
+                writable: false,
+            })
+            .collect();
+        let table = 0x80000 + u64::from(round % 64) * 64;
+        let added = if next() % 2 == 0 { pair.driver.add(&cut) } else { pair.driver.add_indirect(&cut, table) };
+        if let Some(id) = added {
+            expected.insert(id, cut.iter().map(|buffer| u64::from(buffer.length)).sum::<u64>());
+        }
+        pair.driver.publish();
+        let mut ids = [0; 3];
+        let count = if pair.ring.has_left_over() {
+            pair.ring.pop_left_over(&mut ids)
+        } else {
+            pair.ring.pop(&mut ids).expect("a legal ring")
+        };
+        for &id in &ids[..count] {
+            assert_eq!(pair.walk(id).expect("a legal chain").readable_bytes, expected[&id], "round {round}");
+            held.push(id);
+        }
+        let dies_at = next() % 12;
+        for _ in 0..next() % 4 {
+            if !held.is_empty() {
+                let id = held.swap_remove(next() % held.len());
+                pair.ring.push_used(id, 0);
+            }
+        }
+        if dies_at != 0 {
+            pair.ring.publish();
+        }
+        if dies_at < 2 {
+            pair.ring = open(&pair);
+            held.clear();
+            crashes += 1;
+        }
+        while let Some((id, _)) = pair.driver.pop_used() {
+            assert!(expected.remove(&id).is_some(), "round {round}: each once");
+        }
+    }
+    assert!(crashes > 100);
+    while !expected.is_empty() {
+        let mut ids = [0; 16];
+        let mut count = pair.ring.pop_left_over(&mut ids);
+        if count == 0 {
+            count = pair.ring.pop(&mut ids).expect("a legal ring");
+        }
+        for &id in ids[..count].iter().chain(&held) {
+            pair.ring.push_used(id, 0);
+        }
+        held.clear();
+        pair.ring.publish();
+        while let Some((id, _)) = pair.driver.pop_used() {
+            assert!(expected.remove(&id).is_some(), "each once");
+        }
+    }
 }

@@ -6,6 +6,7 @@ use pollux_core::{
     testing::{
         blk::{Cut, FLUSH, GET_ID, IN, IOERR, OK, OUT, pattern, wait_for},
         disk::{self, Behaviour, control},
+        driver::RingKind,
         front_end::{FrontEnd, regions},
         rig::options,
     },
@@ -31,8 +32,32 @@ use vhost::{
     },
 };
 
+pollux_core::on_both_rings!(
+    a_front_end_reads_and_writes_on_every_queue_and_queues_are_dealt_to_the_workers,
+    what_is_negotiated_is_what_is_offered,
+    without_a_write_cache_writes_are_durable_at_once,
+    a_kick_that_comes_early_is_not_lost,
+    a_ring_that_is_stopped_says_where_it_stands_and_goes_on_there,
+    a_disabled_ring_is_not_served_until_it_is_enabled_again,
+    the_memory_table_changes_under_running_rings,
+    a_request_in_flight_ends_in_the_memory_that_it_was_made_in,
+    rings_whose_memory_goes_are_reported_and_come_back,
+    a_guest_that_breaks_its_ring_is_reported_and_the_next_start_is_clean,
+    a_second_front_end_may_ask_and_takes_over_when_the_first_has_stopped,
+    a_reconnected_front_end_goes_on_where_it_was,
+    a_resized_medium_is_told_to_the_front_end,
+    written_pages_are_logged_while_the_front_end_wants_them,
+    a_server_that_stops_drains_and_flushes_before_it_closes,
+);
+
+/// Names a disk of one test.
+fn unique(kind: RingKind, name: &str) -> String {
+    format!("{name}-{kind:?}")
+}
+
 /// A device with two workers, served on a socket in a folder of its own.
 struct Host {
+    kind: RingKind,
     server: Server,
     path: PathBuf,
     stats: StatsSegment,
@@ -42,11 +67,11 @@ struct Host {
 }
 
 impl Host {
-    fn new(name: &str, queues: usize, behaviour: Behaviour) -> Self {
-        Self::with_policy(name, queues, behaviour, IdlePolicy::Adaptive)
+    fn new(kind: RingKind, name: &str, queues: usize, behaviour: Behaviour) -> Self {
+        Self::with_policy(kind, name, queues, behaviour, IdlePolicy::Adaptive)
     }
 
-    fn with_policy(name: &str, queues: usize, behaviour: Behaviour, policy: IdlePolicy) -> Self {
+    fn with_policy(kind: RingKind, name: &str, queues: usize, behaviour: Behaviour, policy: IdlePolicy) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("disk.sock");
         let spec = SocketSpec { path: path.clone(), mode: None, user: None, group: None };
@@ -54,14 +79,14 @@ impl Host {
             (0..2).map(|index| Worker::spawn(&format!("io{index}"), None, policy).expect("a worker")).collect();
         let handles: Vec<_> = workers.iter().map(Worker::handle).collect();
         let stats = StatsSegment::anonymous(queues).expect("statistics");
-        let backend = disk::open(name, 1 << 20, behaviour).expect("a disk");
+        let backend = disk::open(&unique(kind, name), 1 << 20, behaviour).expect("a disk");
         let model = Blk::new(options(name, queues, &handles), backend, &stats);
         let server = Server::start(Box::new(model), Listener::bind(&spec).expect("a socket")).expect("a server");
-        Host { server, path, stats, _workers: workers, _folder: folder }
+        Host { kind, server, path, stats, _workers: workers, _folder: folder }
     }
 
     fn front_end(&self, queues: usize) -> FrontEnd {
-        FrontEnd::new(&self.path, queues)
+        FrontEnd::with_rings(self.kind, &self.path, queues)
     }
 }
 
@@ -73,9 +98,8 @@ fn write_and_read(front: &mut FrontEnd, queue: usize, seed: u64) {
     assert_eq!((read.status, read.data == data), (OK, true), "what was written is read");
 }
 
-#[test]
-fn a_front_end_reads_and_writes_on_every_queue_and_queues_are_dealt_to_the_workers() {
-    let host = Host::new("vu-io", 4, Behaviour::Threaded);
+fn a_front_end_reads_and_writes_on_every_queue_and_queues_are_dealt_to_the_workers(kind: RingKind) {
+    let host = Host::new(kind, "vu-io", 4, Behaviour::Threaded);
     let mut front = host.front_end(4);
     front.start();
     for round in 0..50 {
@@ -91,10 +115,9 @@ fn a_front_end_reads_and_writes_on_every_queue_and_queues_are_dealt_to_the_worke
     assert!(host.stats.records().all(|record| record.requests() >= 100), "each queue has its own counts");
 }
 
-#[test]
-fn what_is_negotiated_is_what_is_offered() {
+fn what_is_negotiated_is_what_is_offered(kind: RingKind) {
     use VhostUserProtocolFeatures as F;
-    let host = Host::new("vu-offer", 3, Behaviour::Inline);
+    let host = Host::new(kind, "vu-offer", 3, Behaviour::Inline);
     let mut front = host.front_end(3);
     let wanted = F::MQ
         | F::LOG_SHMFD
@@ -123,24 +146,22 @@ fn write_config_and_capacity(front: &mut FrontEnd) {
     assert_eq!(front.config(100, 156), [0; 156], "behind the end");
 }
 
-#[test]
-fn without_a_write_cache_writes_are_durable_at_once() {
-    let host = Host::new("vu-durable", 1, Behaviour::Inline);
+fn without_a_write_cache_writes_are_durable_at_once(kind: RingKind) {
+    let host = Host::new(kind, "vu-durable", 1, Behaviour::Inline);
     let mut front = host.front_end(1);
     front.start();
     write_and_read(&mut front, 0, 1);
-    assert_eq!(control("vu-durable").durable_writes.load(std::sync::atomic::Ordering::SeqCst), 0);
+    assert_eq!(control(&unique(kind, "vu-durable")).durable_writes.load(std::sync::atomic::Ordering::SeqCst), 0);
     front.wire.set_config(32, VhostUserConfigFlags::WRITABLE, &[0]).expect("SET_CONFIG");
     write_and_read(&mut front, 0, 2);
-    assert_eq!(control("vu-durable").durable_writes.load(std::sync::atomic::Ordering::SeqCst), 1);
+    assert_eq!(control(&unique(kind, "vu-durable")).durable_writes.load(std::sync::atomic::Ordering::SeqCst), 1);
 }
 
 /// Requests and kicks that come before the ring may be served are served when it may, in whichever order the front end says so.
-#[test]
-fn a_kick_that_comes_early_is_not_lost() {
+fn a_kick_that_comes_early_is_not_lost(kind: RingKind) {
     for policy in [IdlePolicy::Spin, IdlePolicy::Adaptive] {
         for order in ["kick, enable", "enable, kick", "memory last"] {
-            let host = Host::with_policy("vu-early", 1, Behaviour::Inline, policy);
+            let host = Host::with_policy(kind, "vu-early", 1, Behaviour::Inline, policy);
             let mut front = host.front_end(1);
             front.submit(0, OUT, 0, &pattern(1, 512), &Cut::plain(512, 0));
             front.kick(0);
@@ -168,9 +189,8 @@ fn a_kick_that_comes_early_is_not_lost() {
     }
 }
 
-#[test]
-fn a_ring_that_is_stopped_says_where_it_stands_and_goes_on_there() {
-    let host = Host::new("vu-stop", 2, Behaviour::Threaded);
+fn a_ring_that_is_stopped_says_where_it_stands_and_goes_on_there(kind: RingKind) {
+    let host = Host::new(kind, "vu-stop", 2, Behaviour::Threaded);
     let mut front = host.front_end(2);
     front.start();
     (0..10).for_each(|seed| write_and_read(&mut front, 1, seed));
@@ -185,7 +205,7 @@ fn a_ring_that_is_stopped_says_where_it_stands_and_goes_on_there() {
     let base = front.stop(1);
     assert_eq!(base, front.drivers[1].ring.base(true));
     (0..5).for_each(|_| assert_eq!(front.drivers[1].pop().expect("done").status, OK));
-    let flushes = control("vu-stop").flushes.load(std::sync::atomic::Ordering::SeqCst);
+    let flushes = control(&unique(kind, "vu-stop")).flushes.load(std::sync::atomic::Ordering::SeqCst);
     assert!(flushes >= 1, "a stopped ring is flushed");
     // The other queue was not disturbed.
     write_and_read(&mut front, 0, 77);
@@ -195,9 +215,8 @@ fn a_ring_that_is_stopped_says_where_it_stands_and_goes_on_there() {
     write_and_read(&mut front, 1, 78);
 }
 
-#[test]
-fn a_disabled_ring_is_not_served_until_it_is_enabled_again() {
-    let host = Host::new("vu-disable", 2, Behaviour::Inline);
+fn a_disabled_ring_is_not_served_until_it_is_enabled_again(kind: RingKind) {
+    let host = Host::new(kind, "vu-disable", 2, Behaviour::Inline);
     let mut front = host.front_end(2);
     front.start();
     write_and_read(&mut front, 1, 3);
@@ -212,9 +231,8 @@ fn a_disabled_ring_is_not_served_until_it_is_enabled_again() {
 }
 
 /// The table is replaced, grows and shrinks while requests are in flight, which end as if nothing had happened.
-#[test]
-fn the_memory_table_changes_under_running_rings() {
-    let host = Host::with_policy("vu-memory", 2, Behaviour::Threaded, IdlePolicy::Spin);
+fn the_memory_table_changes_under_running_rings(kind: RingKind) {
+    let host = Host::with_policy(kind, "vu-memory", 2, Behaviour::Threaded, IdlePolicy::Spin);
     let mut front = host.front_end(2);
     front.start();
     let more = GuestMemory::create(&[(1 << 33, 1 << 20), (1 << 34, 1 << 20)], None).expect("memory to plug");
@@ -248,9 +266,8 @@ fn the_memory_table_changes_under_running_rings() {
     }
 }
 
-#[test]
-fn a_request_in_flight_ends_in_the_memory_that_it_was_made_in() {
-    let host = Host::new("vu-old-map", 1, Behaviour::Held);
+fn a_request_in_flight_ends_in_the_memory_that_it_was_made_in(kind: RingKind) {
+    let host = Host::new(kind, "vu-old-map", 1, Behaviour::Held);
     let mut front = host.front_end(1);
     front.start();
     front.submit(0, IN, 0, &[], &Cut::plain(0, 4096));
@@ -263,15 +280,14 @@ fn a_request_in_flight_ends_in_the_memory_that_it_was_made_in() {
         front.wire.remove_mem_region(&regions(&more)[0]).expect("REM_MEM_REG");
     }
     assert!(front.drivers[0].pop().is_none());
-    control("vu-old-map").release();
+    control(&unique(kind, "vu-old-map")).release();
     assert_eq!(front.finish(0).status, OK);
     write_and_read(&mut front, 0, 5);
 }
 
 /// Rings whose memory goes break by themselves, are reported as broken, and can be set up again.
-#[test]
-fn rings_whose_memory_goes_are_reported_and_come_back() {
-    let host = Host::new("vu-shrink", 1, Behaviour::Inline);
+fn rings_whose_memory_goes_are_reported_and_come_back(kind: RingKind) {
+    let host = Host::new(kind, "vu-shrink", 1, Behaviour::Inline);
     let mut front = host.front_end(1);
     front.start();
     write_and_read(&mut front, 0, 6);
@@ -283,9 +299,8 @@ fn rings_whose_memory_goes_are_reported_and_come_back() {
     write_and_read(&mut front, 0, 7);
 }
 
-#[test]
-fn a_guest_that_breaks_its_ring_is_reported_and_the_next_start_is_clean() {
-    let host = Host::new("vu-broken", 2, Behaviour::Inline);
+fn a_guest_that_breaks_its_ring_is_reported_and_the_next_start_is_clean(kind: RingKind) {
+    let host = Host::new(kind, "vu-broken", 2, Behaviour::Inline);
     let mut front = host.front_end(2);
     front.start();
     write_and_read(&mut front, 0, 8);
@@ -301,9 +316,8 @@ fn a_guest_that_breaks_its_ring_is_reported_and_the_next_start_is_clean() {
     write_and_read(&mut front, 0, 10);
 }
 
-#[test]
-fn a_second_front_end_may_ask_and_takes_over_when_the_first_has_stopped() {
-    let host = Host::new("vu-second", 1, Behaviour::Inline);
+fn a_second_front_end_may_ask_and_takes_over_when_the_first_has_stopped(kind: RingKind) {
+    let host = Host::new(kind, "vu-second", 1, Behaviour::Inline);
     let mut first = host.front_end(1);
     first.start();
     write_and_read(&mut first, 0, 11);
@@ -311,7 +325,7 @@ fn a_second_front_end_may_ask_and_takes_over_when_the_first_has_stopped() {
     assert_eq!(second.config(0, 8), first.config(0, 8));
     second.send_memory();
     second.wire.set_vring_num(0, 128).expect("SET_VRING_NUM");
-    second.wire.set_vring_base(0, 0).expect("SET_VRING_BASE");
+    second.set_base(0, second.drivers[0].ring.base(false));
     second.wire.set_vring_addr(0, &second.addresses(0, false)).expect("SET_VRING_ADDR");
     second.send_kick(0);
     assert!(second.wire.set_vring_enable(0, true).is_err(), "the device is in use");
@@ -328,9 +342,8 @@ fn a_second_front_end_may_ask_and_takes_over_when_the_first_has_stopped() {
     write_and_read(&mut first, 0, 14);
 }
 
-#[test]
-fn a_reconnected_front_end_goes_on_where_it_was() {
-    let mut host = Host::new("vu-again", 2, Behaviour::Threaded);
+fn a_reconnected_front_end_goes_on_where_it_was(kind: RingKind) {
+    let mut host = Host::new(kind, "vu-again", 2, Behaviour::Threaded);
     let mut front = host.front_end(2);
     front.track_inflight();
     front.start();
@@ -345,7 +358,7 @@ fn a_reconnected_front_end_goes_on_where_it_was() {
         for queue in 0..2 {
             front.submit(queue, IN, 8, &[], &Cut::plain(0, 4096));
         }
-        host = Host::new("vu-again", 2, Behaviour::Threaded);
+        host = Host::new(kind, "vu-again", 2, Behaviour::Threaded);
         front.reconnect(&host.path);
         for queue in 0..2 {
             assert_eq!([front.finish(queue).status, front.finish(queue).status], [OK; 2]);
@@ -355,16 +368,15 @@ fn a_reconnected_front_end_goes_on_where_it_was() {
     (0..20).for_each(|seed| write_and_read(&mut front, (seed % 2) as usize, seed));
 }
 
-#[test]
-fn a_resized_medium_is_told_to_the_front_end() {
-    let host = Host::new("vu-resize", 1, Behaviour::Inline);
+fn a_resized_medium_is_told_to_the_front_end(kind: RingKind) {
+    let host = Host::new(kind, "vu-resize", 1, Behaviour::Inline);
     let mut front = host.front_end(1);
     let (ours, theirs) = UnixStream::pair().expect("a channel");
     front.wire.set_backend_request_fd(&theirs).expect("SET_BACKEND_REQ_FD");
     front.start();
     write_and_read(&mut front, 0, 15);
     assert_eq!(front.request(0, IN, 2048, &[], &Cut::plain(0, 512)).status, IOERR, "beyond the end");
-    control("vu-resize").resize(2 << 20);
+    control(&unique(kind, "vu-resize")).resize(2 << 20);
     host.server.refresher().refresh();
     let mut message = [0; 12];
     std::io::Read::read_exact(&mut &ours, &mut message).expect("a message");
@@ -374,9 +386,8 @@ fn a_resized_medium_is_told_to_the_front_end() {
 }
 
 /// While pages are logged, every page that the device writes is: data, status and used ring. Nothing else.
-#[test]
-fn written_pages_are_logged_while_the_front_end_wants_them() {
-    let host = Host::new("vu-log", 1, Behaviour::Threaded);
+fn written_pages_are_logged_while_the_front_end_wants_them(kind: RingKind) {
+    let host = Host::new(kind, "vu-log", 1, Behaviour::Threaded);
     let mut front = host.front_end(1);
     front.start();
     write_and_read(&mut front, 0, 17);
@@ -400,8 +411,14 @@ fn written_pages_are_logged_while_the_front_end_wants_them() {
         (0..1 << 19).filter(|page| bytes[page / 8] & 1 << (page % 8) != 0).map(|p| p as u64).collect();
     // The request's area begins with its header of 16 bytes; data and status follow, up to byte 8208.
     let area = front.drivers[0].area_address() / 4096;
-    let used = front.drivers[0].ring.config().device_area / 4096;
-    assert_eq!(logged, [used, area, area + 1, area + 2], "used ring, data and status, and nothing else");
+    // What of the ring the device writes: the used ring, or the descriptors and the device's event suppression structure.
+    let config = front.drivers[0].ring.config();
+    let mut pages = match kind {
+        RingKind::Split => vec![config.device_area / 4096],
+        RingKind::Packed => vec![config.descriptors / 4096, config.device_area / 4096],
+    };
+    pages.extend([area, area + 1, area + 2]);
+    assert_eq!(logged, pages, "used ring, data and status, and nothing else");
     front.wire.set_features(front.features()).expect("SET_FEATURES");
     log.write_all_at(&vec![0; 1 << 16], 0).expect("cleared");
     write_and_read(&mut front, 0, 19);
@@ -409,9 +426,8 @@ fn written_pages_are_logged_while_the_front_end_wants_them() {
     assert!(bytes.iter().all(|byte| *byte == 0), "no logging after it");
 }
 
-#[test]
-fn a_server_that_stops_drains_and_flushes_before_it_closes() {
-    let host = Host::new("vu-sigterm", 1, Behaviour::Threaded);
+fn a_server_that_stops_drains_and_flushes_before_it_closes(kind: RingKind) {
+    let host = Host::new(kind, "vu-sigterm", 1, Behaviour::Threaded);
     let mut front = host.front_end(1);
     front.start();
     for sector in 0..20 {
@@ -424,6 +440,24 @@ fn a_server_that_stops_drains_and_flushes_before_it_closes() {
     for _ in 0..taken {
         assert_eq!(front.drivers[0].pop().expect("done").status, OK);
     }
-    assert!(control("vu-sigterm").flushes.load(std::sync::atomic::Ordering::SeqCst) >= 1);
+    assert!(control(&unique(kind, "vu-sigterm")).flushes.load(std::sync::atomic::Ordering::SeqCst) >= 1);
     assert!(!path.exists(), "the socket is gone");
+}
+
+#[test]
+fn the_base_and_size_of_a_ring_are_those_of_its_kind() {
+    for kind in RingKind::BOTH {
+        let host = Host::new(kind, "vu-base", 1, Behaviour::Inline);
+        let mut front = host.front_end(1);
+        assert_eq!(front.stop(0), kind.beginning(), "a ring that was not used");
+        let odd = front.wire.set_vring_num(0, 100);
+        assert_eq!(odd.is_ok(), kind == RingKind::Packed);
+        front.start();
+        for round in 0..200 {
+            write_and_read(&mut front, 0, round);
+            let base = front.stop(0);
+            assert_eq!(base, front.drivers[0].ring.base(true), "round {round}");
+            front.set_up(0, base);
+        }
+    }
 }

@@ -1,7 +1,7 @@
 //! A front end that misbehaves with what it shares (guest memory, rings, the in-flight region, the log of dirty pages) takes nobody
 //! down: not the process, not a device beside its own, and not the next front end of its own device.
 use pollux_core::{
-    ring::inflight_bytes,
+    ring::RingKind,
     testing::{
         blk::{Cut, IN, OK, OUT, pattern, wait_for},
         disk::{Behaviour, control},
@@ -300,7 +300,7 @@ fn in_flight_regions_that_cannot_be_are_refused() {
     let mut both = Neighbours::new(folder.path(), "hostile-inflight", Behaviour::Inline);
     let raw = RawFrontEnd::acknowledged(&both.path);
     let file = memfd(1 << 20);
-    let needed = inflight_bytes(QUEUE_SIZE) * QUEUES as u64;
+    let needed = RingKind::Split.inflight_bytes(QUEUE_SIZE) * QUEUES as u64;
     let set = |bytes, offset, queues, size| {
         raw.ask(Request::SET_INFLIGHT_FD, &inflight(bytes, offset, queues, size), &[file.as_raw_fd()])
     };
@@ -336,7 +336,7 @@ fn in_flight_regions_that_cannot_be_are_refused() {
 fn garbage_in_an_in_flight_region_stays_within_bounds() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut both = Neighbours::new(folder.path(), "hostile-garbage", Behaviour::Threaded);
-    let bytes = inflight_bytes(QUEUE_SIZE) * QUEUES as u64;
+    let bytes = RingKind::Split.inflight_bytes(QUEUE_SIZE) * QUEUES as u64;
     for seed in 1..=40u64 {
         let raw = RawFrontEnd::acknowledged(&both.path);
         let file = memfd(bytes);

@@ -20,9 +20,20 @@ const ALIGNMENT: u64 = 64;
 /// The layout that we know. 0 means that nobody has used the region yet.
 const VERSION: u16 = 1;
 
+/// Where the in-flight region of one queue is.
+#[derive(Clone, Debug)]
+pub struct InflightPlace {
+    /// The regions of all queues.
+    pub mapping: Arc<ForeignMapping>,
+    /// Index of the queue.
+    pub index: usize,
+    /// Entries that each region has room for.
+    pub queue_size: u16,
+}
+
 /// The region of one queue.
 #[derive(Debug)]
-pub struct InflightQueue {
+pub(super) struct InflightQueue {
     region: *mut u8,
     /// Entries that the region has room for.
     room: u16,
@@ -40,31 +51,31 @@ unsafe impl Send for InflightQueue {}
 
 /// What was found in a region.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Recovered {
+pub(super) struct Recovered {
     /// Index of the next available entry that was not taken yet.
-    pub available: u16,
+    pub(super) available: u16,
     /// Heads of the chains that were taken and not given back, in the order in which they were taken.
-    pub heads: Vec<u16>,
+    pub(super) heads: Vec<u16>,
 }
 
 /// Bytes that a queue of `size` entries takes.
-pub fn inflight_bytes(size: u16) -> u64 {
+pub(super) fn inflight_bytes(size: u16) -> u64 {
     (HEADER_BYTES + STATE_BYTES * u64::from(size)).next_multiple_of(ALIGNMENT)
 }
 
 impl InflightQueue {
-    /// The region of queue `index` in a mapping for queues of `region_size` entries, of which this one has `size`. `None`: it does not
-    /// lie in the mapping, or is not aligned.
-    pub fn new(mapping: Arc<ForeignMapping>, index: usize, region_size: u16, size: u16) -> Option<Self> {
-        let bytes = inflight_bytes(region_size);
+    /// The region of a queue of `size` entries. `None`: it does not lie in the mapping, or is not aligned.
+    pub(super) fn new(place: InflightPlace, size: u16) -> Option<Self> {
+        let InflightPlace { mapping, index, queue_size } = place;
+        let bytes = inflight_bytes(queue_size);
         let offset = bytes.checked_mul(index as u64)?;
-        let fits = size <= region_size && offset.checked_add(bytes)? <= mapping.len() as u64;
+        let fits = size <= queue_size && offset.checked_add(bytes)? <= mapping.len() as u64;
         let region = mapping.as_ptr().wrapping_add(usize::try_from(offset).ok()?);
         let aligned = region.addr().is_multiple_of(align_of::<AtomicU64>());
         let batch = Vec::with_capacity(size.into());
         (fits && aligned).then_some(InflightQueue {
             region,
-            room: region_size,
+            room: queue_size,
             size,
             counter: 0,
             batch,
@@ -77,7 +88,7 @@ impl InflightQueue {
     ///
     /// # Errors
     /// The region is of a layout or a queue size other than ours: the number found.
-    pub fn recover(&mut self, used: u16) -> Result<Option<Recovered>, u16> {
+    pub(super) fn recover(&mut self, used: u16) -> Result<Option<Recovered>, u16> {
         let (version, size) = (self.half(8).load(Ordering::Relaxed), self.half(10).load(Ordering::Relaxed));
         match version {
             0 => {
@@ -195,9 +206,13 @@ mod tests {
         Arc::new(ForeignMapping::map(file, 0, bytes, true).expect("a mapping"))
     }
 
+    fn place(mapping: Arc<ForeignMapping>, index: usize) -> InflightPlace {
+        InflightPlace { mapping, index, queue_size: SIZE }
+    }
+
     /// The region of queue 1, as the next process maps it.
     fn region(file: &File) -> InflightQueue {
-        InflightQueue::new(mapping(file), 1, SIZE, SIZE).expect("a region")
+        InflightQueue::new(place(mapping(file), 1), SIZE).expect("a region")
     }
 
     fn file() -> File {
@@ -291,7 +306,7 @@ mod tests {
         queue.take(&[1]);
         queue.give_back(1);
         queue.published(1);
-        let smaller = |file: &File| InflightQueue::new(mapping(file), 1, SIZE, SIZE / 2).expect("a region");
+        let smaller = |file: &File| InflightQueue::new(place(mapping(file), 1), SIZE / 2).expect("a region");
         assert_eq!(smaller(&file).recover(0), Ok(None));
         assert_eq!(smaller(&file).recover(0), Ok(Some(Recovered { available: 0, heads: vec![] })));
     }
@@ -300,8 +315,8 @@ mod tests {
     fn a_region_beyond_the_mapping_is_refused() {
         let file = file();
         let mapping = mapping(&file);
-        assert!(InflightQueue::new(mapping.clone(), 2, SIZE, SIZE).is_none());
-        assert!(InflightQueue::new(mapping.clone(), 0, SIZE, SIZE * 2).is_none());
-        assert!(InflightQueue::new(mapping, usize::MAX, SIZE, SIZE).is_none());
+        assert!(InflightQueue::new(place(mapping.clone(), 2), SIZE).is_none());
+        assert!(InflightQueue::new(place(mapping.clone(), 0), SIZE * 2).is_none());
+        assert!(InflightQueue::new(place(mapping, usize::MAX), SIZE).is_none());
     }
 }

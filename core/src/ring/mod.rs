@@ -9,7 +9,8 @@ mod split;
 mod table;
 
 pub use chain::{Chain, SegmentList};
-pub use inflight::{InflightQueue, inflight_bytes};
+pub use inflight::InflightPlace;
+use inflight::InflightQueue;
 pub use packed::PackedRing;
 pub use split::SplitRing;
 
@@ -43,6 +44,22 @@ impl RingKind {
         match self {
             RingKind::Split => 0,
             RingKind::Packed => 1 << VIRTIO_F_RING_PACKED,
+        }
+    }
+
+    /// The [base](Ring::base) of a ring that was not used yet. Both wrap counters of a packed ring are 1 (virtio 1.3, 2.8.1).
+    pub fn beginning(self) -> u32 {
+        match self {
+            RingKind::Split => 0,
+            RingKind::Packed => 0x8000_8000,
+        }
+    }
+
+    /// Bytes of a region for requests in flight of a queue of `size` entries.
+    pub fn inflight_bytes(self, size: u16) -> u64 {
+        match self {
+            RingKind::Split => inflight::inflight_bytes(size),
+            RingKind::Packed => packed::inflight_bytes(size),
         }
     }
 
@@ -80,7 +97,7 @@ pub struct RingStart {
     /// driver is told once that something may wait for it.
     pub resumed: bool,
     /// What notes the requests in flight. What it remembers overrides `base`.
-    pub inflight: Option<InflightQueue>,
+    pub inflight: Option<InflightPlace>,
     /// The log for pages that the device writes, if there is one.
     pub log: Option<DirtyLog>,
     /// The guest address by which the used ring is logged, if it is.
@@ -188,6 +205,12 @@ pub enum RingError {
     /// The region for requests in flight is of another layout, or of a queue of another size.
     #[error("the in-flight region is of a layout or a queue size that is not this queue's: {0}")]
     Inflight(u16),
+    /// The region for requests in flight does not say what it must.
+    #[error("the in-flight region is damaged")]
+    InflightDamaged,
+    /// The region for requests in flight ends before the queue's part of it, or was made for a smaller queue.
+    #[error("the in-flight region has no room for a queue of {0} entries")]
+    InflightRoom(u16),
     /// The available index ran ahead by more than the size of the ring.
     #[error("the available index jumped by {0} entries in a queue of {1}")]
     AvailableIndex(u16, u16),

@@ -93,6 +93,9 @@ impl Ring for SplitRing {
         start: RingStart,
     ) -> Result<Self, RingError> {
         let Parts { descriptors, available, used } = Parts::find(config, &mut tables)?;
+        let inflight = start
+            .inflight
+            .map(|place| InflightQueue::new(place, config.size).ok_or(RingError::InflightRoom(config.size)));
         let mut ring = SplitRing {
             tables,
             descriptors,
@@ -105,7 +108,7 @@ impl Ring for SplitRing {
             published_used: 0,
             signalled_used: 0,
             parked_event: 0,
-            inflight: start.inflight,
+            inflight: inflight.transpose()?,
             log: start.log.zip(start.log_used),
             left_over: Vec::new(),
         };

@@ -36,6 +36,7 @@ const NEED_REPLY: u32 = 1 << 3;
 /// What the guest keeps through every crash of the back end.
 #[expect(missing_debug_implementations, reason = "the crate's front end has none")]
 pub struct FrontEnd {
+    kind: RingKind,
     /// Speaks to the back end.
     pub wire: Frontend,
     /// The guest's memory.
@@ -53,14 +54,20 @@ pub struct FrontEnd {
 }
 
 impl FrontEnd {
-    /// Connects and negotiates all that is offered. No ring is started.
+    /// Connects and negotiates all that is offered but packed rings. No ring is started.
     pub fn new(path: &Path, queues: usize) -> Self {
+        Self::with_rings(RingKind::Split, path, queues)
+    }
+
+    /// As [`new`](Self::new), for the kind of ring named.
+    pub fn with_rings(kind: RingKind, path: &Path, queues: usize) -> Self {
         let each = BlkDriver::bytes(QUEUE_SIZE, DEPTH).next_multiple_of(4096);
         // Two regions, with a hole between them and the rest of the file behind.
         let memory = GuestMemory::create(&[(0, each * queues as u64), (1 << 32, 1 << 20)], None).expect("guest memory");
         let event = || EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC).expect("eventfd");
         let events = || (0..queues).map(|_| event()).collect::<Vec<_>>();
         let mut front = FrontEnd {
+            kind,
             wire: connect(path, queues),
             drivers: Vec::new(),
             kicks: events(),
@@ -72,7 +79,7 @@ impl FrontEnd {
         };
         front.negotiate();
         let event_idx = front.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
-        let (kind, memory) = (RingKind::of_features(front.features), &front.memory);
+        let memory = &front.memory;
         front.drivers = (0..queues)
             .map(|index| BlkDriver::new(kind, memory, index as u64 * each, QUEUE_SIZE, DEPTH, event_idx))
             .collect();
@@ -85,7 +92,8 @@ impl FrontEnd {
         let protocol = self.wire.get_protocol_features().expect("GET_PROTOCOL_FEATURES");
         // BACKEND_REQ is for those who bring a channel.
         self.wire.set_protocol_features(protocol).expect("SET_PROTOCOL_FEATURES");
-        self.features = offered & !VhostUserVirtioFeatures::LOG_ALL.bits();
+        let other_kind = RingKind::Packed.feature() & !self.kind.feature();
+        self.features = offered & !VhostUserVirtioFeatures::LOG_ALL.bits() & !other_kind;
         self.wire.set_features(self.features).expect("SET_FEATURES");
         if protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
             self.wire.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);

@@ -19,7 +19,6 @@ use crate::{
 };
 use std::sync::Arc;
 use virtio_bindings::{virtio_config::VIRTIO_F_VERSION_1, virtio_ring::VIRTIO_RING_F_EVENT_IDX};
-use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Requests that a rig's driver can have in flight.
@@ -146,6 +145,7 @@ impl Drop for Rig {
 /// A device behind the status machine, served by workers, with a driver for each queue: as a guest has it.
 #[derive(Debug)]
 pub struct Guest {
+    kind: RingKind,
     /// The device as its transport sees it.
     pub device: VirtioDevice,
     /// A driver for each queue.
@@ -157,21 +157,31 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// A device with `queues` queues dealt out to `workers`. The driver has not started it.
+    /// A device with `queues` queues dealt out to `workers`, whose driver speaks split rings. It has not started the device.
     pub fn new(name: &str, backend: Arc<BlockBackend>, queues: usize, workers: &[WorkerHandle]) -> Self {
+        Self::with_rings(RingKind::Split, name, backend, queues, workers)
+    }
+
+    /// As [`new`](Self::new), with a driver that speaks the kind of ring named.
+    pub fn with_rings(
+        kind: RingKind,
+        name: &str,
+        backend: Arc<BlockBackend>,
+        queues: usize,
+        workers: &[WorkerHandle],
+    ) -> Self {
         let each = BlkDriver::bytes(256, DEPTH).next_multiple_of(4096);
         let memory = GuestMemory::create(&[(0, each * queues as u64)], None).expect("guest memory");
         let stats = StatsSegment::anonymous(queues).expect("statistics");
         let model = Blk::new(options(name, queues, workers), backend, &stats);
         let device = VirtioDevice::new(Box::new(model), memory).expect("a device");
         let call = Arc::new(EventFd::new(EFD_NONBLOCK).expect("eventfd"));
-        Guest { device, drivers: Vec::new(), call, stats }
+        Guest { kind, device, drivers: Vec::new(), call, stats }
     }
 
-    /// What a driver does to start a device (virtio 1.3, 3.1.1). Returns the status at its end.
+    /// What a driver does to start a device (virtio 1.3, 3.1.1), accepting all that its kind of ring allows. Returns the status at its end.
     pub fn start(&mut self) -> u8 {
-        let offered = u64::from(self.device.device_features(0)) | u64::from(self.device.device_features(1)) << 32;
-        self.start_with(offered)
+        self.start_without(0)
     }
 
     /// As [`start`](Self::start), accepting `features`.
@@ -197,9 +207,9 @@ impl Guest {
             let config = driver.ring.config();
             let queue = device.queue_mut(index).expect("a queue that is not enabled");
             queue.set_size(config.size);
-            queue.set_desc_table_address(Some(config.descriptors as u32), Some((config.descriptors >> 32) as u32));
-            queue.set_avail_ring_address(Some(config.driver_area as u32), Some((config.driver_area >> 32) as u32));
-            queue.set_used_ring_address(Some(config.device_area as u32), Some((config.device_area >> 32) as u32));
+            queue.set_descriptors(Some(config.descriptors as u32), Some((config.descriptors >> 32) as u32));
+            queue.set_driver_area(Some(config.driver_area as u32), Some((config.driver_area >> 32) as u32));
+            queue.set_device_area(Some(config.device_area as u32), Some((config.device_area >> 32) as u32));
             device.set_notifier(index, Notifier::new(self.call.clone(), None));
             device.set_queue_ready(index, true);
             self.drivers.push(driver);
@@ -209,10 +219,11 @@ impl Guest {
         device.status()
     }
 
-    /// Accepts every feature but those in `without`.
+    /// Accepts every feature but those in `without` and that of the other kind of ring.
     pub fn start_without(&mut self, without: u64) -> u8 {
         let offered = u64::from(self.device.device_features(0)) | u64::from(self.device.device_features(1)) << 32;
-        self.start_with(offered & !without | 1 << VIRTIO_F_VERSION_1)
+        let other_kind = RingKind::Packed.feature() & !self.kind.feature();
+        self.start_with(offered & !without & !other_kind | 1 << VIRTIO_F_VERSION_1)
     }
 
     /// Submits on a queue, with a kick if the device asks for one.

@@ -4,7 +4,6 @@
 //! reads as zero and is ignored when written.
 use crate::transport::{Notifier, VirtioDevice};
 use std::sync::Arc;
-use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::EventFd;
 
 /// Size of the register block in bytes, configuration space included.
@@ -149,12 +148,12 @@ impl MmioTransport {
         match offset {
             // A size that does not fit into 16 bits is none that a queue can have.
             register::QUEUE_SIZE => queue.set_size(value.try_into().unwrap_or(0)),
-            register::QUEUE_DESC_LOW => queue.set_desc_table_address(Some(value), None),
-            register::QUEUE_DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
-            register::QUEUE_DRIVER_LOW => queue.set_avail_ring_address(Some(value), None),
-            register::QUEUE_DRIVER_HIGH => queue.set_avail_ring_address(None, Some(value)),
-            register::QUEUE_DEVICE_LOW => queue.set_used_ring_address(Some(value), None),
-            register::QUEUE_DEVICE_HIGH => queue.set_used_ring_address(None, Some(value)),
+            register::QUEUE_DESC_LOW => queue.set_descriptors(Some(value), None),
+            register::QUEUE_DESC_HIGH => queue.set_descriptors(None, Some(value)),
+            register::QUEUE_DRIVER_LOW => queue.set_driver_area(Some(value), None),
+            register::QUEUE_DRIVER_HIGH => queue.set_driver_area(None, Some(value)),
+            register::QUEUE_DEVICE_LOW => queue.set_device_area(Some(value), None),
+            register::QUEUE_DEVICE_HIGH => queue.set_device_area(None, Some(value)),
             _ => {}
         }
     }

@@ -5,25 +5,26 @@
 mod interrupt;
 pub mod mmio;
 pub mod pci;
+mod queue_setup;
 #[cfg(test)]
 mod test_device;
 pub mod vhost_user;
 
 pub use interrupt::{ISR_CONFIG, ISR_QUEUE, InterruptState, Notifier};
+pub use queue_setup::QueueSetup;
 
 use crate::{
     device::{Activation, ActiveQueue, DeviceModel},
     memory::GuestMemory,
-    ring::{QueueConfig, RingStart},
+    ring::{RingKind, RingStart},
 };
 use std::{fmt, io, sync::Arc};
 use tracing::{error, info, warn};
 use virtio_bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FAILED,
-    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
+    VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1,
 };
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
-use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// ACKNOWLEDGE: the guest has seen the device (virtio 1.3, 2.1).
@@ -40,8 +41,10 @@ pub const STATUS_NEEDS_RESET: u8 = VIRTIO_CONFIG_S_NEEDS_RESET as u8;
 pub const STATUS_FAILED: u8 = VIRTIO_CONFIG_S_FAILED as u8;
 
 /// The features that every device of ours offers on every transport.
-pub const TRANSPORT_FEATURES: u64 =
-    1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_EVENT_IDX | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+pub const TRANSPORT_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
+    | 1 << VIRTIO_F_RING_PACKED
+    | 1 << VIRTIO_RING_F_EVENT_IDX
+    | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
 /// Why features that a driver has accepted cannot be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -70,7 +73,7 @@ pub struct VirtioDevice {
     accepted: u64,
     status: u8,
     active: bool,
-    queues: Vec<Queue>,
+    queues: Vec<QueueSetup>,
     kicks: Vec<EventFd>,
     notifiers: Vec<Notifier>,
     interrupts: Arc<InterruptState>,
@@ -86,12 +89,14 @@ impl VirtioDevice {
     /// Wraps `model`, whose queues will lie in `memory`.
     ///
     /// # Errors
-    /// No more file descriptors, or a model with a queue size that is no power of two.
+    /// No more file descriptors, or a model with a queue size that cannot be.
     pub fn new(model: Box<dyn DeviceModel>, memory: GuestMemory) -> io::Result<Self> {
         let mut queues = Vec::new();
         let mut kicks = Vec::new();
         for &size in model.queue_sizes() {
-            let queue = Queue::new(size).map_err(|error| io::Error::other(format!("{}: {error}", model.name())))?;
+            let name = model.name();
+            let queue = QueueSetup::new(size)
+                .ok_or_else(|| io::Error::other(format!("{name}: a queue of {size} entries cannot be")))?;
             queues.push(queue);
             kicks.push(EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         }
@@ -231,17 +236,11 @@ impl VirtioDevice {
 
     fn enabled_queues(&self) -> Result<Vec<ActiveQueue>, String> {
         let mut queues = Vec::new();
+        let (kind, mut tables) = (RingKind::of_features(self.accepted), self.memory.translator());
         for (index, queue) in self.queues.iter().enumerate().filter(|(_, queue)| queue.ready()) {
-            if !queue.is_valid(&**self.memory.map()) {
-                return Err(format!("queue {index} does not lie in the guest's memory"));
-            }
+            let config = queue.config();
+            kind.check(&config, &mut tables).map_err(|error| format!("queue {index}: {error}"))?;
             let kick = self.kicks[index].try_clone().map_err(|error| format!("queue {index}: {error}"))?;
-            let config = QueueConfig {
-                size: queue.size(),
-                descriptors: queue.desc_table(),
-                driver_area: queue.avail_ring(),
-                device_area: queue.used_ring(),
-            };
             let (start, notifier) = (RingStart::default(), self.notifiers[index].clone());
             queues.push(ActiveQueue { index, config, start, kick: Some(kick), notifier });
         }
@@ -276,13 +275,13 @@ impl VirtioDevice {
     }
 
     /// One queue's state, if there is such a queue.
-    pub fn queue(&self, index: usize) -> Option<&Queue> {
+    pub fn queue(&self, index: usize) -> Option<&QueueSetup> {
         self.queues.get(index)
     }
 
     /// One queue's state for the driver to set up: `None` if there is no such queue, or once it is enabled (virtio 1.3,
     /// 4.1.4.3.2: the driver configures the other fields before enabling the queue).
-    pub fn queue_mut(&mut self, index: usize) -> Option<&mut Queue> {
+    pub fn queue_mut(&mut self, index: usize) -> Option<&mut QueueSetup> {
         self.queues.get_mut(index).filter(|queue| !queue.ready())
     }
 

@@ -7,7 +7,6 @@
 //! written.
 use crate::transport::{Notifier, VirtioDevice};
 use std::{io, sync::Arc};
-use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::EventFd;
 
 /// The BAR that holds all structures.
@@ -232,13 +231,13 @@ impl PciTransport {
         // A queue that does not exist has size 0 (virtio 1.3, 4.1.4.3.1), and all else of it is zero too.
         let index = usize::from(self.queue_select);
         if let Some(queue) = device.queue(index) {
-            put(common::QUEUE_SIZE as usize, &queue.size().to_le_bytes());
+            put(common::QUEUE_SIZE as usize, &queue.config().size.to_le_bytes());
             put(common::QUEUE_VECTOR as usize, &self.queue_vectors[index].to_le_bytes());
             put(common::QUEUE_ENABLE as usize, &u16::from(queue.ready()).to_le_bytes());
             put(common::QUEUE_NOTIFY_OFF, &self.queue_select.to_le_bytes());
-            put(common::QUEUE_DESC as usize, &queue.desc_table().to_le_bytes());
-            put(common::QUEUE_DRIVER as usize, &queue.avail_ring().to_le_bytes());
-            put(common::QUEUE_DEVICE as usize, &queue.used_ring().to_le_bytes());
+            put(common::QUEUE_DESC as usize, &queue.config().descriptors.to_le_bytes());
+            put(common::QUEUE_DRIVER as usize, &queue.config().driver_area.to_le_bytes());
+            put(common::QUEUE_DEVICE as usize, &queue.config().device_area.to_le_bytes());
         }
         registers
     }
@@ -290,12 +289,12 @@ impl PciTransport {
         const DRIVER_HIGH: u64 = common::QUEUE_DRIVER + 4;
         const DEVICE_HIGH: u64 = common::QUEUE_DEVICE + 4;
         match offset {
-            common::QUEUE_DESC => queue.set_desc_table_address(Some(value), None),
-            DESC_HIGH => queue.set_desc_table_address(None, Some(value)),
-            common::QUEUE_DRIVER => queue.set_avail_ring_address(Some(value), None),
-            DRIVER_HIGH => queue.set_avail_ring_address(None, Some(value)),
-            common::QUEUE_DEVICE => queue.set_used_ring_address(Some(value), None),
-            DEVICE_HIGH => queue.set_used_ring_address(None, Some(value)),
+            common::QUEUE_DESC => queue.set_descriptors(Some(value), None),
+            DESC_HIGH => queue.set_descriptors(None, Some(value)),
+            common::QUEUE_DRIVER => queue.set_driver_area(Some(value), None),
+            DRIVER_HIGH => queue.set_driver_area(None, Some(value)),
+            common::QUEUE_DEVICE => queue.set_device_area(Some(value), None),
+            DEVICE_HIGH => queue.set_device_area(None, Some(value)),
             _ => {}
         }
     }

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     memory::{DirtyLog, ForeignMapping, sealed_file},
-    ring::{MAX_QUEUE_SIZE, inflight_bytes},
+    ring::{MAX_QUEUE_SIZE, RingKind},
     transport::STATUS_NEEDS_RESET,
     worker::QueueUpdate,
 };
@@ -230,14 +230,18 @@ impl Session {
 
     fn set_vring_num(&mut self, message: &Message) -> Result<(), Failure> {
         let VhostUserVringState { index, num } = message.body().map_err(malformed)?;
+        // A packed ring can have any size (virtio 1.3, 2.8.10.1).
+        let is_packed = self.ring_kind() == RingKind::Packed;
+        let size = u16::try_from(num)
+            .ok()
+            .filter(|size| (1..=MAX_QUEUE_SIZE).contains(size) && (is_packed || size.is_power_of_two()));
+        let size = size.ok_or_else(|| {
+            let what = if is_packed { "" } else { "a power of two " };
+            refused(format!("a queue size of {num} is not {what}from 1 to {MAX_QUEUE_SIZE}"))
+        })?;
         let vring = self.stopped_vring(index)?;
-        match u16::try_from(num) {
-            Ok(size) if size.is_power_of_two() && size <= MAX_QUEUE_SIZE => {
-                (vring.size, vring.failed) = (size, false);
-                Ok(())
-            }
-            _ => Err(refused(format!("a queue size of {num} is not a power of two from 1 to {MAX_QUEUE_SIZE}"))),
-        }
+        (vring.size, vring.failed) = (size, false);
+        Ok(())
     }
 
     fn set_vring_addr(&mut self, message: &Message) -> Result<(), Failure> {
@@ -253,8 +257,11 @@ impl Session {
 
     fn set_vring_base(&mut self, message: &Message) -> Result<(), Failure> {
         let VhostUserVringState { index, num } = message.body().map_err(malformed)?;
-        let base = u16::try_from(num).map_err(|_| refused(format!("a base of {num} has more than 16 bits")))?;
-        self.stopped_vring(index)?.base = base;
+        // One index of a split ring; two, with their wrap counters, of a packed one.
+        if self.ring_kind() == RingKind::Split && num > u16::MAX.into() {
+            return Err(refused(format!("a base of {num} has more than 16 bits")));
+        }
+        self.stopped_vring(index)?.base = Some(num);
         Ok(())
     }
 
@@ -266,9 +273,10 @@ impl Session {
             other => other,
         })?;
         self.stop_ring(index as usize);
+        let beginning = self.ring_kind().beginning();
         let vring = self.vring(index)?;
         vring.kick = Kick::Unset;
-        let state = VhostUserVringState::new(index, vring.base.into());
+        let state = VhostUserVringState::new(index, vring.base.unwrap_or(beginning));
         bytes(&state, &[], None)
     }
 
@@ -314,7 +322,7 @@ impl Session {
     fn get_inflight(&self, message: &Message) -> Answer {
         let asked = message.body::<VhostUserInflight>().map_err(malformed)?;
         let (queues, queue_size) = (asked.num_queues, asked.queue_size);
-        let bytes_needed = inflight_room(queues, queue_size).map_err(malformed)?;
+        let bytes_needed = inflight_room(self.ring_kind(), queues, queue_size).map_err(malformed)?;
         // Sealed, so that nobody can take it away: it is ours as much as the front end's.
         let file = sealed_file(c"pollux-inflight", bytes_needed)
             .map_err(|error| malformed(format!("there is no memory for {bytes_needed} bytes: {error}")))?;
@@ -329,7 +337,7 @@ impl Session {
             return Err(refused("rings are running"));
         }
         let (queues, queue_size) = (given.num_queues, given.queue_size);
-        let needed = inflight_room(queues, queue_size).map_err(refused)?;
+        let needed = inflight_room(self.ring_kind(), queues, queue_size).map_err(refused)?;
         if given.mmap_size < needed {
             let size = given.mmap_size;
             return Err(refused(format!("an in-flight region of {size} bytes for what takes {needed}")));
@@ -353,11 +361,11 @@ impl Session {
 }
 
 /// Bytes of an in-flight region, if it is not too large.
-fn inflight_room(queues: u16, queue_size: u16) -> Result<u64, String> {
+fn inflight_room(kind: RingKind, queues: u16, queue_size: u16) -> Result<u64, String> {
     if queues > INFLIGHT_QUEUES_MAX || queue_size > MAX_QUEUE_SIZE {
         return Err(format!("there is no device with {queues} queues of {queue_size} entries"));
     }
-    Ok(inflight_bytes(queue_size) * u64::from(queues))
+    Ok(kind.inflight_bytes(queue_size) * u64::from(queues))
 }
 
 fn single_region(message: &Message) -> Result<VhostUserMemoryRegion, Failure> {

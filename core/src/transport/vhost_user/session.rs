@@ -10,7 +10,7 @@ use super::{
 use crate::{
     device::ActiveQueue,
     memory::{DirtyLog, ForeignMapping, GuestMemory, guard},
-    ring::{InflightQueue, RingStart},
+    ring::{InflightPlace, RingKind, RingStart},
     transport::{InterruptState, Notifier, check_features, interrupt::signal_foreign},
     worker::{QueueUpdate, watchdog},
 };
@@ -250,6 +250,11 @@ impl Session {
         DriverState { features: self.driver_features(), config_writes: self.config_writes.clone() }
     }
 
+    /// The kind of ring that its driver speaks.
+    pub(super) fn ring_kind(&self) -> RingKind {
+        RingKind::of_features(self.features)
+    }
+
     pub(super) fn has_feature(&self, feature: VhostUserVirtioFeatures) -> bool {
         self.features & feature.bits() != 0
     }
@@ -284,9 +289,9 @@ impl Session {
         let memory = self.memory.clone().ok_or("there is no memory")?;
         let vring = &self.vrings[index];
         let start = RingStart {
-            base: Some(vring.base.into()),
+            base: vring.base,
             resumed: true,
-            inflight: self.inflight_queue(index)?,
+            inflight: self.inflight_place(index)?,
             log: self.active_log(),
             log_used: vring.log_used,
         };
@@ -302,15 +307,12 @@ impl Session {
         Ok(())
     }
 
-    fn inflight_queue(&self, index: usize) -> Result<Option<InflightQueue>, String> {
-        let Some(inflight) = &self.inflight else { return Ok(None) };
-        let (mapping, size) = (inflight.mapping.clone(), self.vrings[index].size);
-        let queue = (index < usize::from(inflight.queues))
-            .then(|| InflightQueue::new(mapping, index, inflight.queue_size, size))
-            .flatten();
-        queue.map(Some).ok_or_else(|| {
-            format!("its in-flight region is for {} queues of {} entries", inflight.queues, inflight.queue_size)
-        })
+    fn inflight_place(&self, index: usize) -> Result<Option<InflightPlace>, String> {
+        let Some(Inflight { mapping, queue_size, queues }) = &self.inflight else { return Ok(None) };
+        if index >= usize::from(*queues) {
+            return Err(format!("its in-flight region is for {queues} queues"));
+        }
+        Ok(Some(InflightPlace { mapping: mapping.clone(), index, queue_size: *queue_size }))
     }
 
     /// Stops a ring, once all of its requests are done. Where it stands is its base from then on.
@@ -320,7 +322,7 @@ impl Session {
             && let Some(position) = owned.stop_queue(index)
         {
             drop(owned);
-            self.vrings[index].base = position.base as u16;
+            self.vrings[index].base = Some(position.base);
             debug!("{}: queue {index} is stopped at {:#x}", self.name(), position.base);
         }
         self.release_idle();
@@ -345,7 +347,7 @@ impl Session {
     pub(super) fn reset_device(&mut self) {
         self.stop_rings();
         for vring in &mut self.vrings {
-            (vring.kick, vring.enabled, vring.failed, vring.base) = (Kick::Unset, false, false, 0);
+            (vring.kick, vring.enabled, vring.failed, vring.base) = (Kick::Unset, false, false, None);
         }
         // The cache mode stays. A front end such as QEMU also resets to pause, and shows its guest the mode that was last set, not
         // the one that we would go back to.

@@ -32,8 +32,8 @@ pub(super) struct Vring {
     pub(super) addresses: Option<UserAddresses>,
     /// Guest address by which changes of the used ring are logged, if they are.
     pub(super) log_used: Option<u64>,
-    /// Index of the next available entry.
-    pub(super) base: u16,
+    /// Where the ring goes on, as [`Ring::base`](crate::ring::Ring::base) has it. `None`: at its beginning.
+    pub(super) base: Option<u32>,
     pub(super) kick: Kick,
     pub(super) call: Option<Arc<EventFd>>,
     pub(super) error: Option<EventFd>,

@@ -1,5 +1,5 @@
 //! The record of requests in flight that the backend keeps and we hold for it (vhost-user document, "Inflight I/O tracking").
-use pollux_core::ring::inflight_bytes;
+use pollux_core::ring::RingKind;
 use std::{fs::File, io, os::unix::fs::FileExt};
 use vhost::vhost_user::message::VhostUserInflight;
 
@@ -24,7 +24,7 @@ impl Inflight {
     /// For each queue, the heads of the chains that are marked as in flight. Split rings only.
     pub(super) fn heads(&self) -> io::Result<Vec<Vec<u16>>> {
         let VhostUserInflight { mmap_offset, num_queues, queue_size, .. } = self.layout;
-        let stride = inflight_bytes(queue_size);
+        let stride = RingKind::Split.inflight_bytes(queue_size);
         let heads = |queue: u16| {
             let mut region = vec![0; stride as usize];
             self.file.read_exact_at(&mut region, mmap_offset + u64::from(queue) * stride)?;

@@ -3,11 +3,17 @@
 //! Available and used descriptors share one ring, and each says by two of its flags which of the two it is. A chain is found out only
 //! by following it to its end, where its buffer ID is: so [`pop`](Ring::pop) reads the second half of each descriptor (length, ID,
 //! flags) and keeps it for [`walk`](Ring::walk), which reads the first half (address). Nothing is read twice.
+mod inflight;
+mod recovery;
+
+pub(super) use inflight::inflight_bytes;
+
 use super::{
-    Chain, MAX_QUEUE_SIZE, QueueConfig, Ring, RingError, RingStart, SegmentList,
+    Chain, MAX_QUEUE_SIZE, QueueConfig, Ring, RingError, RingKind, RingStart, SegmentList,
     table::{Buffer, DESCRIPTOR_INDIRECT, DESCRIPTOR_NEXT, DESCRIPTOR_WRITE, MAX_CHAIN, Table},
 };
 use crate::memory::{DirtyLog, Translator};
+use inflight::{LeftOver, PackedInflight};
 use std::{
     ptr::read_volatile,
     sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
@@ -51,6 +57,9 @@ impl Cursor {
     }
 }
 
+/// In [`Place::index`]: the chain is not in the ring any more, but among those left over.
+const LEFT_OVER: u16 = u16::MAX;
+
 /// What is remembered of a chain between pop and push_used.
 #[derive(Clone, Copy, Debug)]
 struct Place {
@@ -87,6 +96,12 @@ pub struct PackedRing {
     first: (u16, u64),
     /// Descriptors that the driver has not been asked for yet whether it wants to be told.
     unsignalled: u16,
+    /// What notes the requests in flight for the next process.
+    inflight: Option<PackedInflight>,
+    /// Chains that the process before had taken and not given back: to be taken again, the last one first.
+    left_over: Vec<LeftOver>,
+    /// Those of them that were taken by the last pop.
+    popped_left_over: Vec<LeftOver>,
     /// Where pages are noted that we write, and the guest address of our event suppression structure.
     log: Option<(DirtyLog, u64)>,
     /// The guest address of the ring, for the log.
@@ -133,12 +148,13 @@ impl Ring for PackedRing {
     ) -> Result<Self, RingError> {
         let Parts { descriptors, driver_events, device_events } = Parts::find(config, &mut tables)?;
         let size = config.size;
-        // Both wrap counters are 1 at first (virtio 1.3, 2.8.1).
-        let base = start.base.unwrap_or(0x8000_8000);
+        let base = start.base.unwrap_or(RingKind::Packed.beginning());
         let (available, used) = (Cursor::new(base as u16, AVAILABLE), Cursor::new((base >> 16) as u16, BOTH));
         if available.index >= size || used.index >= size {
             return Err(RingError::Base(base, size));
         }
+        let inflight =
+            start.inflight.map(|place| PackedInflight::new(place, size).ok_or(RingError::InflightRoom(size)));
         let mut ring = PackedRing {
             tables,
             descriptors,
@@ -154,9 +170,15 @@ impl Ring for PackedRing {
             pushed: 0,
             first: (0, 0),
             unsignalled: 0,
+            inflight: inflight.transpose()?,
+            left_over: Vec::new(),
+            popped_left_over: Vec::new(),
             log: start.log.zip(start.log_used),
             address: config.descriptors,
         };
+        if start.resumed {
+            ring.resume()?;
+        }
         ring.disable_kicks();
         Ok(ring)
     }
@@ -196,6 +218,9 @@ impl Ring for PackedRing {
                 break;
             }
             let (id, count) = self.take_chain(rest, kept)?;
+            if self.inflight.is_some() {
+                self.note_taken(id);
+            }
             *slot = id;
             kept += count;
             popped += 1;
@@ -203,12 +228,18 @@ impl Ring for PackedRing {
         Ok(popped)
     }
 
-    fn pop_left_over(&mut self, _ids: &mut [u16]) -> usize {
-        0
+    #[cold]
+    fn pop_left_over(&mut self, ids: &mut [u16]) -> usize {
+        // They are in the in-flight region already, and stay there.
+        let rest = self.left_over.len().saturating_sub(ids.len());
+        self.popped_left_over = self.left_over.split_off(rest);
+        self.popped_left_over.reverse();
+        ids.iter_mut().zip(&self.popped_left_over).for_each(|(slot, chain)| *slot = chain.id);
+        self.popped_left_over.len()
     }
 
     fn has_left_over(&self) -> bool {
-        false
+        !self.left_over.is_empty()
     }
 
     #[inline]
@@ -220,6 +251,9 @@ impl Ring for PackedRing {
     #[inline]
     fn walk(&mut self, id: u16, data: &mut Translator, segments: &mut SegmentList<'_>) -> Result<Chain, RingError> {
         let Place { mut index, kept, count } = self.places[usize::from(id)];
+        if index == LEFT_OVER {
+            return self.walk_left_over(id, data, segments);
+        }
         let rests = &self.kept[usize::from(kept)..usize::from(kept) + usize::from(count)];
         let mut chain = Chain::default();
         if let &[rest] = rests
@@ -259,6 +293,9 @@ impl Ring for PackedRing {
         }
         self.pushed += count;
         self.used.advance(count, self.size);
+        if let Some(inflight) = &mut self.inflight {
+            inflight.give_back(id);
+        }
     }
 
     #[inline]
@@ -268,9 +305,10 @@ impl Ring for PackedRing {
         }
         // A driver looks at used descriptors in their order, so this one shows it all of the batch. Partner: the driver's read barrier
         // after it has found the flags of a used descriptor (virtio 1.3, 2.8.22).
-        self.write_second_half(self.first.0, self.first.1, Ordering::Release);
-        if self.log.is_some() {
-            self.note_published();
+        if self.inflight.is_some() || self.log.is_some() {
+            self.publish_noted();
+        } else {
+            self.write_second_half(self.first.0, self.first.1, Ordering::Release);
         }
         // Both are at most the ring's size: a batch is asked for before the next one has gone around.
         self.unsignalled = self.unsignalled.saturating_add(self.pushed).min(self.size);
@@ -381,7 +419,15 @@ impl PackedRing {
 
     #[cold]
     #[inline(never)]
-    fn note_published(&mut self) {
+    fn publish_noted(&mut self) {
+        let used = self.used.bits();
+        if let Some(inflight) = &mut self.inflight {
+            inflight.publishing(used);
+        }
+        self.write_second_half(self.first.0, self.first.1, Ordering::Release);
+        if let Some(inflight) = &mut self.inflight {
+            inflight.published(used);
+        }
         let Some((log, events)) = &self.log else { return };
         log.mark(*events, 4);
         // From the first to the last that was written, which may be over the end of the ring. What was skipped in between does no harm.

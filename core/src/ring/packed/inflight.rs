@@ -1,0 +1,494 @@
+//! The in-flight region of one packed queue (vhost-user document, "Inflight I/O tracking"): as that of a split queue, with a
+//! copy of the descriptors of each chain, since those in the ring are overwritten by used ones.
+//!
+//! We keep our own list of free entries and write it through to the region, from which nothing is read but in a recovery. A batch of
+//! used chains changes the region when it is published and not before: then chains that are taken meanwhile find the free list as it
+//! was committed last, as the document's order of steps needs it.
+use crate::{
+    memory::ForeignMapping,
+    ring::{InflightPlace, RingError},
+};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering},
+};
+
+/// Bytes of the header: features, version, number of descriptors, free head (and the one committed last), used index (and that), wrap
+/// counter of the device (and that), padding.
+const HEADER_BYTES: u64 = 32;
+/// Bytes of an entry: in flight, padding, next, last, num, counter; then the descriptor as ID, flags, length, address.
+const ENTRY_BYTES: u64 = 32;
+const ALIGNMENT: u64 = 64;
+/// The layout that we know. 0 means that nobody has used the region yet.
+const VERSION: u16 = 1;
+
+/// Offsets in the header.
+mod header {
+    pub(super) const VERSION: usize = 8;
+    pub(super) const SIZE: usize = 10;
+    pub(super) const FREE_HEAD: usize = 12;
+    pub(super) const OLD_FREE_HEAD: usize = 14;
+    pub(super) const USED: usize = 16;
+    pub(super) const OLD_USED: usize = 18;
+    pub(super) const USED_WRAP: usize = 20;
+    pub(super) const OLD_USED_WRAP: usize = 21;
+}
+
+/// Bytes that a packed queue of `size` entries takes.
+pub(in crate::ring) fn inflight_bytes(size: u16) -> u64 {
+    (HEADER_BYTES + ENTRY_BYTES * u64::from(size)).next_multiple_of(ALIGNMENT)
+}
+
+/// A chain that the process before had taken and not given back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct LeftOver {
+    pub(super) id: u16,
+    /// As they were in the ring: address, and length, ID and flags.
+    pub(super) descriptors: Vec<[u64; 2]>,
+}
+
+/// What was found in a region.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Recovered {
+    /// Index and wrap counter of the next used descriptor.
+    pub(super) used: u16,
+    /// In the order in which they were taken.
+    pub(super) chains: Vec<LeftOver>,
+}
+
+/// The region of one queue.
+#[derive(Debug)]
+pub(super) struct PackedInflight {
+    region: *mut u8,
+    /// Entries that the region has room for.
+    room: u16,
+    /// Entries of the queue.
+    size: u16,
+    /// Orders the chains in flight.
+    counter: u64,
+    /// Our own list of entries: what follows each. `size` is the end.
+    next: Vec<u16>,
+    free_head: u16,
+    /// By buffer ID: the first and the last entry of its chain.
+    heads: Vec<(u16, u16)>,
+    /// Buffer IDs that are given back and not yet published. Never grows beyond its capacity, the size of the queue.
+    batch: Vec<u16>,
+    _mapping: Arc<ForeignMapping>,
+}
+
+// SAFETY: the pointer leads into the mapping that the queue holds; the queue has one owner at a time.
+unsafe impl Send for PackedInflight {}
+
+impl PackedInflight {
+    /// The region of a queue of `size` entries. `None`: it does not lie in the mapping, or is not aligned.
+    pub(super) fn new(place: InflightPlace, size: u16) -> Option<Self> {
+        let InflightPlace { mapping, index, queue_size } = place;
+        let bytes = inflight_bytes(queue_size);
+        let offset = bytes.checked_mul(index as u64)?;
+        let fits = size <= queue_size && offset.checked_add(bytes)? <= mapping.len() as u64;
+        let region = mapping.as_ptr().wrapping_add(usize::try_from(offset).ok()?);
+        let aligned = region.addr().is_multiple_of(align_of::<AtomicU64>());
+        (fits && aligned).then(|| PackedInflight {
+            region,
+            room: queue_size,
+            size,
+            counter: 0,
+            next: (1..=size).collect(),
+            free_head: 0,
+            heads: vec![(0, 0); size.into()],
+            batch: Vec::with_capacity(size.into()),
+            _mapping: mapping,
+        })
+    }
+
+    /// Finds out what the process before had in flight. `flags` reads those of a descriptor in the ring; `used` is where a new queue
+    /// begins, index and wrap counter. `None`: nobody has used the region before; it is made ready.
+    ///
+    /// # Errors
+    /// The region is of another layout or queue, or makes no sense.
+    pub(super) fn recover(
+        &mut self,
+        used: u16,
+        is_available: impl Fn(u16, bool) -> bool,
+    ) -> Result<Option<Recovered>, RingError> {
+        let (version, size) = (self.header(header::VERSION), self.header(header::SIZE));
+        let is_idle = || (0..self.room).all(|entry| self.flag(entry).load(Ordering::Relaxed) == 0);
+        match version {
+            0 => return Ok(self.begin(used)),
+            VERSION if size == self.size => {}
+            // A driver that came after a reset may have chosen another size, with nothing in flight from before.
+            VERSION if is_idle() => return Ok(self.begin(used)),
+            VERSION => return Err(RingError::Inflight(size)),
+            other => return Err(RingError::Inflight(other)),
+        }
+        let old = (self.header(header::OLD_USED), self.byte(header::OLD_USED_WRAP) != 0);
+        let new = (self.header(header::USED), self.byte(header::USED_WRAP) != 0);
+        if old.0 >= size || new.0 >= size {
+            return Err(RingError::InflightDamaged);
+        }
+        // The process may have died around the publication of a batch. If the driver can see it, the first descriptor is not what it
+        // was before.
+        let is_committed = old == new || !is_available(old.0, old.1);
+        let (free_head, used) = if is_committed {
+            (self.header(header::FREE_HEAD), new)
+        } else {
+            (self.header(header::OLD_FREE_HEAD), old)
+        };
+        self.clear_free(free_head);
+        let chains = self.chains()?;
+        self.commit(used);
+        Ok(Some(Recovered { used: used.0 | u16::from(used.1) << 15, chains }))
+    }
+
+    fn begin(&mut self, used: u16) -> Option<Recovered> {
+        (0..self.size).for_each(|entry| self.flag(entry).store(0, Ordering::Relaxed));
+        self.set_header(header::SIZE, self.size);
+        self.link_free(&vec![false; self.size.into()]);
+        self.commit((used & 0x7fff, used & 0x8000 != 0));
+        self.set_header(header::VERSION, VERSION);
+        None
+    }
+
+    /// Entries of the free list are not in flight, whatever they say of themselves.
+    fn clear_free(&self, head: u16) {
+        let mut entry = head;
+        for _ in 0..self.size {
+            if entry >= self.size {
+                return;
+            }
+            self.flag(entry).store(0, Ordering::Relaxed);
+            entry = self.half(entry, 2).load(Ordering::Relaxed);
+        }
+    }
+
+    /// Reads the chains in flight, and builds our lists anew around them.
+    fn chains(&mut self) -> Result<Vec<LeftOver>, RingError> {
+        let mut heads: Vec<(u64, u16)> = (0..self.size)
+            .filter(|&entry| self.flag(entry).load(Ordering::Relaxed) != 0)
+            .map(|entry| (self.word(entry, 8).load(Ordering::Relaxed), entry))
+            .collect();
+        heads.sort_unstable();
+        self.counter = heads.last().map_or(0, |(counter, _)| counter.wrapping_add(1));
+        let mut is_taken = vec![false; self.size.into()];
+        let mut is_known = is_taken.clone();
+        let mut chains = Vec::new();
+        for (_, head) in heads {
+            let (mut entry, mut last) = (head, head);
+            let mut descriptors = Vec::new();
+            for _ in 0..self.half(head, 6).load(Ordering::Relaxed) {
+                // Each entry once: a front end that made another list of it harms itself alone.
+                let slot = is_taken.get_mut(usize::from(entry)).filter(|slot| !**slot);
+                *slot.ok_or(RingError::InflightDamaged)? = true;
+                let rest = self.word(entry, 16).load(Ordering::Relaxed);
+                let (id_flags, length) = (rest as u32, rest >> 32);
+                descriptors.push([self.word(entry, 24).load(Ordering::Relaxed), length | u64::from(id_flags) << 32]);
+                last = entry;
+                entry = self.half(entry, 2).load(Ordering::Relaxed);
+                self.next[usize::from(last)] = entry;
+            }
+            let id = (descriptors.last().ok_or(RingError::InflightDamaged)?[1] >> 32) as u16;
+            let slot = is_known.get_mut(usize::from(id)).filter(|slot| !**slot);
+            *slot.ok_or(RingError::InflightDamaged)? = true;
+            self.heads[usize::from(id)] = (head, last);
+            chains.push(LeftOver { id, descriptors });
+        }
+        self.link_free(&is_taken);
+        Ok(chains)
+    }
+
+    /// Links all entries that are not taken.
+    fn link_free(&mut self, is_taken: &[bool]) {
+        self.free_head = self.size;
+        for entry in (0..self.size).rev().filter(|&entry| !is_taken[usize::from(entry)]) {
+            self.link(entry, self.free_head);
+            self.free_head = entry;
+        }
+    }
+
+    /// Notes that the free list and the used position hold as they are.
+    fn commit(&self, (index, wrap): (u16, bool)) {
+        self.set_header(header::FREE_HEAD, self.free_head);
+        self.set_header(header::USED, index);
+        self.set_byte(header::USED_WRAP, wrap.into());
+        self.set_header(header::OLD_FREE_HEAD, self.free_head);
+        self.set_header(header::OLD_USED, index);
+        self.set_byte(header::OLD_USED_WRAP, wrap.into());
+    }
+
+    /// Notes that a chain was taken, before anything is done with it. There is room: no more is taken than the ring has.
+    pub(super) fn take(&mut self, id: u16, descriptors: impl Iterator<Item = [u64; 2]>) {
+        let head = self.free_head;
+        let (mut entry, mut last, mut count) = (head, head, 0);
+        for [address, rest] in descriptors {
+            self.word(entry, 24).store(address, Ordering::Relaxed);
+            self.word(entry, 16).store(rest.rotate_left(32), Ordering::Relaxed);
+            (last, entry) = (entry, self.next[usize::from(entry)]);
+            count += 1;
+        }
+        self.heads[usize::from(id)] = (head, last);
+        self.half(head, 4).store(last, Ordering::Relaxed);
+        self.half(head, 6).store(count, Ordering::Relaxed);
+        self.word(head, 8).store(self.counter, Ordering::Relaxed);
+        self.counter = self.counter.wrapping_add(1);
+        self.flag(head).store(1, Ordering::Release);
+        self.free_head = entry;
+        self.set_header(header::FREE_HEAD, entry);
+        // From here on it is in flight: while it was in the free list, it was not.
+        self.set_header(header::OLD_FREE_HEAD, entry);
+    }
+
+    /// Notes that a chain belongs to the batch that is published next.
+    #[inline]
+    pub(super) fn give_back(&mut self, id: u16) {
+        debug_assert!(self.batch.len() < self.batch.capacity());
+        self.batch.push(id);
+    }
+
+    /// Just before the batch is published, after which the used position is `used`.
+    pub(super) fn publishing(&mut self, used: u16) {
+        for index in 0..self.batch.len() {
+            let (head, last) = self.heads[usize::from(self.batch[index])];
+            self.link(last, self.free_head);
+            self.free_head = head;
+        }
+        self.set_header(header::FREE_HEAD, self.free_head);
+        self.set_header(header::USED, used & 0x7fff);
+        self.set_byte(header::USED_WRAP, (used >> 15) as u8);
+    }
+
+    /// Just after it.
+    pub(super) fn published(&mut self, used: u16) {
+        while let Some(id) = self.batch.pop() {
+            // Release: after the store to the ring, by which the next process would find the batch.
+            self.flag(self.heads[usize::from(id)].0).store(0, Ordering::Release);
+        }
+        self.commit((used & 0x7fff, used & 0x8000 != 0));
+    }
+
+    fn link(&mut self, entry: u16, next: u16) {
+        self.next[usize::from(entry)] = next;
+        self.half(entry, 2).store(next, Ordering::Relaxed);
+    }
+
+    fn header(&self, offset: usize) -> u16 {
+        self.header_half(offset).load(Ordering::Relaxed)
+    }
+
+    fn set_header(&self, offset: usize, value: u16) {
+        self.header_half(offset).store(value, Ordering::Release);
+    }
+
+    fn header_half(&self, offset: usize) -> &AtomicU16 {
+        // SAFETY: `new` checked that header and entries lie in the mapping, which is aligned to 8 bytes and lives as long as we; the
+        // offsets are even. Both processes access it by plain loads and stores.
+        unsafe { AtomicU16::from_ptr(self.region.add(offset).cast()) }
+    }
+
+    fn byte(&self, offset: usize) -> u8 {
+        // SAFETY: as in `header_half`.
+        unsafe { AtomicU8::from_ptr(self.region.add(offset)) }.load(Ordering::Relaxed)
+    }
+
+    fn set_byte(&self, offset: usize, value: u8) {
+        // SAFETY: as in `header_half`.
+        unsafe { AtomicU8::from_ptr(self.region.add(offset)) }.store(value, Ordering::Release);
+    }
+
+    fn entry(&self, entry: u16) -> *mut u8 {
+        assert!(entry < self.room);
+        self.region.wrapping_add((HEADER_BYTES + ENTRY_BYTES * u64::from(entry)) as usize)
+    }
+
+    fn flag(&self, entry: u16) -> &AtomicU8 {
+        // SAFETY: the first byte of an entry, as in `header_half`.
+        unsafe { AtomicU8::from_ptr(self.entry(entry)) }
+    }
+
+    fn half(&self, entry: u16, offset: usize) -> &AtomicU16 {
+        // SAFETY: next, last or num of an entry, as in `header_half`.
+        unsafe { AtomicU16::from_ptr(self.entry(entry).add(offset).cast()) }
+    }
+
+    fn word(&self, entry: u16, offset: usize) -> &AtomicU64 {
+        // SAFETY: the counter, the second half or the address of an entry, as in `header_half`.
+        unsafe { AtomicU64::from_ptr(self.entry(entry).add(offset).cast()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    const SIZE: u16 = 8;
+    /// Where a ring begins: index 0, wrap counter 1.
+    const START: u16 = 0x8000;
+
+    fn place(file: &File, index: usize, queue_size: u16) -> InflightPlace {
+        let bytes = 2 * inflight_bytes(SIZE);
+        file.set_len(bytes).expect("a length");
+        let mapping = Arc::new(ForeignMapping::map(file, 0, bytes, true).expect("a mapping"));
+        InflightPlace { mapping, index, queue_size }
+    }
+
+    /// The region of queue 1, as the next process maps it.
+    fn region(file: &File) -> PackedInflight {
+        PackedInflight::new(place(file, 1, SIZE), SIZE).expect("a region")
+    }
+
+    fn file() -> File {
+        crate::memory::anonymous_file(c"inflight").expect("a file")
+    }
+
+    /// A region that was made ready.
+    fn ready(file: &File) -> PackedInflight {
+        let mut queue = region(file);
+        assert_eq!(queue.recover(START, |_, _| true), Ok(None));
+        queue
+    }
+
+    /// Descriptors of a chain that can be told from all others.
+    fn chain(id: u16, count: u16) -> LeftOver {
+        let rest = |index| u64::from(100 * id + index) | u64::from(id) << 32 | u64::from(index) << 48;
+        let descriptors = (0..count).map(|index| [u64::from(id) << 20 | u64::from(index), rest(index)]).collect();
+        LeftOver { id, descriptors }
+    }
+
+    fn take(queue: &mut PackedInflight, id: u16, count: u16) {
+        queue.take(id, chain(id, count).descriptors.into_iter());
+    }
+
+    /// What the next process finds, if the first descriptor of the last batch is still (not) available.
+    fn found(file: &File, is_available: bool) -> (u16, Vec<LeftOver>) {
+        let mut queue = region(file);
+        let found = queue.recover(START, |_, _| is_available).expect("our layout").expect("used before");
+        // Whatever the first one has found, the next one finds as well.
+        let again = region(file).recover(START, |_, _| true).expect("our layout").expect("used before");
+        assert_eq!(again, found);
+        (found.used, found.chains)
+    }
+
+    #[test]
+    fn what_was_taken_and_not_given_back_is_found_with_its_descriptors_in_its_order() {
+        let file = file();
+        let mut queue = ready(&file);
+        take(&mut queue, 5, 3);
+        take(&mut queue, 0, 1);
+        take(&mut queue, 7, 2);
+        queue.give_back(0);
+        queue.publishing(START | 1);
+        queue.published(START | 1);
+        take(&mut queue, 2, 3);
+        assert_eq!(found(&file, false), (START | 1, vec![chain(5, 3), chain(7, 2), chain(2, 3)]));
+    }
+
+    #[test]
+    fn a_batch_that_the_driver_has_seen_is_not_done_again_and_one_that_it_has_not_is() {
+        for is_seen in [false, true] {
+            let file = file();
+            let mut queue = ready(&file);
+            take(&mut queue, 1, 2);
+            take(&mut queue, 2, 2);
+            take(&mut queue, 3, 1);
+            queue.give_back(3);
+            queue.give_back(1);
+            queue.publishing(START | 3);
+            // Killed before or after the store to the ring.
+            drop(queue);
+            let expected = if is_seen {
+                (START | 3, vec![chain(2, 2)])
+            } else {
+                (START, vec![chain(1, 2), chain(2, 2), chain(3, 1)])
+            };
+            assert_eq!(found(&file, !is_seen), expected);
+        }
+    }
+
+    #[test]
+    fn a_batch_of_the_whole_ring_differs_by_its_wrap_counter() {
+        let file = file();
+        let mut queue = ready(&file);
+        (0..SIZE).for_each(|id| take(&mut queue, id, 1));
+        (0..SIZE).for_each(|id| queue.give_back(id));
+        queue.publishing(0);
+        drop(queue);
+        assert_eq!(found(&file, true), (START, (0..SIZE).map(|id| chain(id, 1)).collect()));
+    }
+
+    #[test]
+    fn entries_are_used_again_over_many_crashes() {
+        let file = file();
+        let mut queue = ready(&file);
+        let mut used = START;
+        let mut held = Vec::new();
+        for round in 0..200u16 {
+            let id = round % SIZE;
+            let count = 1 + round % 3;
+            if held.iter().map(|chain: &LeftOver| chain.descriptors.len()).sum::<usize>() + usize::from(count) <= 8
+                && held.iter().all(|chain| chain.id != id)
+            {
+                take(&mut queue, id, count);
+                held.push(chain(id, count));
+            } else {
+                let chain = held.remove(usize::from(round) * 7 % held.len());
+                queue.give_back(chain.id);
+                let count = chain.descriptors.len() as u16;
+                let index = (used & 0x7fff) + count;
+                used = if index < SIZE { used & 0x8000 | index } else { (used & 0x8000 ^ 0x8000) | (index - SIZE) };
+                queue.publishing(used);
+                queue.published(used);
+            }
+            if round % 5 == 0 {
+                drop(queue);
+                queue = region(&file);
+                let found = queue.recover(START, |_, _| false).expect("our layout").expect("used before");
+                assert_eq!((found.used, &found.chains), (used, &held), "round {round}");
+            }
+        }
+    }
+
+    #[test]
+    fn nonsense_in_the_region_stays_within_bounds() {
+        let spoils: [fn(&PackedInflight); 8] = [
+            |queue| queue.set_header(header::OLD_USED, SIZE),
+            |queue| queue.set_header(header::USED, 0xffff),
+            |queue| queue.half(0, 6).store(0, Ordering::Relaxed),
+            |queue| queue.half(0, 6).store(0xffff, Ordering::Relaxed),
+            |queue| queue.half(0, 2).store(0, Ordering::Relaxed),
+            |queue| queue.half(0, 2).store(0xffff, Ordering::Relaxed),
+            |queue| queue.word(1, 16).store(u64::MAX, Ordering::Relaxed),
+            |queue| queue.word(4, 16).store(3, Ordering::Relaxed),
+        ];
+        for (index, spoil) in spoils.iter().enumerate() {
+            let file = file();
+            let mut queue = ready(&file);
+            take(&mut queue, 3, 2);
+            take(&mut queue, 4, 3);
+            spoil(&queue);
+            let error = region(&file).recover(START, |_, _| true).expect_err("a damaged region");
+            assert_eq!(error, RingError::InflightDamaged, "{index}");
+        }
+        let file = file();
+        let queue = ready(&file);
+        // A free list that bites its tail, and ends elsewhere.
+        queue.half(3, 2).store(0, Ordering::Relaxed);
+        queue.set_header(header::FREE_HEAD, 0xffff);
+        assert!(found(&file, true).1.is_empty());
+    }
+
+    #[test]
+    fn a_region_of_another_layout_or_place_is_refused() {
+        let file = file();
+        let mut queue = ready(&file);
+        assert!(PackedInflight::new(place(&file, 2, SIZE), SIZE).is_none());
+        assert!(PackedInflight::new(place(&file, 0, SIZE), SIZE + 1).is_none());
+        assert!(PackedInflight::new(place(&file, usize::MAX, SIZE), SIZE).is_none());
+        let mut smaller = PackedInflight::new(place(&file, 1, SIZE), SIZE / 2).expect("a region");
+        assert_eq!(smaller.recover(START, |_, _| true), Ok(None), "nothing is in flight");
+        assert_eq!(region(&file).recover(START, |_, _| true), Ok(None), "and back");
+        take(&mut queue, 1, 1);
+        assert_eq!(smaller.recover(START, |_, _| true), Err(RingError::Inflight(SIZE)));
+        queue.set_header(header::VERSION, 2);
+        assert_eq!(region(&file).recover(START, |_, _| true), Err(RingError::Inflight(2)));
+    }
+}
