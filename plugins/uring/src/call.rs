@@ -41,7 +41,7 @@ pub(crate) enum Memory {
 
 impl Call {
     /// The entry of a ring. `buffer` is the place of the registered memory that a transfer's piece lies in.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn entry(&self, buffer: Option<u16>) -> squeue::Entry {
         match *self {
             Call::Transfer(transfer) => transfer.entry(buffer),
@@ -86,6 +86,7 @@ impl Call {
 const BLKDISCARD: libc::Ioctl = 0x1277;
 
 impl Transfer {
+    #[inline(always)]
     fn entry(&self, buffer: Option<u16>) -> squeue::Entry {
         let (offset, flags, length) = (self.offset, self.flags(), self.length);
         if let (Some(buffer), Memory::Piece(base)) = (buffer, self.memory) {

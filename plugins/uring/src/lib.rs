@@ -14,6 +14,10 @@
 //! none while nothing is in flight. A ring permits what it is used for and nothing else. The path of an NVMe generic
 //! device, such as `/dev/ng0n1`, has requests go to the drive as commands, past the block layer.
 //!
+//! Where a file knows no `RWF_NOWAIT` (tmpfs, zram), io_uring would hand each request to a thread of the kernel. If the medium is
+//! memory, requests are system calls instead: on a tmpfs a tenth of the time at depth 1, a third at depth 32. Registered
+//! memory gained nothing that could be measured on a loop device, so it is off by default.
+//!
 //! | module | holds |
 //! |---|---|
 //! | `nvme` | requests as NVMe commands |

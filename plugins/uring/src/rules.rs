@@ -44,7 +44,7 @@ impl Rules {
     }
 
     /// How a request begins, or the result of one that ends at once.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn begin(&self, request: &Request) -> Result<(Operation, Step), i32> {
         let Some(operation) = request.operation() else { return Err(-ENOTSUP) };
         if self.read_only && !matches!(operation, Operation::Read | Operation::Flush) {
@@ -70,7 +70,7 @@ impl Rules {
     }
 
     /// Whether direct I/O takes the segments as they are. Offset and length are whole blocks by the host's word.
-    #[inline]
+    #[inline(always)]
     fn is_aligned(&self, request: &Request) -> bool {
         let (address_mask, length_mask) = (self.address_mask, self.length_mask);
         address_mask | length_mask == 0

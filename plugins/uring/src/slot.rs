@@ -66,12 +66,13 @@ pub(crate) struct Slot {
 }
 
 impl Slot {
+    #[inline(always)]
     pub(crate) fn new(request: Request, operation: Operation, step: Step) -> Self {
         Slot { request, operation, step, progress: 0, asked: 0, refused_since: None }
     }
 
     /// The call of the current step.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn call(&mut self, rules: &Rules, pool: &BouncePool) -> Call {
         // What nearly all requests are is kept short.
         if let (Step::Transfer, 0, [segment]) = (self.step, self.progress, self.request.segments())
@@ -153,7 +154,7 @@ impl Slot {
     }
 
     /// What follows `result`, the kernel's answer to the call.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn completed(&mut self, result: i32, rules: &Rules, pool: &BouncePool, counters: &Counters) -> Next {
         if matches!(self.step, Step::Transfer)
             && result >= 0
