@@ -197,6 +197,10 @@ fn a_ring_that_is_stopped_says_where_it_stands_and_goes_on_there(kind: RingKind)
     for _ in 0..5 {
         front.submit(1, IN, 0, &[], &Cut::plain(0, 4096));
     }
+    // Nothing new is taken by a queue that stops, so wait until they are.
+    wait_for("the requests to be taken", || {
+        host.stats.records().nth(1).filter(|record| record.requests() + record.in_flight.get() >= 25).map(|_| ())
+    });
     // Stopping drains: all five are done.
     let base = front.stop(1);
     assert_eq!(base, front.drivers[1].ring.base(true));
