@@ -210,7 +210,7 @@ impl Ring for PackedRing {
     #[inline]
     fn pop(&mut self, ids: &mut [u16]) -> Result<usize, RingError> {
         let (mut popped, mut kept) = (0, 0);
-        for slot in ids {
+        for slot in ids.iter_mut() {
             // Partner: the driver's write barrier between filling a chain and storing the flags of its first descriptor (virtio 1.3,
             // 2.8.21.1). What else is read of the chain is read after this.
             let rest = u64::from_le(second_half(self.descriptors, self.available.index).load(Ordering::Acquire));
@@ -218,12 +218,12 @@ impl Ring for PackedRing {
                 break;
             }
             let (id, count) = self.take_chain(rest, kept)?;
-            if self.inflight.is_some() {
-                self.note_taken(id);
-            }
             *slot = id;
             kept += count;
             popped += 1;
+        }
+        if self.inflight.is_some() {
+            self.note_taken(&ids[..popped]);
         }
         Ok(popped)
     }
