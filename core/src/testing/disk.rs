@@ -319,7 +319,7 @@ impl BlockQueue for ModelQueue {
     }
 
     fn poll(&mut self, done: &mut Completions) {
-        self.polls += 1;
+        self.polls = self.polls.wrapping_add(1);
         match self.behaviour {
             Behaviour::PanicPoll | Behaviour::Unstoppable => panic!("the model disk was told to panic in poll"),
             Behaviour::Held if !self.control.release.load(Ordering::Acquire) => {}
