@@ -387,11 +387,7 @@ fn a_resized_medium_is_told_to_the_front_end(kind: RingKind) {
 
 /// While pages are logged, every page that the device writes is: data, status and used ring. Nothing else.
 fn written_pages_are_logged_while_the_front_end_wants_them(kind: RingKind) {
-    let name = match kind {
-        RingKind::Split => "vu-log-split",
-        RingKind::Packed => "vu-log-packed",
-    };
-    let host = Host::new(kind, name, 1, Behaviour::Held);
+    let host = Host::new(kind, "vu-log", 1, Behaviour::Held);
     let mut front = host.front_end(1);
     front.start();
     // SAFETY: the name is a C string; the descriptor is new.
@@ -409,7 +405,7 @@ fn written_pages_are_logged_while_the_front_end_wants_them(kind: RingKind) {
     let logging = front.features() | VhostUserVirtioFeatures::LOG_ALL.bits();
     front.wire.set_features(logging).expect("SET_FEATURES");
     front.wire.set_vring_addr(0, &front.addresses(0, true)).expect("SET_VRING_ADDR");
-    control(name).release();
+    control(&unique(kind, "vu-log")).release();
     assert_eq!(front.finish(0).status, OK);
     log.read_exact_at(&mut bytes, 0).expect("the log");
     let logged: Vec<u64> =
