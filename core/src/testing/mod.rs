@@ -8,6 +8,7 @@
 //! | [`build`] | plugins built for the occasion |
 //! | [`front_end`] | the same over vhost-user |
 //! | [`rig`] | a block device with all of these around it, polled by hand or by workers |
+//! | [`turns`] | a worker without its thread |
 //!
 //! Mistakes of the caller panic here, as in any test.
 pub mod blk;
@@ -16,3 +17,4 @@ pub mod disk;
 pub mod driver;
 pub mod front_end;
 pub mod rig;
+pub mod turns;

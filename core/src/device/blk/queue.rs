@@ -227,11 +227,11 @@ impl BlkQueue {
         slot.state = state & OVERFLOWN;
         // SAFETY: `take_chain` took the pointer from a segment that was translated for this request.
         unsafe { slot.status.write_volatile(status as u8) };
-        let (written, started) = (slot.written, slot.started);
-        tally.count(slot.operation, slot.length.into(), status);
+        let (written, started, operation) = (slot.written, slot.started, slot.operation);
+        tally.count(operation, slot.length.into(), status);
         self.ring.push_used(head, written);
         if started != 0 {
-            self.stats.latency.record(self.scale.nanoseconds(clock::ticks().wrapping_sub(started)));
+            self.stats.latency.record(operation, self.scale.nanoseconds(clock::ticks().wrapping_sub(started)));
         }
         if state & OLD_MEMORY != 0 {
             self.retiring.request_done();
@@ -262,7 +262,7 @@ impl BlkQueue {
     /// Turns the chains in `heads` into requests for the backend.
     #[inline]
     fn accept_batch(&mut self, count: usize) -> usize {
-        self.stats.batches.add(1);
+        self.stats.batches.record(count);
         let started = self.sample();
         for (parts, &head) in self.parts.iter_mut().zip(&self.heads[..count]) {
             let index = usize::from(head);
