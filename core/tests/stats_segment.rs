@@ -25,7 +25,9 @@ fn what_is_written_is_read_from_the_file_at_once_and_after_the_end() {
     let reader = SegmentReader::open(&path).expect("readable");
     assert!(reader.snapshot().expect("numbers").queues.is_empty());
     let queue = segment.add("blk0/0 io0").expect("room");
-    (queue.writes.add(3), queue.latency.record(2, 5000), queue.batches.record(2));
+    queue.writes.add(3);
+    queue.latency.record(2, 5000);
+    queue.batches.record(2);
     segment.add_worker("io0").expect("room").turns.add(9);
     let snapshot = reader.snapshot().expect("numbers");
     assert_eq!((snapshot.queues[0].name(), snapshot.queues[0].writes.get()), ("blk0/0 io0".into(), 3));
@@ -45,7 +47,10 @@ fn the_words_are_where_the_documentation_says() {
     let segment = create(&path);
     segment.add("blk0/0 io0").expect("room").errors.add(1);
     let queue = segment.add("blk0/1 io0").expect("room");
-    (queue.reads.add(11), queue.interrupts.add(12), queue.batches.record(3), queue.latency.record(1, 1000));
+    queue.reads.add(11);
+    queue.interrupts.add(12);
+    queue.batches.record(3);
+    queue.latency.record(1, 1000);
     let bytes = fs::read(&path).expect("the file");
     let word = |at: u64| u64::from_le_bytes(bytes[at as usize..][..8].try_into().expect("8 bytes"));
     assert_eq!(&bytes[..8], b"POLLUXST");

@@ -236,9 +236,14 @@ mod tests {
     fn a_difference_has_what_was_counted_between_two_snapshots() {
         let segment = StatsSegment::anonymous(2).expect("segment");
         let queue = segment.add("blk0/0 io0").expect("room");
-        (queue.reads.add(5), queue.in_flight.set(9), queue.latency.record(1, 100), queue.batches.record(3));
+        queue.reads.add(5);
+        queue.in_flight.set(9);
+        queue.latency.record(1, 100);
+        queue.batches.record(3);
         let before = segment.snapshot();
-        (queue.reads.add(2), queue.in_flight.set(4), queue.latency.record(1, 300));
+        queue.reads.add(2);
+        queue.in_flight.set(4);
+        queue.latency.record(1, 300);
         segment.add("blk0/1 io0").expect("room").writes.add(7);
         let between = segment.snapshot().since(&before);
         let [first, second] = &between.queues[..] else { panic!("two queues") };

@@ -30,7 +30,7 @@ mod window;
 pub use idle::IdlePolicy;
 pub use mailbox::WorkerHandle;
 pub(crate) use roster::Roster;
-pub use roster::{REST_AFTER, REST_TURNS};
+pub use roster::{LOOKS, REST_AFTER};
 pub use task::{Position, QueueUpdate, Retired, SleepFds, Task};
 pub use watch::Watch;
 

@@ -3,16 +3,15 @@
 //! A task that had nothing to do in [`REST_AFTER`] turns in a row, and can say which word in memory it waits for, rests. It is not called any more; instead
 //! the worker looks at that word. So a queue that nobody uses costs one cache line of the guest's and a quarter of one of the worker's in each
 //! look, instead of a call and the lines that its state is on. And of many tasks at rest only some are looked at in each turn, in rotation, so that they do not
-//! slow down those that are busy: a rotation takes at most [`REST_TURNS`] turns.
+//! slow down those that are busy: see [`LOOKS`].
 use super::{Task, TaskId, Watch};
 use std::sync::mpsc::SyncSender;
 
 /// Turns without work, in a row, after which a task may rest.
 pub const REST_AFTER: u32 = 64;
-/// All tasks at rest are looked at within so many turns, then again.
-pub const REST_TURNS: usize = 8;
-/// Tasks at rest that are looked at in each turn, if there are so many. They cost less than a call.
-const LOOKS: usize = 16;
+/// Tasks at rest that are looked at in each turn, and one more for each piece of work that the turn had. So the looks cost a small part of the work,
+/// and with `n` at rest a rotation takes at most `n / LOOKS` turns, and about the time of `n` requests.
+pub const LOOKS: usize = 8;
 
 /// One task.
 pub(super) struct Entry {
@@ -57,19 +56,17 @@ impl Roster {
         }
         self.current = None;
         if self.active < self.entries.len() {
-            work += self.look();
+            work += self.look(LOOKS + work);
         }
         work
     }
 
-    /// Looks at some of those at rest, and polls those for which there is something.
+    /// Looks at so many of those at rest, and polls those for which there is something.
     #[inline]
-    fn look(&mut self) -> usize {
-        let resting = self.entries.len() - self.active;
+    fn look(&mut self, looks: usize) -> usize {
         if !(self.active..self.entries.len()).contains(&self.next_look) {
             self.next_look = self.active;
         }
-        let looks = resting.div_ceil(REST_TURNS).max(LOOKS);
         let mut first = self.next_look;
         let last = (first + looks).min(self.entries.len());
         let mut work = 0;
@@ -292,7 +289,10 @@ mod tests {
                 if polls(&rings[index]) > before[index] {
                     *wait = None;
                 }
-                assert!(wait.is_none_or(|since| turn - since < 2 * REST_TURNS), "ring {index} waits in turn {turn}");
+                assert!(
+                    wait.is_none_or(|since| turn - since < 2 * rings.len() / LOOKS),
+                    "ring {index} waits in turn {turn}"
+                );
             }
         }
         assert!(roster.resting() > 0);

@@ -364,10 +364,18 @@ a/b     io0            1       0        0  4.00 KiB      0 B            0 (0)   
         let segment = segment();
         let before = segment.snapshot();
         let queue = segment.records().next().expect("a queue");
-        (queue.reads.add(500), queue.bytes_read.add(500 * 4096), queue.in_flight.set(7), queue.latency.record(0, 2000));
+        queue.reads.add(500);
+        queue.bytes_read.add(500 * 4096);
+        queue.in_flight.set(7);
+        queue.latency.record(0, 2000);
         let worker = segment.add_worker("io0").expect("room");
-        (worker.cpu.set(4), worker.policy.set(1), worker.tasks.set(4), worker.turns.add(1000));
-        (worker.busy_ticks.add(30), worker.idle_ticks.add(90), worker.wakes_by_kick.add(6));
+        worker.cpu.set(4);
+        worker.policy.set(1);
+        worker.tasks.set(4);
+        worker.turns.add(1000);
+        worker.busy_ticks.add(30);
+        worker.idle_ticks.add(90);
+        worker.wakes_by_kick.add(6);
         let text = tables(&segment.snapshot().since(&before), Some(0.5));
         let row = |name: &str| {
             let line = text.lines().find(|line| line.starts_with(name)).expect("a row");
