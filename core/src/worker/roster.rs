@@ -9,8 +9,8 @@ use std::sync::mpsc::SyncSender;
 
 /// Turns without work, in a row, after which a task may rest.
 pub const REST_AFTER: u32 = 64;
-/// Tasks at rest that are looked at in each turn, and one more for each piece of work that the turn had. So the looks cost a small part of the work,
-/// and with `n` at rest a rotation takes at most `n / LOOKS` turns, and about the time of `n` requests.
+/// Tasks at rest that are looked at in each turn, and one more for each four pieces of work that the turn had. So the looks cost a small part of the work,
+/// and with `n` at rest a rotation takes at most `n / LOOKS` turns, and about the time of `4 n` requests.
 pub const LOOKS: usize = 8;
 
 /// One task.
@@ -56,7 +56,7 @@ impl Roster {
         }
         self.current = None;
         if self.active < self.entries.len() {
-            work += self.look(LOOKS + work);
+            work += self.look(LOOKS + work / 4);
         }
         work
     }
