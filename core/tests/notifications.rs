@@ -105,45 +105,75 @@ fn with_event_idx_an_interrupt_comes_when_its_index_is_passed_and_not_before(kin
     }
 }
 
-/// Runs `worker_count` sleeping workers under a driver that pauses at random, so that it often meets them between
-/// looking and sleeping.
-fn no_wake_up_is_lost(kind: RingKind, behaviour: Behaviour, without: u64) {
-    let worker = Worker::spawn("sleepy", None, IdlePolicy::Adaptive).expect("worker");
-    let disk = disk::open("sleepy", 1 << 20, behaviour).expect("disk");
-    let mut guest = Guest::with_rings(kind, "sleepy", disk, 1, &[worker.handle()]);
-    assert_eq!(guest.start_without(without) & STATUS_NEEDS_RESET, 0);
-    let pauses = pattern(7, 3000);
-    for (round, &pause) in pauses.iter().enumerate() {
-        let sector = round as u64 % 1024;
-        assert_eq!(guest.request(0, OUT, sector, &[pause; 512], &Cut::plain(512, 0)).status, OK, "round {round}");
-        // Around the time that the worker spins before it sleeps (50 us), in steps of less than a microsecond.
-        let start = std::time::Instant::now();
-        while start.elapsed().as_nanos() < u128::from(pause) * 400 {
-            std::hint::spin_loop();
+/// A worker with three devices under a driver that pauses at random, so that it often meets the worker between looking and sleeping, while
+/// another thread attaches and detaches a fourth.
+fn no_wake_up_is_lost(kind: RingKind, policy: IdlePolicy, behaviour: Behaviour, without: u64) {
+    const ROUNDS: usize = 2000;
+    let worker = Worker::spawn("sleepy", None, policy).expect("worker");
+    let mut guests: Vec<Guest> = (0..3)
+        .map(|_| {
+            let disk = disk::open("sleepy", 1 << 20, behaviour).expect("disk");
+            let mut guest = Guest::with_rings(kind, "sleepy", disk, 1, &[worker.handle()]);
+            assert_eq!(guest.start_without(without) & STATUS_NEEDS_RESET, 0);
+            guest
+        })
+        .collect();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let disk = disk::open("fleeting", 1 << 20, Behaviour::Inline).expect("disk");
+            let mut guest = Guest::with_rings(kind, "fleeting", disk, 1, &[worker.handle()]);
+            // Each start and reset is a command, and returns when the worker has done it.
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                assert_eq!(guest.start() & STATUS_NEEDS_RESET, 0);
+                guest.device.set_status(0);
+                std::thread::sleep(std::time::Duration::from_micros(300));
+            }
+        });
+        for (round, &pause) in pattern(7, ROUNDS).iter().enumerate() {
+            let sector = round as u64 % 1024;
+            let guest = &mut guests[usize::from(pause) % 3];
+            assert_eq!(guest.request(0, OUT, sector, &[pause; 512], &Cut::plain(512, 0)).status, OK, "round {round}");
+            // Up to twice the longest time that a worker polls before it sleeps (50 us), in steps of less than a microsecond.
+            let start = std::time::Instant::now();
+            while start.elapsed().as_nanos() < u128::from(pause) * 400 {
+                std::hint::spin_loop();
+            }
         }
-    }
-    let stats = guest.stats.records().next().expect("stats");
-    guest.device.set_status(0);
-    assert_eq!(stats.requests(), 3000);
-    assert!(stats.kicks.get() > 0, "the worker slept and was kicked awake");
-    assert!(stats.kicks.get() <= 3000);
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    let counts = guests.iter_mut().map(|guest| {
+        guest.device.set_status(0);
+        let stats = guest.stats.records().next().expect("stats");
+        (stats.requests(), stats.kicks.get())
+    });
+    let (requests, kicks) = counts.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+    assert_eq!(requests, ROUNDS as u64);
+    assert!(kicks <= ROUNDS as u64);
+    assert_eq!(kicks > 0, policy != IdlePolicy::Spin, "a worker that slept was kicked awake, and no other: {kicks}");
 }
 
 fn no_wake_up_is_lost_with_event_idx(kind: RingKind) {
-    no_wake_up_is_lost(kind, Behaviour::Inline, 0);
+    for policy in [IdlePolicy::Spin, IdlePolicy::Adaptive, IdlePolicy::Interrupt] {
+        no_wake_up_is_lost(kind, policy, Behaviour::Inline, 0);
+    }
 }
 
 fn no_wake_up_is_lost_without_event_idx(kind: RingKind) {
-    no_wake_up_is_lost(kind, Behaviour::Inline, EVENT_IDX);
+    for policy in [IdlePolicy::Adaptive, IdlePolicy::Interrupt] {
+        no_wake_up_is_lost(kind, policy, Behaviour::Inline, EVENT_IDX);
+    }
 }
 
 fn a_sleeping_worker_is_woken_by_its_backend(kind: RingKind) {
-    no_wake_up_is_lost(kind, Behaviour::Threaded, 0);
+    for policy in [IdlePolicy::Adaptive, IdlePolicy::Interrupt] {
+        no_wake_up_is_lost(kind, policy, Behaviour::Threaded, 0);
+    }
 }
 
 fn a_sleeping_worker_takes_commands(kind: RingKind) {
-    let worker = Worker::spawn("asleep", None, IdlePolicy::Adaptive).expect("worker");
-    for round in 0..50 {
+    for (policy, round) in (0..50).flat_map(|round| [(IdlePolicy::Adaptive, round), (IdlePolicy::Interrupt, round)]) {
+        let worker = Worker::spawn("asleep", None, policy).expect("worker");
         let disk = disk::open("asleep", 1 << 20, Behaviour::Deferred).expect("disk");
         let mut guest = Guest::with_rings(kind, "asleep", disk, 2, &[worker.handle()]);
         assert_eq!(guest.start() & STATUS_NEEDS_RESET, 0, "round {round}");

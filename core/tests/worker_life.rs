@@ -114,6 +114,16 @@ fn nobody_waits_for_a_worker_that_is_gone() {
 }
 
 #[test]
+fn a_worker_ends_however_it_rests() {
+    for round in 0..300 {
+        let policy = [IdlePolicy::Interrupt, IdlePolicy::Adaptive, IdlePolicy::Spin][round % 3];
+        let worker = Worker::spawn("ends", None, policy).expect("worker");
+        let task = worker.handle().attach(Counter::boxed("").0).expect("it starts");
+        assert!(worker.handle().detach(task, "test").is_some());
+    }
+}
+
+#[test]
 fn a_worker_that_ends_first_finishes_the_requests_of_its_devices() {
     let worker = Worker::spawn("first", None, IdlePolicy::Adaptive).expect("worker");
     let disk = disk::open("worker-first", 1 << 20, Behaviour::Deferred).expect("disk");

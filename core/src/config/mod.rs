@@ -12,7 +12,7 @@
 //!
 //! [worker.io0]
 //! cpu = 3                       # left out: wherever the scheduler puts it
-//! idle = "spin"                 # default; or "adaptive": sleep when there is nothing to do
+//! idle = "spin"                 # default; or "adaptive": sleep when there is nothing to do for a while; "interrupt": at once
 //!
 //! [block.disk0]
 //! plugin = "uring"              # a name on the plugin path, or a file: ./libfoo.so

@@ -14,7 +14,10 @@ use inflight::InflightQueue;
 pub use packed::PackedRing;
 pub use split::SplitRing;
 
-use crate::memory::{DirtyLog, Translator};
+use crate::{
+    memory::{DirtyLog, Translator},
+    worker::Watch,
+};
 use std::fmt::Debug;
 use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 
@@ -162,6 +165,11 @@ pub trait Ring: Debug + Send + Sized + 'static {
 
     /// Whether the driver has made chains available that were not popped yet.
     fn has_available(&self) -> bool;
+
+    /// What changes when the driver makes a chain available, for an owner that has popped all there are. `None`: it is to be polled.
+    fn watch(&self) -> Option<Watch> {
+        None
+    }
 
     /// Follows the chain `head` and puts its buffers into `segments`, those to read first. Empty buffers are left out.
     ///

@@ -3,7 +3,10 @@ use super::{
     Chain, InflightQueue, MAX_QUEUE_SIZE, QueueConfig, Ring, RingError, RingStart, SegmentList,
     table::{Buffer, DESCRIPTOR_INDIRECT, DESCRIPTOR_NEXT, MAX_CHAIN, Table},
 };
-use crate::memory::{DirtyLog, Translator, prefetch};
+use crate::{
+    memory::{DirtyLog, Translator, prefetch},
+    worker::Watch,
+};
 use std::{
     ptr::{read_volatile, write_volatile},
     sync::atomic::{AtomicU16, Ordering, fence},
@@ -183,6 +186,12 @@ impl Ring for SplitRing {
 
     fn has_left_over(&self) -> bool {
         !self.left_over.is_empty()
+    }
+
+    fn watch(&self) -> Option<Watch> {
+        // SAFETY: the index is the second 16-bit word of the available ring, which `find` checked; the translator keeps it mapped as
+        // long as the ring is not dropped or moved to another map.
+        Some(unsafe { Watch::new(self.available.add(1), self.next_available) })
     }
 
     #[inline]

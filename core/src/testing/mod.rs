@@ -10,6 +10,7 @@
 //! | [`raw_front_end`] | a front end without manners |
 //! | [`neighbours`] | two devices served by the same workers, one of which is attacked |
 //! | [`rig`] | a block device with all of these around it, polled by hand or by workers |
+//! | [`turns`] | a worker without its thread |
 //!
 //! Mistakes of the caller panic here, as in any test.
 pub mod blk;
@@ -20,6 +21,7 @@ pub mod front_end;
 pub mod neighbours;
 pub mod raw_front_end;
 pub mod rig;
+pub mod turns;
 
 /// Makes two tests of each function named, which takes a [`RingKind`](driver::RingKind): one for each kind.
 #[macro_export]

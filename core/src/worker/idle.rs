@@ -1,5 +1,13 @@
 //! What a worker does when there is nothing to do.
-use super::{Entry, Mailbox};
+use super::{
+    TaskId,
+    mailbox::Mailbox,
+    meter::Meter,
+    pause::Pause,
+    roster::Roster,
+    sleep::{self, Sleeper},
+    window::{LONGEST_NS, SpinWindow},
+};
 use crate::stats::clock;
 use std::{fmt, os::fd::AsRawFd, os::fd::RawFd, str::FromStr};
 use tracing::warn;
@@ -10,8 +18,10 @@ pub enum IdlePolicy {
     /// Never: it polls for ever. The core is busy, the latency lowest.
     #[default]
     Spin,
-    /// It polls for a while, then asks the drivers for kicks and sleeps until one comes.
+    /// It polls for as long as that has paid lately, at most 50 µs, then asks the drivers for kicks and sleeps until one comes.
     Adaptive,
+    /// It sleeps as soon as there is nothing to do. The core is free, the latency that of a wake-up.
+    Interrupt,
 }
 
 impl fmt::Display for IdlePolicy {
@@ -19,6 +29,7 @@ impl fmt::Display for IdlePolicy {
         formatter.write_str(match self {
             IdlePolicy::Spin => "spin",
             IdlePolicy::Adaptive => "adaptive",
+            IdlePolicy::Interrupt => "interrupt",
         })
     }
 }
@@ -29,15 +40,12 @@ impl FromStr for IdlePolicy {
         match text {
             "spin" => Ok(IdlePolicy::Spin),
             "adaptive" => Ok(IdlePolicy::Adaptive),
+            "interrupt" => Ok(IdlePolicy::Interrupt),
             _ => Err(()),
         }
     }
 }
 
-/// How long an adaptive worker polls without work before it sleeps, in nanoseconds. About what a sleep and its
-/// wake-up cost: spinning for as long as a wake-up takes is at most twice as bad as the best choice (the ski rental
-/// argument).
-const SPIN_NS: u64 = 50_000;
 /// Empty turns between two looks at the clock.
 const CLOCK_INTERVAL: u32 = 32;
 
@@ -45,23 +53,64 @@ const CLOCK_INTERVAL: u32 = 32;
 #[derive(Debug)]
 pub(super) struct Idle {
     policy: IdlePolicy,
+    pause: Pause,
+    scale: clock::Scale,
     empty_turns: u32,
+    /// When the first of them was, and when the clock was last looked at.
     idle_since: u64,
-    spin_ticks: u64,
+    looked_at: u64,
+    window: SpinWindow,
+    /// How many nanoseconds to poll before the next attempt to sleep.
+    patience_ns: u64,
     /// What to sleep on: made anew when tasks come or go.
     fds: Vec<libc::pollfd>,
+    /// Whose they are, the bell's first.
+    owners: Vec<Owner>,
     stale: bool,
+}
+
+/// Whose sign a descriptor carries.
+#[derive(Clone, Copy, Debug)]
+enum Owner {
+    Bell,
+    Kick(TaskId),
+    Backend(TaskId),
 }
 
 impl Idle {
     pub(super) fn new(policy: IdlePolicy) -> Self {
-        let spin_ticks = clock::ticks_per_second() / 1_000_000 * SPIN_NS / 1000;
-        Idle { policy, empty_turns: 0, idle_since: 0, spin_ticks, fds: Vec::new(), stale: true }
+        let window = SpinWindow::new();
+        Idle {
+            policy,
+            pause: Pause::new(),
+            scale: clock::Scale::new(),
+            empty_turns: 0,
+            idle_since: 0,
+            looked_at: 0,
+            patience_ns: patience(policy, &window),
+            window,
+            fds: Vec::new(),
+            owners: Vec::new(),
+            stale: true,
+        }
     }
 
+    /// After a turn with work.
     #[inline(always)]
     pub(super) fn worked(&mut self) {
+        if self.empty_turns > CLOCK_INTERVAL {
+            self.polled_through();
+        }
         self.empty_turns = 0;
+    }
+
+    /// Polling has paid: no sleep was needed.
+    #[cold]
+    fn polled_through(&mut self) {
+        if self.policy == IdlePolicy::Adaptive {
+            self.window.polled(self.scale.nanoseconds(self.looked_at.wrapping_sub(self.idle_since)));
+        }
+        self.patience_ns = patience(self.policy, &self.window);
     }
 
     pub(super) fn tasks_changed(&mut self) {
@@ -69,83 +118,186 @@ impl Idle {
         self.empty_turns = 0;
     }
 
+    /// After a turn without work.
     #[inline(always)]
-    pub(super) fn after_empty_turn(&mut self, tasks: &mut [Entry], mailbox: &Mailbox, current: &mut Option<usize>) {
-        // A pause tells the core's other thread to go ahead, and keeps this one from hammering lines that a driver
-        // writes.
-        std::hint::spin_loop();
-        if self.policy == IdlePolicy::Adaptive {
-            self.consider_sleep(tasks, mailbox, current);
+    pub(super) fn pause(&self) {
+        if self.policy == IdlePolicy::Adaptive && self.empty_turns > CLOCK_INTERVAL {
+            self.pause.long();
+        } else {
+            self.pause.short();
         }
     }
 
-    fn consider_sleep(&mut self, tasks: &mut [Entry], mailbox: &Mailbox, current: &mut Option<usize>) {
+    /// After a turn without work: whether it is time to sleep.
+    #[inline(always)]
+    pub(super) fn wants_sleep(&mut self) -> bool {
+        self.policy != IdlePolicy::Spin && self.has_lost_patience()
+    }
+
+    fn has_lost_patience(&mut self) -> bool {
+        if self.patience_ns == 0 {
+            return true;
+        }
         if self.empty_turns.is_multiple_of(CLOCK_INTERVAL) {
-            let now = clock::ticks();
+            self.looked_at = clock::ticks();
             if self.empty_turns == 0 {
-                self.idle_since = now;
-            } else if now.wrapping_sub(self.idle_since) >= self.spin_ticks {
-                self.sleep(tasks, mailbox, current);
-                self.empty_turns = 0;
-                return;
+                self.idle_since = self.looked_at;
+            } else if self.scale.nanoseconds(self.looked_at.wrapping_sub(self.idle_since)) >= self.patience_ns {
+                return true;
             }
         }
         // Wraps to a multiple of the interval, which is not 0: only `worked` starts the window anew.
         self.empty_turns = if self.empty_turns == u32::MAX { CLOCK_INTERVAL } else { self.empty_turns + 1 };
+        false
     }
 
-    /// Sleeps, unless there is work. `current` names the task that is being called.
+    /// Sleeps, unless there is work.
     #[cold]
-    fn sleep(&mut self, tasks: &mut [Entry], mailbox: &Mailbox, current: &mut Option<usize>) {
+    pub(super) fn sleep(&mut self, tasks: &mut Roster, mailbox: &Mailbox, meter: &mut Meter) {
         if self.stale {
             self.collect_fds(tasks, mailbox);
         }
-        // Arm all first, then look once more: whatever comes after its look makes a descriptor readable. The bell is
-        // rung after each push, so a command is seen here or wakes the poll.
-        let mut armed = 0;
-        let mut awake = false;
-        for (index, entry) in tasks.iter_mut().enumerate() {
-            *current = Some(index);
-            armed += 1;
-            if entry.leaving | entry.task.arm() {
-                awake = true;
-                break;
-            }
+        meter.stats.resting.set(tasks.resting() as u64);
+        meter.show();
+        let start = clock::ticks();
+        let mut attempt = Attempt { idle: self, tasks, mailbox, armed: 0, work: 0, failed: false };
+        let has_slept = sleep::sleep(&mut attempt);
+        let (work, failed) = (attempt.work, attempt.failed);
+        if has_slept {
+            self.woken(start, meter);
+        } else {
+            meter.stats.sleeps_refused.add(1);
         }
-        if !awake && mailbox.commands.is_empty() {
-            self.wait();
-            // Empty: somebody's command was seen without the bell.
-            let _ = mailbox.bell.read();
+        self.patience_ns = patience(self.policy, &self.window);
+        self.empty_turns = 0;
+        if !has_slept && work == 0 {
+            // There is work, or somebody cannot be waited for: then to ask all again and again would cost more than to poll for a
+            // while. The count makes `worked` end this with the first work.
+            (self.idle_since, self.looked_at) = (start, start);
+            self.patience_ns = LONGEST_NS;
+            self.empty_turns = CLOCK_INTERVAL + 1;
         }
-        for (index, entry) in tasks[..armed].iter_mut().enumerate() {
-            *current = Some(index);
-            entry.task.disarm();
+        meter.stats.spin_ticks.set(self.patience_ns * (clock::ticks_per_second() / 1_000_000) / 1000);
+        if failed {
+            self.policy = IdlePolicy::Spin;
         }
-        *current = None;
     }
 
-    fn collect_fds(&mut self, tasks: &[Entry], mailbox: &Mailbox) {
-        let entry = |fd: RawFd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    /// Learns from a sleep, and counts it.
+    fn woken(&mut self, start: u64, meter: &Meter) {
+        let ticks = clock::ticks().wrapping_sub(start);
+        let stats = &meter.stats;
+        stats.sleeps.add(1);
+        stats.slept_ticks.add(ticks);
+        for (_, owner) in self.fds.iter().zip(&self.owners).filter(|(fd, _)| fd.revents != 0) {
+            match owner {
+                Owner::Bell => &stats.wakes_by_command,
+                Owner::Kick(_) => &stats.wakes_by_kick,
+                Owner::Backend(_) => &stats.wakes_by_backend,
+            }
+            .add(1);
+        }
+        if self.policy == IdlePolicy::Adaptive {
+            self.window.slept(self.patience_ns, self.scale.nanoseconds(ticks));
+        }
+    }
+
+    fn collect_fds(&mut self, tasks: &Roster, mailbox: &Mailbox) {
         self.fds.clear();
-        self.fds.push(entry(mailbox.bell.as_raw_fd()));
-        for task in tasks {
-            let fds = task.task.sleep_fds();
-            self.fds.extend(fds.kick.into_iter().chain(fds.wake).map(entry));
+        self.owners.clear();
+        let mut add = |fd: RawFd, owner| {
+            self.fds.push(libc::pollfd { fd, events: libc::POLLIN, revents: 0 });
+            self.owners.push(owner);
+        };
+        add(mailbox.bell.as_raw_fd(), Owner::Bell);
+        for entry in tasks.entries() {
+            let fds = entry.task.sleep_fds();
+            if let Some(fd) = fds.kick {
+                add(fd, Owner::Kick(entry.id));
+            }
+            if let Some(fd) = fds.wake {
+                add(fd, Owner::Backend(entry.id));
+            }
         }
         self.stale = false;
     }
+}
 
-    /// Sleeps until one of the descriptors is readable.
+fn patience(policy: IdlePolicy, window: &SpinWindow) -> u64 {
+    if policy == IdlePolicy::Interrupt { 0 } else { window.nanoseconds() }
+}
+
+/// One attempt to sleep.
+struct Attempt<'w> {
+    idle: &'w mut Idle,
+    tasks: &'w mut Roster,
+    mailbox: &'w Mailbox,
+    /// How many tasks are armed: the first ones.
+    armed: usize,
+    /// What was found to do, and done, while disarming.
+    work: usize,
+    failed: bool,
+}
+
+impl Attempt<'_> {
+    /// Disarms and polls those first for which there is a sign: somebody waits for them, and with hundreds of tasks the others take a while.
+    fn serve_signs(&mut self) {
+        for (fd, owner) in self.idle.fds.iter_mut().zip(&self.idle.owners) {
+            let (Owner::Kick(id) | Owner::Backend(id)) = *owner else { continue };
+            if fd.revents != 0
+                && let Some(index) = self.tasks.position(id)
+            {
+                let index = self.tasks.wake(index);
+                self.tasks.call(index, |entry| entry.task.disarm());
+                self.work += self.tasks.poll_one(index);
+            }
+        }
+    }
+}
+
+impl Sleeper for Attempt<'_> {
+    fn arm(&mut self) -> bool {
+        self.idle.fds.iter_mut().for_each(|fd| fd.revents = 0);
+        for index in 0..self.tasks.len() {
+            self.armed = index + 1;
+            if self.tasks.call(index, |entry| entry.leaving | entry.task.arm()) {
+                // It is not to wait for its turn among those at rest. It stays among the first ones.
+                self.tasks.wake(index);
+                return true;
+            }
+        }
+        false
+    }
+
+    fn has_commands(&self) -> bool {
+        !self.mailbox.commands.is_empty()
+    }
+
     #[allow(unsafe_code)]
     fn wait(&mut self) {
+        let fds = &mut self.idle.fds;
         // SAFETY: the slice is valid for its length during the call.
-        let result = unsafe { libc::poll(self.fds.as_mut_ptr(), self.fds.len() as libc::nfds_t, -1) };
+        let result = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
         if result < 0 {
             let error = std::io::Error::last_os_error();
             if error.kind() != std::io::ErrorKind::Interrupted {
                 warn!("cannot sleep: {error}; the worker spins from now on");
-                self.policy = IdlePolicy::Spin;
+                self.failed = true;
             }
+        }
+    }
+
+    fn clear_bell(&mut self) {
+        // Empty: somebody's command was seen without the bell.
+        let _ = self.mailbox.bell.read();
+    }
+
+    fn disarm(&mut self) {
+        if self.armed == self.tasks.len() {
+            self.serve_signs();
+        }
+        for index in 0..self.armed {
+            self.tasks.call(index, |entry| entry.task.disarm());
         }
     }
 }

@@ -1,4 +1,5 @@
 //! What a worker runs.
+use super::Watch;
 use crate::{
     memory::{DirtyLog, Translator},
     ring::QueueConfig,
@@ -66,6 +67,11 @@ pub trait Task: Send {
     fn start(&mut self) -> Result<(), String>;
     /// One turn. Returns how much there was to do; 0 makes the turn an empty one. Never blocks.
     fn poll(&mut self) -> usize;
+    /// What the task waits for, if its next turn does nothing until that changes: it may then be left alone until it does. Asked after turns without
+    /// work. `None`: it must be polled, since it waits for something else as well.
+    fn watch(&self) -> Option<Watch> {
+        None
+    }
     /// Take up nothing new; finish what has begun.
     fn begin_stop(&mut self);
     /// Whether everything has ended after `begin_stop`.

@@ -12,6 +12,7 @@
 //! | [`hangup`] | SIGHUP as a request to look at the media anew |
 //! | [`report`] | how mistakes in the configuration are shown |
 //! | [`service_manager`] | what a service manager such as systemd is told |
+//! | [`stats`] | `pollux stats` |
 //! | [`stats_output`] | where statistics go |
 //! | [`stats_table`] | how statistics are shown |
 //! | [`targets`] | what `pollux bench` measures: sockets, and devices that it starts |
@@ -28,6 +29,7 @@ mod report;
 mod run;
 mod serve;
 mod service_manager;
+mod stats;
 mod stats_output;
 mod stats_table;
 mod targets;
@@ -80,6 +82,11 @@ enum Command {
     /// A driver in the place of a guest keeps requests in flight, polls for their completion, and prints throughput and
     /// latencies. With --verify it also checks every byte.
     Bench(Box<bench::Arguments>),
+    /// Show what the workers and queues of a running `pollux run` or `pollux serve` have done, or do with --watch.
+    ///
+    /// The numbers are read from memory that the other process shares: its workers do not notice. Those of a process that is gone are in the
+    /// file that it was given by --stats-segment.
+    Stats(stats::Arguments),
 }
 
 /// What every command takes.
@@ -156,6 +163,7 @@ fn main() -> ExitCode {
         Command::Serve(arguments) => serve::serve(&arguments, &shared),
         Command::Check(arguments) => check::check(&arguments, &shared),
         Command::Bench(arguments) => bench::bench(&arguments, &shared),
+        Command::Stats(arguments) => stats::stats(&arguments),
     };
     match status {
         Status::Success => ExitCode::SUCCESS,

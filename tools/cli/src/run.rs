@@ -1,7 +1,10 @@
 //! `pollux run`
 use crate::{
     Shared, Status,
-    assemble::machine::{self, Assembly},
+    assemble::{
+        dataplane,
+        machine::{self, Assembly},
+    },
     examine::{self, Examined},
     fail,
     stats_output::{self, StatsArguments, StatsPlan},
@@ -51,7 +54,8 @@ pub(crate) fn run(arguments: &Arguments, shared: &Shared) -> Status {
 fn start(examined: &Examined, stats: StatsPlan) -> Result<(), Error> {
     let output = stats.open()?;
     let shutdown = Shutdown::on_signals().map_err(Error::Signals)?;
-    let mut assembly = Assembly::new(examined)?;
+    let segment = output.segment(dataplane::capacity(&examined.config))?;
+    let mut assembly = Assembly::new(examined, segment)?;
     let result = assembly.machine.run(&shutdown);
     match &result {
         Ok(Exit::PowerOff) => info!("the guest has powered off"),
@@ -65,6 +69,6 @@ fn start(examined: &Examined, stats: StatsPlan) -> Result<(), Error> {
     let exits = assembly.machine.exit_counts();
     // Devices end here, workers after them: whatever is in flight is drained and flushed before the numbers are read.
     drop(assembly);
-    output.write(&stats, &exits)?;
+    output.write(&stats.snapshot(), &exits)?;
     result.map(drop).map_err(Error::Machine)
 }

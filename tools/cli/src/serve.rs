@@ -1,7 +1,10 @@
 //! `pollux serve`
 use crate::{
     Shared, Status,
-    assemble::exports::{self, Exports},
+    assemble::{
+        dataplane,
+        exports::{self, Exports},
+    },
     examine::{self, Examined},
     fail, hangup, service_manager,
     stats_output::{self, StatsArguments, StatsPlan},
@@ -71,7 +74,8 @@ fn start(examined: &Examined, inherited: InheritedSockets, stats: StatsPlan) -> 
     raise_descriptor_limit();
     let shutdown = Shutdown::on_termination().map_err(Error::Signals)?;
     let hangup = hangup::block().map_err(Error::Signals)?;
-    let exports = Exports::start(examined, inherited)?;
+    let segment = output.segment(dataplane::capacity(&examined.config))?;
+    let exports = Exports::start(examined, inherited, segment)?;
     let refreshers = exports.refreshers();
     hangup
         .on_each(move || {
@@ -87,6 +91,6 @@ fn start(examined: &Examined, inherited: InheritedSockets, stats: StatsPlan) -> 
     service_manager::stopping();
     // Whatever is in flight is drained and flushed before the numbers are read.
     let stats = exports.stop();
-    output.write(&stats, &[])?;
+    output.write(&stats.snapshot(), &[])?;
     Ok(())
 }

@@ -1,6 +1,6 @@
-//! How statistics are shown: a row for each device and worker, or a JSON record for each queue.
+//! How statistics are shown: rows for devices and for workers, or JSON records for queues and workers.
 use crate::units;
-use pollux_core::stats::{QueueStats, StatsSegment};
+use pollux_core::stats::{QueueStats, Schedule, Snapshot, WorkerStats};
 use pollux_vmm::ExitCounts;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -16,6 +16,7 @@ struct Row {
     requests: u64,
     errors: u64,
     batches: u64,
+    in_flight: u64,
     bytes_read: u64,
     bytes_written: u64,
     kicks: u64,
@@ -31,6 +32,7 @@ impl Row {
         self.requests += queue.requests();
         self.errors += queue.errors.get();
         self.batches += queue.batches.get();
+        self.in_flight += queue.in_flight.get();
         self.bytes_read += queue.bytes_read.get();
         self.bytes_written += queue.bytes_written.get();
         self.kicks += queue.kicks.get();
@@ -54,22 +56,31 @@ impl Row {
         reached.map(|(value, _)| *value)
     }
 
-    fn cells(&self) -> Vec<String> {
-        let pair = |one, other| format!("{} ({})", units::count(one), units::count(other));
+    fn cells(&self, period: Option<f64>) -> Vec<String> {
+        let count = |number| units::count(rate(number, period));
+        let pair = |one, other| format!("{} ({})", count(one), count(other));
         let mut cells = vec![
             self.device.clone(),
             self.worker.clone(),
-            units::count(self.requests),
+            count(self.requests),
             units::count(self.errors),
-            units::count(self.batches),
-            units::bytes(self.bytes_read),
-            units::bytes(self.bytes_written),
+            count(self.batches),
+            units::bytes(rate(self.bytes_read, period)),
+            units::bytes(rate(self.bytes_written, period)),
             pair(self.kicks, self.kicks_avoided),
             pair(self.interrupts, self.interrupts_suppressed),
         ];
+        if period.is_some() {
+            cells.push(units::count(self.in_flight));
+        }
         cells.extend(QUANTILES.map(|(share, _)| self.quantile(share).map_or_else(|| "-".into(), units::time)));
         cells
     }
+}
+
+/// A number per second, if it is of a period.
+fn rate(number: u64, period: Option<f64>) -> u64 {
+    period.map_or(number, |seconds| (number as f64 / seconds).round() as u64)
 }
 
 const HEADINGS: [&str; 12] = [
@@ -86,33 +97,128 @@ const HEADINGS: [&str; 12] = [
     "p99",
     "p99.9",
 ];
-/// The first columns are names, the others numbers.
-const NAME_COLUMNS: usize = 2;
+/// The same of a period, in which all but errors, requests in flight and latencies is per second.
+const RATE_HEADINGS: [&str; 13] = [
+    "device",
+    "worker",
+    "requests/s",
+    "errors",
+    "batches/s",
+    "read/s",
+    "written/s",
+    "kicks/s (avoided)",
+    "interrupts/s (avoided)",
+    "in flight",
+    "p50",
+    "p99",
+    "p99.9",
+];
+const WORKER_HEADINGS: [&str; 11] = [
+    "worker",
+    "CPU",
+    "idle",
+    "tasks",
+    "turns",
+    "busy",
+    "asleep",
+    "sleeps",
+    "woken by kick/backend/command",
+    "stolen",
+    "preempted",
+];
 
-/// The table, a row for each device and worker; empty without queues.
-pub(crate) fn table(stats: &StatsSegment) -> String {
+/// A table of the devices, and one of the workers: as they stand, or of a `period` in seconds, with rates. Empty without either.
+pub(crate) fn tables(stats: &Snapshot, period: Option<f64>) -> String {
+    let mut text = table(stats, period);
+    if !stats.workers.is_empty() {
+        text += if text.is_empty() { "" } else { "\n" };
+        text += &workers_table(stats, period);
+    }
+    text
+}
+
+/// A row for each device and worker; empty without queues.
+fn table(stats: &Snapshot, period: Option<f64>) -> String {
     let mut rows: Vec<Row> = Vec::new();
-    for queue in stats.records() {
+    for queue in &stats.queues {
         let name = queue.name();
         let (device, _, worker) = parts(&name);
         let index = rows.iter().position(|row| row.device == device && row.worker == worker).unwrap_or_else(|| {
             rows.push(Row { device: device.into(), worker: worker.into(), ..Row::default() });
             rows.len() - 1
         });
-        rows[index].add(&queue);
+        rows[index].add(queue);
     }
     if rows.is_empty() {
         return String::new();
     }
-    let mut lines = vec![HEADINGS.map(str::to_owned).to_vec()];
-    lines.extend(rows.iter().map(Row::cells));
+    let headings = if period.is_some() { &RATE_HEADINGS[..] } else { &HEADINGS };
+    let mut lines = vec![headings.iter().map(|&heading| heading.to_owned()).collect()];
+    lines.extend(rows.iter().map(|row| row.cells(period)));
+    // The first two columns are names, the others numbers.
+    align(&lines, 2)
+}
+
+fn workers_table(stats: &Snapshot, period: Option<f64>) -> String {
+    let mut headings = WORKER_HEADINGS.map(str::to_owned).to_vec();
+    if period.is_some() {
+        [4, 7, 10].iter().for_each(|&column: &usize| headings[column] += "/s");
+    }
+    let mut lines = vec![headings];
+    for (worker, schedule) in stats.workers.iter().zip(&stats.schedules) {
+        lines.push(worker_cells(stats, worker, *schedule, period));
+    }
+    align(&lines, 3)
+}
+
+fn worker_cells(
+    stats: &Snapshot,
+    worker: &WorkerStats,
+    schedule: Option<Schedule>,
+    period: Option<f64>,
+) -> Vec<String> {
+    let count = |number| units::count(rate(number, period));
+    let unknown = || "-".to_owned();
+    let percent = |share: f64| format!("{:.1} %", share * 100.0);
+    let slept_ns = stats.nanoseconds(worker.slept_ticks.get());
+    let asleep = match period {
+        // A sleep is counted when it ends.
+        Some(_) if worker.turns.get() == 0 && worker.policy.get() != 0 => percent(1.0),
+        Some(seconds) => percent((slept_ns as f64 / 1e9 / seconds).min(1.0)),
+        None => units::time(slept_ns),
+    };
+    let wakes = [&worker.wakes_by_kick, &worker.wakes_by_backend, &worker.wakes_by_command];
+    vec![
+        worker.name(),
+        worker.cpu.get().checked_sub(1).map_or_else(|| "any".into(), |cpu| cpu.to_string()),
+        policy(worker).into(),
+        format!("{} ({} at rest)", worker.tasks.get(), worker.resting.get()),
+        count(worker.turns.get()),
+        worker.busy_share().map_or_else(unknown, percent),
+        asleep,
+        count(worker.sleeps.get()),
+        wakes.map(|counter| count(counter.get())).join("/"),
+        schedule.map_or_else(unknown, |schedule| match period {
+            Some(seconds) => percent(schedule.stolen_ns as f64 / 1e9 / seconds),
+            None => units::time(schedule.stolen_ns),
+        }),
+        schedule.map_or_else(unknown, |schedule| count(schedule.switches_involuntary)),
+    ]
+}
+
+fn policy(worker: &WorkerStats) -> &'static str {
+    ["spin", "adaptive", "interrupt"].get(worker.policy.get() as usize).copied().unwrap_or("?")
+}
+
+/// Columns aligned, the first `names` to the left.
+fn align(lines: &[Vec<String>], names: usize) -> String {
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..HEADINGS.len()).map(width).collect();
+    let widths: Vec<usize> = (0..lines[0].len()).map(width).collect();
     let mut text = String::new();
-    for line in &lines {
-        let cells = line.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| match column {
-            ..NAME_COLUMNS => format!("{cell:<width$}"),
-            _ => format!("{cell:>width$}"),
+    for line in lines {
+        let cells = line.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| match column < names {
+            true => format!("{cell:<width$}"),
+            false => format!("{cell:>width$}"),
         });
         text += cells.collect::<Vec<String>>().join("  ").trim_end();
         text.push('\n');
@@ -127,11 +233,46 @@ fn parts(name: &str) -> (&str, usize, &str) {
     (device, index.parse().unwrap_or(0), worker)
 }
 
-/// `{"queues": […], "vcpus": […]}`: latencies are in nanoseconds, of sampled requests; exits are those to this process.
-pub(crate) fn json(stats: &StatsSegment, exits: &[ExitCounts]) -> Value {
-    let queues: Vec<Value> = stats.records().map(|queue| queue_json(&queue)).collect();
+/// `{"queues": […], "workers": […], "vcpus": […]}`: latencies are in nanoseconds, of sampled requests; exits are those to this process.
+pub(crate) fn json(stats: &Snapshot, exits: &[ExitCounts]) -> Value {
     let vcpus: Vec<Value> = exits.iter().map(|counts| json!({ "exits": counts.total() })).collect();
-    json!({ "queues": queues, "vcpus": vcpus })
+    json!({ "queues": queues_json(stats), "workers": workers_json(stats), "vcpus": vcpus })
+}
+
+pub(crate) fn queues_json(stats: &Snapshot) -> Vec<Value> {
+    stats.queues.iter().map(|queue| queue_json(queue)).collect()
+}
+
+pub(crate) fn workers_json(stats: &Snapshot) -> Vec<Value> {
+    let workers = stats.workers.iter().zip(&stats.schedules);
+    workers.map(|(worker, schedule)| worker_json(stats, worker, *schedule)).collect()
+}
+
+fn worker_json(stats: &Snapshot, worker: &WorkerStats, schedule: Option<Schedule>) -> Value {
+    json!({
+        "worker": worker.name(),
+        "thread": worker.thread.get(),
+        "cpu": worker.cpu.get().checked_sub(1),
+        "idle": policy(worker),
+        "ended": worker.ended.get() != 0,
+        "tasks": worker.tasks.get(),
+        "tasks_resting": worker.resting.get(),
+        "turns": worker.turns.get(),
+        "turns_empty": worker.empty_turns.get(),
+        "busy_share": worker.busy_share(),
+        "sleeps": worker.sleeps.get(),
+        "sleeps_refused": worker.sleeps_refused.get(),
+        "slept_ns": stats.nanoseconds(worker.slept_ticks.get()),
+        "wakes_by_kick": worker.wakes_by_kick.get(),
+        "wakes_by_backend": worker.wakes_by_backend.get(),
+        "wakes_by_command": worker.wakes_by_command.get(),
+        "commands": worker.commands.get(),
+        "spin_ns": stats.nanoseconds(worker.spin_ticks.get()),
+        "run_ns": schedule.map(|schedule| schedule.run_ns),
+        "stolen_ns": schedule.map(|schedule| schedule.stolen_ns),
+        "switches_voluntary": schedule.map(|schedule| schedule.switches_voluntary),
+        "switches_involuntary": schedule.map(|schedule| schedule.switches_involuntary),
+    })
 }
 
 fn queue_json(queue: &QueueStats) -> Value {
@@ -141,6 +282,14 @@ fn queue_json(queue: &QueueStats) -> Value {
     for (share, key) in QUANTILES {
         latency[key] = queue.latency.quantile(share).into();
     }
+    for (histogram, operation) in queue.latency.operations().iter().zip(["read", "write", "flush", "other"]) {
+        latency[operation] = json!({ "samples": histogram.count() });
+        for (share, key) in QUANTILES {
+            latency[operation][key] = histogram.quantile(share).into();
+        }
+    }
+    let sizes = queue.batches.sizes();
+    let sizes: Vec<Value> = sizes.map(|(size, batches)| json!({ "up_to": size, "batches": batches })).collect();
     json!({
         "device": device,
         "queue": index,
@@ -153,7 +302,9 @@ fn queue_json(queue: &QueueStats) -> Value {
         "errors": queue.errors.get(),
         "bytes_read": queue.bytes_read.get(),
         "bytes_written": queue.bytes_written.get(),
+        "in_flight": queue.in_flight.get(),
         "batches": queue.batches.get(),
+        "batch_sizes": sizes,
         "kicks": queue.kicks.get(),
         "kicks_avoided": queue.kicks_avoided(),
         "interrupts": queue.interrupts.get(),
@@ -165,6 +316,7 @@ fn queue_json(queue: &QueueStats) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pollux_core::stats::StatsSegment;
 
     fn segment() -> StatsSegment {
         let segment = StatsSegment::anonymous(4).expect("segment");
@@ -172,12 +324,12 @@ mod tests {
             let queue = segment.add(name).expect("room");
             queue.reads.add(requests);
             queue.bytes_read.add(requests * 4096);
-            queue.batches.add(requests / 10);
+            (0..requests / 10).for_each(|_| queue.batches.record(10));
             queue.kicks.add(requests / 1000);
             queue.interrupts.add(requests / 100);
             queue.interrupts_suppressed.add(requests / 50);
             for index in 0..requests {
-                queue.latency.record(if index % 100 < 98 { 1000 } else { 50_000 });
+                queue.latency.record(0, if index % 100 < 98 { 1000 } else { 50_000 });
             }
         }
         segment
@@ -191,13 +343,13 @@ blk0    io0      235,000       0   23,500   918 MiB      0 B     235 (23,265)   
 blk0    io1            0       0        0       0 B      0 B            0 (0)                 0 (0)        -        -        -
 a/b     io0            1       0        0  4.00 KiB      0 B            0 (0)                 0 (0)  1.02 µs  1.02 µs  1.02 µs
 ";
-        assert_eq!(table(&segment()), expected);
-        assert_eq!(table(&StatsSegment::anonymous(1).expect("segment")), "");
+        assert_eq!(tables(&segment().snapshot(), None), expected);
+        assert_eq!(tables(&StatsSegment::anonymous(1).expect("segment").snapshot(), None), "");
     }
 
     #[test]
     fn json_has_a_record_a_queue() {
-        let json = json(&segment(), &[ExitCounts::default()]);
+        let json = json(&segment().snapshot(), &[ExitCounts::default()]);
         assert_eq!(json["queues"].as_array().map(Vec::len), Some(4));
         let queue = &json["queues"][2];
         assert_eq!((&queue["device"], &queue["queue"], &queue["worker"]), (&"blk0".into(), &2.into(), &"io0".into()));
@@ -205,5 +357,32 @@ a/b     io0            1       0        0  4.00 KiB      0 B            0 (0)   
         assert_eq!(queue["latency_ns"]["p50"], 1023);
         assert_eq!(json["queues"][1]["latency_ns"]["p50"], Value::Null);
         assert_eq!(json["vcpus"][0]["exits"], 0);
+    }
+
+    #[test]
+    fn a_period_is_shown_with_rates() {
+        let segment = segment();
+        let before = segment.snapshot();
+        let queue = segment.records().next().expect("a queue");
+        queue.reads.add(500);
+        queue.bytes_read.add(500 * 4096);
+        queue.in_flight.set(7);
+        queue.latency.record(0, 2000);
+        let worker = segment.add_worker("io0").expect("room");
+        worker.cpu.set(4);
+        worker.policy.set(1);
+        worker.tasks.set(4);
+        worker.turns.add(1000);
+        worker.busy_ticks.add(30);
+        worker.idle_ticks.add(90);
+        worker.wakes_by_kick.add(6);
+        let text = tables(&segment.snapshot().since(&before), Some(0.5));
+        let row = |name: &str| {
+            let line = text.lines().find(|line| line.starts_with(name)).expect("a row");
+            line.split("  ").filter(|cell| !cell.is_empty()).map(str::trim).collect::<Vec<_>>().join("|")
+        };
+        assert_eq!(row("device"), RATE_HEADINGS.join("|"));
+        assert_eq!(row("blk0 "), "blk0|io0|1,000|0|0|3.91 MiB|0 B|0 (0)|0 (0)|7|2.05 µs|2.05 µs|2.05 µs");
+        assert!(row("io0").starts_with("io0|3|adaptive|4 (0 at rest)|2,000|25.0 %|0.0 %|0|12/0/0|"), "{}", row("io0"));
     }
 }

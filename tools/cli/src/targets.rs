@@ -1,11 +1,15 @@
 //! What `pollux bench` measures: sockets of other processes, and devices of configurations that it starts itself.
 use crate::{
     Shared,
-    assemble::exports::{self, Exports},
+    assemble::{
+        dataplane,
+        exports::{self, Exports},
+    },
     examine::{self, Examined},
 };
 use pollux_core::{
     config::{Config, Device, DeviceKind, Purpose, Transport},
+    stats::StatsSegment,
     transport::vhost_user::{socket::SocketSpec, socket_activation::InheritedSockets},
 };
 use pollux_loadgen::campaign::Target;
@@ -103,7 +107,9 @@ impl Targets {
             redirect(device, socket);
         }
         self.worker_cpu = self.worker_cpu.or_else(|| worker_cpu(&examined.config));
-        let started = Exports::start(&examined, InheritedSockets::default());
+        let stats = StatsSegment::anonymous_with(dataplane::capacity(&examined.config))
+            .map_err(system("make the statistics"))?;
+        let started = Exports::start(&examined, InheritedSockets::default(), stats);
         self._started.push(started.map_err(|cause| Error::Start { file: file.to_owned(), cause })?);
         env::set_current_dir(&here).map_err(system("return to the working folder"))
     }

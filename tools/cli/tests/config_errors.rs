@@ -234,7 +234,13 @@ fn workers_have_their_keys() {
         &[
             case("core = 0", "unknown key `core` in [worker.io0]", "core", "there are `cpu`, `idle`"),
             case("idle = \"adaptiv\"", "`idle` cannot be \"adaptiv\"", "\"adaptiv\"", "did you mean \"adaptive\"?"),
-            case("idle = \"busy\"", "`idle` cannot be \"busy\"", "\"busy\"", "write \"spin\" or \"adaptive\""),
+            case(
+                "idle = \"busy\"",
+                "`idle` cannot be \"busy\"",
+                "\"busy\"",
+                "write \"spin\", \"adaptive\" or \"interrupt\"",
+            ),
+            case("idle = \"interupt\"", "`idle` cannot be \"interupt\"", "\"interupt\"", "did you mean \"interrupt\"?"),
         ],
     );
     let ran = Folder::new().check(&format!("{VM}{BLOCK}{DEVICE}[worker.io0]\ncpu = 100000\n"));

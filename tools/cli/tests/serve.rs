@@ -58,7 +58,8 @@ fn devices_are_served_until_a_signal_and_then_come_the_numbers() {
     }
     assert!(ran.stderr.contains("stopped by signal 15"), "{}", ran.stderr);
     let lines: Vec<&str> = ran.stdout.lines().collect();
-    assert_eq!(lines.len(), 3, "{}", ran.stdout);
+    assert_eq!(lines.len(), 6, "two devices, and a worker: {}", ran.stdout);
+    assert!(lines[5].starts_with("io0     0    adaptive"), "{}", ran.stdout);
     assert!(lines[1].starts_with("blk0    io0") && lines[2].starts_with("blk1    io0"), "{}", ran.stdout);
     let text = fs::read(folder.path().join("stats.json")).expect("statistics");
     let json: serde_json::Value = serde_json::from_slice(&text).expect("JSON");

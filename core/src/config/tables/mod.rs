@@ -126,7 +126,8 @@ fn entries<T>(
 /// `[worker.NAME]`
 fn worker(name: Spanned<String>, table: Table<'_>) -> Option<Worker> {
     let cpu = table.optional::<usize>("cpu", "cpu = 3");
-    let policies = [("spin", IdlePolicy::Spin), ("adaptive", IdlePolicy::Adaptive)];
+    let policies =
+        [("spin", IdlePolicy::Spin), ("adaptive", IdlePolicy::Adaptive), ("interrupt", IdlePolicy::Interrupt)];
     let idle = table.choice("idle", &policies, IdlePolicy::default());
     table.finish("");
     Some(Worker { name, cpu, idle })

@@ -16,7 +16,7 @@ use crate::{
     ring::{QueueConfig, Ring, RingError, RingStart},
     stats::{QueueStatsHandle, clock},
     transport::{InterruptState, Notifier},
-    worker::{Position, QueueUpdate, SleepFds, Task},
+    worker::{Position, QueueUpdate, SleepFds, Task, Watch},
 };
 use pollux_abi::block_v1::{BlockRequest, POLLUX_BLOCK_FLUSH};
 use std::{
@@ -235,11 +235,11 @@ impl<R: Ring> BlkQueue<R> {
         slot.state = state & OVERFLOWN;
         // SAFETY: `take_chain` took the pointer from a segment that was translated for this request.
         unsafe { slot.status.write_volatile(status as u8) };
-        let (written, started) = (slot.written, slot.started);
-        tally.count(slot.operation, slot.length.into(), status);
+        let (written, started, operation) = (slot.written, slot.started, slot.operation);
+        tally.count(operation, slot.length.into(), status);
         self.ring.push_used(head, written);
         if started != 0 {
-            self.stats.latency.record(self.scale.nanoseconds(clock::ticks().wrapping_sub(started)));
+            self.stats.latency.record(operation, self.scale.nanoseconds(clock::ticks().wrapping_sub(started)));
         }
         if state & OLD_MEMORY != 0 {
             self.retiring.request_done();
@@ -269,7 +269,7 @@ impl<R: Ring> BlkQueue<R> {
     /// Turns the chains in `heads` into requests for the backend. Returns how much there was to do.
     #[inline(always)]
     fn accept(&mut self, count: usize) -> usize {
-        self.stats.batches.add(1);
+        self.stats.batches.record(count);
         let started = self.sample();
         for (parts, &head) in self.parts.iter_mut().zip(&self.heads[..count]) {
             let index = usize::from(head);
@@ -398,6 +398,12 @@ impl<R: Ring> Task for BlkQueue<R> {
     #[inline]
     fn poll(&mut self) -> usize {
         self.turn()
+    }
+
+    fn watch(&self) -> Option<Watch> {
+        // Only the driver can bring work.
+        let waits = self.backend.in_flight() > 0 || !self.pending.is_empty() || self.recovering || self.broken;
+        if waits || self.phase != Phase::Running { None } else { self.ring.watch() }
     }
 
     fn begin_stop(&mut self) {

@@ -7,10 +7,10 @@ use pollux_core::{
         blk::{Blk, BlkOptions},
     },
     plugin::{BackendError, BlockBackend},
-    stats::StatsSegment,
+    stats::{Capacity, StatsSegment},
     worker::{Worker, WorkerError, WorkerHandle},
 };
-use std::{io, sync::Arc};
+use std::sync::Arc;
 
 /// Why a configuration without mistakes could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -21,9 +21,6 @@ pub(crate) enum Error {
     /// A worker could not be started.
     #[error(transparent)]
     Worker(#[from] WorkerError),
-    /// There is no memory for statistics.
-    #[error("cannot make the statistics: {0}")]
-    Statistics(io::Error),
 }
 
 /// What polls the devices' queues and counts. To be dropped after the devices: workers serve them to the end.
@@ -35,17 +32,21 @@ pub(crate) struct Dataplane {
 
 impl Dataplane {
     /// Opens the backends, starts the workers, and makes the device models, which are in the order of the
-    /// configuration. On an error all that was made is undone.
-    pub(crate) fn new(examined: &Examined) -> Result<(Self, Vec<Box<dyn DeviceModel>>), Error> {
+    /// configuration. What they count goes to `stats`, which has the [`capacity`] for it. On an error all that was made is undone.
+    pub(crate) fn new(examined: &Examined, stats: StatsSegment) -> Result<(Self, Vec<Box<dyn DeviceModel>>), Error> {
         let config = &examined.config;
         let backends = open_backends(examined)?;
-        let stats = StatsSegment::anonymous(queue_count(config)).map_err(Error::Statistics)?;
-        let workers = spawn_workers(config)?;
+        let workers = spawn_workers(config, &stats)?;
         let handles: Vec<WorkerHandle> = workers.iter().map(Worker::handle).collect();
         let devices = config.devices.iter().zip(backends);
         let models = devices.map(|(device, backend)| model(device, backend, &handles, &stats)).collect();
         Ok((Dataplane { stats, _workers: workers }, models))
     }
+}
+
+/// What there is to count.
+pub(crate) fn capacity(config: &Config) -> Capacity {
+    Capacity { workers: config.workers.len(), queues: queue_count(config) }
 }
 
 /// Number of queues of all devices.
@@ -69,7 +70,7 @@ fn open_backends(examined: &Examined) -> Result<Vec<Arc<BlockBackend>>, BackendE
 }
 
 /// Starts the workers that serve a device. Another would burn its CPU for nothing.
-fn spawn_workers(config: &Config) -> Result<Vec<Worker>, WorkerError> {
+fn spawn_workers(config: &Config, stats: &StatsSegment) -> Result<Vec<Worker>, WorkerError> {
     let serves = |worker: &config::Worker, device: &Device| match &device.kind {
         DeviceKind::Blk(blk) => blk.workers.iter().any(|name| name.value == worker.name.value),
     };
@@ -77,7 +78,11 @@ fn spawn_workers(config: &Config) -> Result<Vec<Worker>, WorkerError> {
         .workers
         .iter()
         .filter(|worker| config.devices.iter().any(|device| serves(worker, device)))
-        .map(|worker| Worker::spawn(&worker.name.value, worker.cpu.as_ref().map(|cpu| cpu.value), worker.idle))
+        .map(|worker| {
+            let (name, cpu) = (&worker.name.value, worker.cpu.as_ref().map(|cpu| cpu.value));
+            let stats = stats.add_worker(name).expect("the segment has room for every worker");
+            Worker::spawn_counted(name, cpu, worker.idle, stats)
+        })
         .collect()
 }
 

@@ -43,10 +43,10 @@ pub(crate) struct Exports {
 impl Exports {
     /// Opens the backends, starts the workers, and serves each device on a socket that was inherited for it, or else on
     /// one of its own. On an error all that was made is undone.
-    pub(crate) fn start(examined: &Examined, inherited: InheritedSockets) -> Result<Self, Error> {
+    pub(crate) fn start(examined: &Examined, inherited: InheritedSockets, stats: StatsSegment) -> Result<Self, Error> {
         let config = &examined.config;
         let claimed = claim(config, inherited)?;
-        let (dataplane, models) = Dataplane::new(examined)?;
+        let (dataplane, models) = Dataplane::new(examined, stats)?;
         let mut exports = Exports { servers: Vec::new(), dataplane };
         for ((device, model), listener) in config.devices.iter().zip(models).zip(claimed) {
             let name = || device.name.value.clone();

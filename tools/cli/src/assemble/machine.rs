@@ -1,7 +1,10 @@
 //! The machine of `pollux run`, with the devices attached to it.
 use super::dataplane::{self, Dataplane};
 use crate::examine::Examined;
-use pollux_core::config::{self, Console, Limits, Vm};
+use pollux_core::{
+    config::{self, Console, Limits, Vm},
+    stats::StatsSegment,
+};
 use pollux_vmm::{
     Boot, ConsoleSpec, KernelSpec, Machine, MachineSpec, Reboot, Transport, VcpuSpec,
     layout::{COMMAND_LINE_BYTES_MAX, MEMORY_BYTES_MIN, MMIO_DEVICES_MAX, PCI_DEVICES_MAX, VCPUS_MAX},
@@ -43,11 +46,11 @@ pub(crate) struct Assembly {
 impl Assembly {
     /// Makes everything, in this order: memory and machine, backends, workers, devices. No vCPU runs yet. On an error
     /// all that was made is undone.
-    pub(crate) fn new(examined: &Examined) -> Result<Self, Error> {
+    pub(crate) fn new(examined: &Examined, stats: StatsSegment) -> Result<Self, Error> {
         let config = &examined.config;
         let vm = config.vm.as_ref().expect("a file that is run has a [vm]");
         let machine = Machine::new(machine_spec(vm))?;
-        let (dataplane, models) = Dataplane::new(examined)?;
+        let (dataplane, models) = Dataplane::new(examined, stats)?;
         let mut assembly = Assembly { machine, dataplane };
         for (device, model) in config.devices.iter().zip(models) {
             let transport = match &device.transport {

@@ -1,0 +1,186 @@
+//! The segment as another process reads it.
+use super::{
+    Header, LAYOUT_VERSION, MAGIC, QueueStats, Snapshot, Table, WorkerStats, record::Record, snapshot::Writer,
+};
+use memmap2::{MmapOptions, MmapRaw};
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::{Path, PathBuf},
+    sync::atomic::Ordering,
+};
+
+/// Why a segment cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The file cannot be opened or mapped.
+    #[error("{0}: cannot be read: {1}")]
+    Open(String, io::Error),
+    /// It is something else.
+    #[error("{0}: is no statistics segment: it does not begin with POLLUXST")]
+    Magic(String),
+    /// It was made by another version.
+    #[error(
+        "{0}: its layout is version {1}, and this program reads version {LAYOUT_VERSION}: read it with the program that made it"
+    )]
+    Version(String, u64),
+    /// It is not as long as it says, or its parts do not lie within it.
+    #[error("{0}: is incomplete or damaged: {1}")]
+    Damaged(String, String),
+    /// There is no such process, or it has none.
+    #[error("process {0}: {1}")]
+    Process(u32, String),
+}
+
+/// A segment that another process writes, or has written. Reading costs its workers nothing but the cache lines that are looked at, which a
+/// worker takes back with its next write.
+#[derive(Debug)]
+pub struct SegmentReader {
+    map: MmapRaw,
+    workers: Place,
+    queues: Place,
+    name: String,
+    file: File,
+}
+
+/// Where records of one kind lie, checked once: what the file says of it later does not count.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    offset: usize,
+    capacity: usize,
+}
+
+/// Segments are smaller; files that are not may be disks, which are not opened for a look.
+const SEGMENT_BYTES_MAX: u64 = 1 << 30;
+
+impl SegmentReader {
+    /// Opens the segment in a file.
+    ///
+    /// # Errors
+    /// It is none, one of another version, or damaged.
+    pub fn open(path: &Path) -> Result<Self, ReadError> {
+        let name = path.display().to_string();
+        let file = open_regular(path).map_err(|error| ReadError::Open(name.clone(), error))?;
+        Self::map(file, name)
+    }
+
+    /// Finds the segment of a process among the files that it has open.
+    ///
+    /// # Errors
+    /// There is no such process, it may not be looked into, or it has none.
+    pub fn of_process(process: u32) -> Result<Self, ReadError> {
+        let error = |reason: &str| ReadError::Process(process, reason.into());
+        let folder = PathBuf::from(format!("/proc/{process}/fd"));
+        let entries = fs::read_dir(&folder).map_err(|cause| match cause.kind() {
+            io::ErrorKind::NotFound => error("there is no such process"),
+            io::ErrorKind::PermissionDenied => error("it belongs to another user: read it as that user, or as root"),
+            _ => error(&cause.to_string()),
+        })?;
+        for entry in entries.flatten() {
+            // The disks of a process are open as well, but are no such files or too large.
+            let is_candidate = |file: &fs::Metadata| file.is_file() && file.len() <= SEGMENT_BYTES_MAX;
+            if !fs::metadata(entry.path()).is_ok_and(|file| is_candidate(&file)) {
+                continue;
+            }
+            let Ok(file) = open_regular(&entry.path()) else { continue };
+            let mut magic = [0; 8];
+            if file.read_exact_at(&mut magic, 0).is_ok() && u64::from_le_bytes(magic) == MAGIC {
+                return Self::map(file, format!("process {process}"));
+            }
+        }
+        Err(error("it has no statistics segment: it is no pollux, or one that has just begun or ended"))
+    }
+
+    fn map(file: File, name: String) -> Result<Self, ReadError> {
+        let open = |error| ReadError::Open(name.clone(), error);
+        let damaged = |reason: String| ReadError::Damaged(name.clone(), reason);
+        let length = file.metadata().map_err(open)?.len();
+        let mut start = [0; 24];
+        let read = file.read_at(&mut start, 0).map_err(open)?;
+        let word = |index: usize| u64::from_ne_bytes(start[8 * index..][..8].try_into().unwrap_or_default());
+        if read < 8 || word(0) != MAGIC {
+            return Err(ReadError::Magic(name));
+        }
+        // Version 1 said no length.
+        if read >= 16 && word(1) != LAYOUT_VERSION {
+            return Err(ReadError::Version(name, word(1)));
+        }
+        if length < size_of::<Header>() as u64 || length != word(2) {
+            return Err(damaged(format!("it has {length} bytes and says that it has {}", word(2))));
+        }
+        let map = MmapOptions::new().len(length as usize).map_raw_read_only(&file).map_err(open)?;
+        let header = header(&map);
+        let place = |what: &str, table: &Table, size: usize| {
+            table.place(size, length).map_err(|reason| damaged(format!("the records of {what} {reason}")))
+        };
+        let workers = place("workers", &header.workers, size_of::<WorkerStats>())?;
+        let queues = place("queues", &header.queues, size_of::<QueueStats>())?;
+        Ok(SegmentReader { map, workers, queues, name, file })
+    }
+
+    /// Who writes it.
+    pub fn writer(&self) -> Writer {
+        Writer::of(header(&self.map))
+    }
+
+    /// All numbers as they are now.
+    ///
+    /// # Errors
+    /// The file has become shorter.
+    pub fn snapshot(&self) -> Result<Snapshot, ReadError> {
+        // Its writer never does that, and does not survive it either.
+        let length = self.file.metadata().map_err(|error| ReadError::Open(self.name.clone(), error))?.len();
+        if length < self.map.len() as u64 {
+            return Err(ReadError::Damaged(self.name.clone(), "it was truncated".into()));
+        }
+        let header = header(&self.map);
+        let workers = self.records(self.workers, &header.workers);
+        Ok(Snapshot::take(header, workers, self.records(self.queues, &header.queues)))
+    }
+
+    fn records<'r, R: Record + 'r>(&'r self, place: Place, table: &Table) -> impl Iterator<Item = &'r R> {
+        // Partner: the writer's store of the number, after it has set the name.
+        let count = (table.count.load(Ordering::Acquire) as usize).min(place.capacity);
+        (0..count).map(move |index| {
+            let record = self.map.as_ptr().wrapping_add(place.offset + index * size_of::<R>()).cast();
+            // SAFETY: `Table::place` has checked that it lies within the mapping and is aligned; all of it is accessed atomically.
+            unsafe { &*record }
+        })
+    }
+}
+
+fn header(map: &MmapRaw) -> &Header {
+    assert!(map.len() >= size_of::<Header>());
+    // SAFETY: the mapping is long enough and page-aligned; all of it is accessed atomically.
+    unsafe { &*map.as_ptr().cast() }
+}
+
+impl Table {
+    /// Where its records lie in a file of `length` bytes, or what is wrong.
+    fn place(&self, size: usize, length: u64) -> Result<Place, String> {
+        let (offset, capacity) = (self.offset.get(), self.capacity.get());
+        if self.size.get() != size as u64 {
+            return Err(format!("have {} bytes each, not {size}", self.size.get()));
+        }
+        let end = capacity.checked_mul(size as u64).and_then(|bytes| bytes.checked_add(offset));
+        if end.is_none_or(|end| end > length) || !offset.is_multiple_of(128) {
+            return Err("do not lie in it".into());
+        }
+        Ok(Place { offset: offset as usize, capacity: capacity as usize })
+    }
+}
+
+/// Opens a file without waiting for anything, as the other end of a pipe.
+fn open_regular(path: &Path) -> io::Result<File> {
+    let metadata = fs::metadata(path)?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    let file = File::open(path)?;
+    let opened = file.metadata()?;
+    if (opened.dev(), opened.ino()) != (metadata.dev(), metadata.ino()) {
+        return Err(io::Error::new(io::ErrorKind::Interrupted, "it was replaced; try again"));
+    }
+    Ok(file)
+}

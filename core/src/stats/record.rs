@@ -1,0 +1,227 @@
+//! The records of the segment. Their layout is in the [module's](super) documentation, and tested here.
+use super::{BatchSizes, Counter, OperationLatency};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A name, padded with zeroes.
+#[repr(transparent)]
+#[derive(Debug)]
+pub(super) struct Name([AtomicU64; 8]);
+
+impl Name {
+    pub(super) fn set(&self, name: &str) {
+        let mut bytes = [0; 64];
+        let length = name.len().min(bytes.len());
+        bytes[..length].copy_from_slice(&name.as_bytes()[..length]);
+        for (word, chunk) in self.0.iter().zip(bytes.chunks_exact(8)) {
+            word.store(u64::from_le_bytes(chunk.try_into().unwrap_or_default()), Ordering::Relaxed);
+        }
+    }
+
+    fn get(&self) -> String {
+        let bytes: Vec<u8> = self.0.iter().flat_map(|word| word.load(Ordering::Relaxed).to_le_bytes()).collect();
+        String::from_utf8_lossy(&bytes).trim_end_matches('\0').to_owned()
+    }
+}
+
+/// What is counted of one worker. Written by its thread alone.
+#[repr(C, align(128))]
+#[derive(Debug)]
+pub struct WorkerStats {
+    pub(super) name: Name,
+    /// Number of its thread; 0 before it has started.
+    pub thread: Counter,
+    /// CPU that it is pinned to, plus 1; 0: none.
+    pub cpu: Counter,
+    /// Idle policy: 0 spin, 1 adaptive, 2 interrupt.
+    pub policy: Counter,
+    /// 1 once its thread has ended.
+    pub ended: Counter,
+    /// Tasks that it has.
+    pub tasks: Counter,
+    /// Tasks at rest: looked at in one turn of several.
+    pub resting: Counter,
+    reserved: [Counter; 2],
+    /// Turns.
+    pub turns: Counter,
+    /// Turns without work.
+    pub empty_turns: Counter,
+    /// Ticks spent in sampled turns that had work.
+    pub busy_ticks: Counter,
+    /// Ticks spent in sampled turns that had none.
+    pub idle_ticks: Counter,
+    /// Times that it slept.
+    pub sleeps: Counter,
+    /// Ticks slept.
+    pub slept_ticks: Counter,
+    /// Times that it wanted to sleep and found work, or a task that cannot be waited for.
+    pub sleeps_refused: Counter,
+    /// Wake-ups by kicks of drivers.
+    pub wakes_by_kick: Counter,
+    /// Wake-ups by backends.
+    pub wakes_by_backend: Counter,
+    /// Wake-ups by commands.
+    pub wakes_by_command: Counter,
+    /// Commands taken.
+    pub commands: Counter,
+    /// Ticks that it would poll without work before it sleeps, if it is adaptive.
+    pub spin_ticks: Counter,
+    /// At its end: nanoseconds on a CPU.
+    pub run_ns: Counter,
+    /// At its end: nanoseconds ready, and not on a CPU.
+    pub stolen_ns: Counter,
+    /// At its end: voluntary context switches.
+    pub switches_voluntary: Counter,
+    /// At its end: involuntary context switches.
+    pub switches_involuntary: Counter,
+}
+
+impl WorkerStats {
+    /// The worker's name.
+    pub fn name(&self) -> String {
+        self.name.get()
+    }
+
+    /// The share of its time awake that it had work, from sampled turns; `None` before there is a sample.
+    pub fn busy_share(&self) -> Option<f64> {
+        let (busy, idle) = (self.busy_ticks.get() as f64, self.idle_ticks.get() as f64);
+        (busy + idle > 0.0).then(|| busy / (busy + idle))
+    }
+}
+
+/// What is counted of one queue. Written by its worker alone.
+#[repr(C, align(128))]
+#[derive(Debug)]
+pub struct QueueStats {
+    pub(super) name: Name,
+    /// Requests completed: reads.
+    pub reads: Counter,
+    /// Requests completed: writes.
+    pub writes: Counter,
+    /// Requests completed: flushes.
+    pub flushes: Counter,
+    /// Requests completed: all others.
+    pub others: Counter,
+    /// Bytes read.
+    pub bytes_read: Counter,
+    /// Bytes written.
+    pub bytes_written: Counter,
+    /// Requests that failed.
+    pub errors: Counter,
+    /// Requests in flight.
+    pub in_flight: Counter,
+    /// Kicks received from the driver.
+    pub kicks: Counter,
+    /// Interrupts sent to the driver.
+    pub interrupts: Counter,
+    /// Times that the driver wanted no interrupt for completed requests.
+    pub interrupts_suppressed: Counter,
+    reserved: [Counter; 5],
+    /// Times that the queue had new requests, by how many.
+    pub batches: BatchSizes,
+    /// Latencies of sampled requests, from being taken from the ring to the used ring.
+    pub latency: OperationLatency,
+}
+
+impl QueueStats {
+    /// The record's name: device, queue and worker, such as `blk0/0 io0`.
+    pub fn name(&self) -> String {
+        self.name.get()
+    }
+
+    /// Requests completed.
+    pub fn requests(&self) -> u64 {
+        self.reads.get() + self.writes.get() + self.flushes.get() + self.others.get()
+    }
+
+    /// Batches for which the driver would have kicked, had it not been asked to be silent.
+    pub fn kicks_avoided(&self) -> u64 {
+        self.batches.get().saturating_sub(self.kicks.get())
+    }
+}
+
+/// A record: words and nothing else, so that it can be copied word by word.
+///
+/// # Safety
+/// The type is made of `AtomicU64` alone, without padding, and all zeroes are a value of it.
+pub(super) unsafe trait Record: Sized {
+    const WORDS: usize = size_of::<Self>() / 8;
+
+    fn name(&self) -> &Name;
+    /// What does not only count up.
+    fn gauges(&self) -> impl Iterator<Item = &Counter>;
+
+    fn words(&self) -> &[AtomicU64] {
+        // SAFETY: the trait's own promise.
+        unsafe { std::slice::from_raw_parts(std::ptr::from_ref(self).cast(), Self::WORDS) }
+    }
+
+    /// A copy in memory of one's own.
+    fn copy(&self) -> Box<Self> {
+        // SAFETY: the trait's own promise.
+        let copy = unsafe { Box::<Self>::new_zeroed().assume_init() };
+        for (to, from) in copy.words().iter().zip(self.words()) {
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        copy
+    }
+
+    /// What was counted since `earlier`; gauges as they are now.
+    fn since(&self, earlier: &Self) -> Box<Self> {
+        let difference = self.copy();
+        for (word, earlier) in difference.words().iter().zip(earlier.words()) {
+            let now = word.load(Ordering::Relaxed);
+            word.store(now.wrapping_sub(earlier.load(Ordering::Relaxed)), Ordering::Relaxed);
+        }
+        for (to, from) in difference.name().0.iter().zip(&self.name().0) {
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        difference.gauges().zip(self.gauges()).for_each(|(to, from)| to.set(from.get()));
+        difference
+    }
+}
+
+// SAFETY: see the definition; `the_layout_is_as_documented` finds padding.
+unsafe impl Record for WorkerStats {
+    fn name(&self) -> &Name {
+        &self.name
+    }
+
+    fn gauges(&self) -> impl Iterator<Item = &Counter> {
+        [&self.thread, &self.cpu, &self.policy, &self.ended, &self.tasks, &self.resting, &self.spin_ticks].into_iter()
+    }
+}
+
+// SAFETY: as above.
+unsafe impl Record for QueueStats {
+    fn name(&self) -> &Name {
+        &self.name
+    }
+
+    fn gauges(&self) -> impl Iterator<Item = &Counter> {
+        [&self.in_flight].into_iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::{BUCKETS, Header};
+    use std::mem::offset_of;
+
+    #[test]
+    fn the_layout_is_as_documented() {
+        assert_eq!(size_of::<Header>(), 256);
+        assert_eq!((offset_of!(Header, ended), offset_of!(Header, workers), offset_of!(Header, queues)), (48, 64, 96));
+        assert_eq!((offset_of!(Header, buckets), offset_of!(Header, sub_buckets)), (128, 136));
+        assert_eq!(size_of::<WorkerStats>(), 256);
+        assert_eq!((offset_of!(WorkerStats, thread), offset_of!(WorkerStats, resting)), (64, 104));
+        assert_eq!((offset_of!(WorkerStats, turns), offset_of!(WorkerStats, sleeps)), (128, 160));
+        assert_eq!((offset_of!(WorkerStats, wakes_by_kick), offset_of!(WorkerStats, commands)), (184, 208));
+        assert_eq!((offset_of!(WorkerStats, run_ns), offset_of!(WorkerStats, switches_involuntary)), (224, 248));
+        assert_eq!((offset_of!(QueueStats, reads), offset_of!(QueueStats, in_flight)), (64, 120));
+        assert_eq!((offset_of!(QueueStats, kicks), offset_of!(QueueStats, interrupts_suppressed)), (128, 144));
+        assert_eq!((offset_of!(QueueStats, batches), offset_of!(QueueStats, latency)), (192, 256));
+        assert_eq!(size_of::<QueueStats>(), (256 + 4 * 8 * BUCKETS).next_multiple_of(128));
+        assert_eq!(size_of::<QueueStats>(), 256 + 4 * 8 * BUCKETS, "no padding");
+    }
+}

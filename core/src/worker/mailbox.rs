@@ -1,0 +1,137 @@
+//! The way to talk to a worker: a lock-free mailbox, and a bell for one that sleeps.
+use super::{QueueUpdate, Task, TaskId, WorkerError};
+use crossbeam_queue::ArrayQueue;
+use std::{
+    fmt, io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+        mpsc::{RecvTimeoutError, SyncSender, sync_channel},
+    },
+    thread,
+    time::Duration,
+};
+use tracing::warn;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+const MAILBOX_CAPACITY: usize = 64;
+/// After how long a drain that does not end is reported, again and again.
+const DRAIN_REPORT: Duration = Duration::from_secs(5);
+
+/// A task that did not start, with its reason; or without it, if it panicked and is leaked.
+pub(super) type Refusal = (String, Option<Box<dyn Task>>);
+
+/// What a worker is asked to do, and where the answer goes.
+pub(super) enum Command {
+    Attach(TaskId, Box<dyn Task>, SyncSender<Result<(), Refusal>>),
+    Detach(TaskId, SyncSender<Option<Box<dyn Task>>>),
+    Update(TaskId, Box<QueueUpdate>, SyncSender<Box<QueueUpdate>>),
+    Exit,
+}
+
+/// Where its commands come in.
+pub(super) struct Mailbox {
+    pub(super) name: String,
+    pub(super) commands: ArrayQueue<Command>,
+    /// Rung after each push, for a worker that sleeps.
+    pub(super) bell: EventFd,
+    next_task: AtomicU64,
+    /// Set when nobody takes commands any more.
+    pub(super) ended: AtomicBool,
+}
+
+impl Mailbox {
+    pub(super) fn new(name: &str) -> io::Result<Self> {
+        Ok(Mailbox {
+            name: name.into(),
+            commands: ArrayQueue::new(MAILBOX_CAPACITY),
+            bell: EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+            next_task: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+        })
+    }
+
+    /// Drops what nobody takes any more, and with it the senders for which somebody waits.
+    pub(super) fn clear(&self) {
+        while self.commands.pop().is_some() {}
+    }
+}
+
+/// A way to talk to a worker. Clones talk to the same one. All calls are for control threads: they wait.
+#[derive(Clone)]
+pub struct WorkerHandle {
+    pub(super) mailbox: Arc<Mailbox>,
+}
+
+impl fmt::Debug for WorkerHandle {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "WorkerHandle({})", self.name())
+    }
+}
+
+impl WorkerHandle {
+    /// The worker's name in the configuration.
+    pub fn name(&self) -> &str {
+        &self.mailbox.name
+    }
+
+    /// Hands `task` to the worker, which starts it.
+    ///
+    /// # Errors
+    /// The task's own reason for not starting. The task is dropped then.
+    pub fn attach(&self, task: Box<dyn Task>) -> Result<TaskId, WorkerError> {
+        let id = TaskId(self.mailbox.next_task.fetch_add(1, Ordering::Relaxed));
+        let (reply, answer) = sync_channel(1);
+        self.send(Command::Attach(id, task, reply));
+        match answer.recv() {
+            Ok(Ok(())) => Ok(id),
+            // The task is dropped here, and not on the worker: closing a backend's queue may take its time.
+            Ok(Err((reason, task))) => {
+                drop(task);
+                Err(WorkerError::Task(reason))
+            }
+            Err(_) => Err(WorkerError::Gone(self.name().into())),
+        }
+    }
+
+    /// Takes a task back, once it has finished what it began: this waits for all of its requests. `None`: the worker
+    /// has ended, or the task was lost, and with it what it owns. `owner` is for messages.
+    pub fn detach(&self, id: TaskId, owner: &str) -> Option<Box<dyn Task>> {
+        let (reply, answer) = sync_channel(1);
+        self.send(Command::Detach(id, reply));
+        loop {
+            match answer.recv_timeout(DRAIN_REPORT) {
+                Ok(task) => return task,
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => {
+                    warn!("{owner}: worker {} still waits for requests in flight, to stop a queue", self.name());
+                }
+            }
+        }
+    }
+
+    /// Changes something of a running queue, between two of its turns. Returns what it had before, so that it is dropped
+    /// here and not on the worker; `None`: there is no such task any more.
+    pub fn update(&self, id: TaskId, update: QueueUpdate) -> Option<QueueUpdate> {
+        let (reply, answer) = sync_channel(1);
+        self.send(Command::Update(id, Box::new(update), reply));
+        answer.recv().ok().map(|old| *old)
+    }
+
+    pub(super) fn send(&self, command: Command) {
+        let mut command = command;
+        while let Err(back) = self.mailbox.commands.push(command) {
+            if self.mailbox.ended.load(Ordering::SeqCst) {
+                return;
+            }
+            command = back;
+            thread::yield_now();
+        }
+        // Partner: the worker's store, after which it clears the mailbox once. Either it finds the command or we do.
+        if self.mailbox.ended.load(Ordering::SeqCst) {
+            self.mailbox.clear();
+        } else if let Err(error) = self.mailbox.bell.write(1) {
+            warn!("worker {}: cannot be woken: {error}", self.name());
+        }
+    }
+}

@@ -1,0 +1,314 @@
+//! The tasks of a worker, those at rest apart from the others.
+//!
+//! A task that had nothing to do in [`REST_AFTER`] turns in a row, and can say which word in memory it waits for, rests. It is not called any more; instead
+//! the worker looks at that word. So a queue that nobody uses costs one cache line of the guest's and a quarter of one of the worker's in each
+//! look, instead of a call and the lines that its state is on. And of many tasks at rest only some are looked at in each turn, in rotation, so that they do not
+//! slow down those that are busy: see [`LOOKS`].
+use super::{Task, TaskId, Watch};
+use std::sync::mpsc::SyncSender;
+
+/// Turns without work, in a row, after which a task may rest.
+pub const REST_AFTER: u32 = 64;
+/// Tasks at rest that are looked at in each turn, and one more for each four pieces of work that the turn had. So the looks cost a small part of the work,
+/// and with `n` at rest a rotation takes at most `n / LOOKS` turns, and about the time of `4 n` requests.
+pub const LOOKS: usize = 8;
+
+/// One task.
+pub(super) struct Entry {
+    pub(super) id: TaskId,
+    pub(super) task: Box<dyn Task>,
+    idle_turns: u32,
+    /// Whether it is being stopped.
+    pub(super) leaving: bool,
+    /// Who waits for it then.
+    pub(super) reply: Option<SyncSender<Option<Box<dyn Task>>>>,
+}
+
+/// All of them.
+#[derive(Default)]
+pub(crate) struct Roster {
+    /// The first `active` are polled in every turn; the others rest.
+    entries: Vec<Entry>,
+    active: usize,
+    /// What those at rest wait for, at the places of their entries. Apart from these, so that a look touches little.
+    watches: Vec<Watch>,
+    /// Which of those at rest is looked at next.
+    next_look: usize,
+    /// The task that is being called, for the case that it panics.
+    current: Option<usize>,
+}
+
+impl Roster {
+    /// Polls everybody once who is not at rest, and looks at some who are. Returns how much there was to do.
+    #[inline(always)]
+    pub(crate) fn turn(&mut self) -> usize {
+        let mut work = 0;
+        let mut index = 0;
+        while index < self.active {
+            self.current = Some(index);
+            let entry = &mut self.entries[index];
+            let done = entry.task.poll();
+            work += done;
+            entry.idle_turns = if done > 0 { 0 } else { entry.idle_turns + 1 };
+            if entry.idle_turns < REST_AFTER || !self.rest(index) {
+                index += 1;
+            }
+        }
+        self.current = None;
+        if self.active < self.entries.len() {
+            work += self.look(LOOKS + work / 4);
+        }
+        work
+    }
+
+    /// Looks at so many of those at rest, and polls those for which there is something.
+    #[inline]
+    fn look(&mut self, looks: usize) -> usize {
+        if !(self.active..self.entries.len()).contains(&self.next_look) {
+            self.next_look = self.active;
+        }
+        let mut first = self.next_look;
+        let last = (first + looks).min(self.entries.len());
+        let mut work = 0;
+        while let Some(offset) = self.watches[first..last].iter().position(Watch::has_changed) {
+            // The one that takes its place was in front of the row, and has been looked at in this rotation.
+            let place = self.wake(first + offset);
+            first += offset + 1;
+            work += self.poll_one(place);
+        }
+        self.next_look = last;
+        work
+    }
+
+    /// Polls one that is not at rest.
+    pub(super) fn poll_one(&mut self, index: usize) -> usize {
+        self.current = Some(index);
+        let work = self.entries[index].task.poll();
+        self.current = None;
+        work
+    }
+
+    /// Puts a task to rest, if it can be. The one that takes its place is to be polled next.
+    #[cold]
+    fn rest(&mut self, index: usize) -> bool {
+        let entry = &mut self.entries[index];
+        entry.idle_turns = 0;
+        let watch = if entry.leaving { None } else { entry.task.watch() };
+        let Some(watch) = watch else { return false };
+        self.active -= 1;
+        self.entries.swap(index, self.active);
+        self.watches[self.active] = watch;
+        true
+    }
+
+    /// Lets a task at rest be polled again. Returns its new place.
+    pub(super) fn wake(&mut self, index: usize) -> usize {
+        if index < self.active {
+            return index;
+        }
+        self.entries.swap(index, self.active);
+        self.watches.swap(index, self.active);
+        self.watches[self.active] = Watch::NONE;
+        self.active += 1;
+        self.active - 1
+    }
+
+    /// Lets all be polled again: what they wait for may be somewhere else. The places stay.
+    pub(super) fn wake_all(&mut self) {
+        self.active = self.entries.len();
+        self.watches.fill(Watch::NONE);
+        self.entries.iter_mut().for_each(|entry| entry.idle_turns = 0);
+    }
+
+    pub(crate) fn push(&mut self, id: TaskId, task: Box<dyn Task>) {
+        self.wake_all();
+        self.entries.push(Entry { id, task, idle_turns: 0, leaving: false, reply: None });
+        self.watches.push(Watch::NONE);
+        self.active += 1;
+    }
+
+    pub(super) fn remove(&mut self, index: usize) -> Entry {
+        self.wake_all();
+        self.active -= 1;
+        self.watches.pop();
+        self.entries.swap_remove(index)
+    }
+
+    /// Calls a task, which may panic.
+    pub(super) fn call<R>(&mut self, index: usize, call: impl FnOnce(&mut Entry) -> R) -> R {
+        self.current = Some(index);
+        let result = call(&mut self.entries[index]);
+        self.current = None;
+        result
+    }
+
+    /// The task that was being called when something panicked.
+    pub(super) fn take_current(&mut self) -> Option<usize> {
+        self.current.take()
+    }
+
+    pub(super) fn position(&self, id: TaskId) -> Option<usize> {
+        self.entries.iter().position(|entry| entry.id == id)
+    }
+
+    pub(super) fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub(crate) fn resting(&self) -> usize {
+        self.entries.len() - self.active
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::worker::SleepFds;
+    use std::sync::{
+        Arc,
+        atomic::{AtomicU16, AtomicUsize, Ordering},
+    };
+
+    /// A ring of which only the index is there, and how often it was polled.
+    #[derive(Default)]
+    struct Ring {
+        available: AtomicU16,
+        polls: AtomicUsize,
+        can_rest: bool,
+    }
+
+    struct Model(Arc<Ring>, u16);
+
+    impl Task for Model {
+        fn name(&self) -> &str {
+            "model"
+        }
+        fn start(&mut self) -> Result<(), String> {
+            Ok(())
+        }
+        fn poll(&mut self) -> usize {
+            self.0.polls.fetch_add(1, Ordering::Relaxed);
+            let available = self.0.available.load(Ordering::Acquire);
+            usize::from(available.wrapping_sub(std::mem::replace(&mut self.1, available)))
+        }
+        #[allow(unsafe_code)]
+        fn watch(&self) -> Option<Watch> {
+            // SAFETY: the task keeps the ring.
+            self.0.can_rest.then(|| unsafe { Watch::new(self.0.available.as_ptr(), self.1) })
+        }
+        fn begin_stop(&mut self) {}
+        fn is_stopped(&self) -> bool {
+            true
+        }
+        fn finish(&mut self) -> bool {
+            true
+        }
+        fn abandon(&mut self) {}
+        fn sleep_fds(&self) -> SleepFds {
+            SleepFds::default()
+        }
+        fn arm(&mut self) -> bool {
+            false
+        }
+        fn disarm(&mut self) {}
+    }
+
+    fn roster(count: usize, can_rest: bool) -> (Roster, Vec<Arc<Ring>>) {
+        let mut roster = Roster::default();
+        let rings = (0..count).map(|_| Arc::new(Ring { can_rest, ..Ring::default() })).collect::<Vec<_>>();
+        for (index, ring) in rings.iter().enumerate() {
+            roster.push(TaskId(index as u64), Box::new(Model(ring.clone(), 0)));
+        }
+        (roster, rings)
+    }
+
+    fn polls(ring: &Ring) -> usize {
+        ring.polls.load(Ordering::Relaxed)
+    }
+
+    #[test]
+    fn those_without_work_rest_and_are_not_called_any_more() {
+        let (mut roster, rings) = roster(20, true);
+        let turns = 2 * REST_AFTER as usize;
+        for _ in 0..turns {
+            rings[7].available.fetch_add(1, Ordering::Release);
+            assert_eq!(roster.turn(), 1);
+        }
+        assert_eq!(roster.resting(), 19);
+        for (index, ring) in rings.iter().enumerate() {
+            assert_eq!(polls(ring), if index == 7 { turns } else { REST_AFTER as usize }, "ring {index}");
+        }
+    }
+
+    #[test]
+    fn who_cannot_say_what_it_waits_for_is_polled_for_ever() {
+        let (mut roster, rings) = roster(3, false);
+        (0..1000).for_each(|_| assert_eq!(roster.turn(), 0));
+        assert_eq!(roster.resting(), 0);
+        assert!(rings.iter().all(|ring| polls(ring) == 1000));
+    }
+
+    #[test]
+    fn few_at_rest_are_served_in_the_very_next_turn() {
+        let (mut roster, rings) = roster(LOOKS, true);
+        (0..REST_AFTER).for_each(|_| assert_eq!(roster.turn(), 0));
+        assert_eq!(roster.resting(), LOOKS);
+        for ring in &rings {
+            ring.available.fetch_add(3, Ordering::Release);
+            assert_eq!(roster.turn(), 3);
+        }
+        assert_eq!(roster.resting(), 0);
+    }
+
+    #[test]
+    fn of_many_at_rest_each_is_served_within_two_rotations_whatever_the_others_do() {
+        let (mut roster, rings) = roster(200, true);
+        let mut state = 1u32;
+        let mut waits = vec![None::<usize>; rings.len()];
+        for turn in 0..20_000usize {
+            // Bursts in some turns, so that places change all the time; pauses in which they come to rest again.
+            for _ in 0..if turn % 300 < 100 { 3 } else { 0 } {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let index = (state >> 16) as usize % rings.len();
+                if waits[index].is_none() {
+                    waits[index] = Some(turn);
+                    rings[index].available.fetch_add(1, Ordering::Release);
+                }
+            }
+            let before: Vec<usize> = rings.iter().map(|ring| polls(ring)).collect();
+            roster.turn();
+            for (index, wait) in waits.iter_mut().enumerate().filter(|(_, wait)| wait.is_some()) {
+                if polls(&rings[index]) > before[index] {
+                    *wait = None;
+                }
+                assert!(
+                    wait.is_none_or(|since| turn - since < 2 * rings.len() / LOOKS),
+                    "ring {index} waits in turn {turn}"
+                );
+            }
+        }
+        assert!(roster.resting() > 0);
+    }
+
+    #[test]
+    fn one_can_be_removed_whatever_its_place_is() {
+        let (mut roster, rings) = roster(5, true);
+        (0..REST_AFTER).for_each(|_| assert_eq!(roster.turn(), 0));
+        assert_eq!(roster.resting(), 5);
+        let index = roster.position(TaskId(2)).expect("it is there");
+        roster.remove(index);
+        assert_eq!((roster.len(), roster.resting()), (4, 0));
+        for ring in &rings {
+            ring.available.fetch_add(1, Ordering::Release);
+        }
+        assert_eq!(roster.turn(), 4);
+    }
+}

@@ -1,0 +1,35 @@
+//! What a task at rest waits for.
+use std::sync::atomic::{AtomicU16, Ordering};
+
+/// A word of 16 bits in memory, and the value as long as which there is nothing to do: the index of a ring's available entries, say.
+///
+/// To look at it costs one load. It tells no more than that the task should be polled.
+#[derive(Clone, Copy, Debug)]
+pub struct Watch {
+    word: *const u16,
+    idle: u16,
+}
+
+static NOTHING: AtomicU16 = AtomicU16::new(0);
+
+impl Watch {
+    /// Of a task that is not at rest.
+    pub(super) const NONE: Watch = Watch { word: NOTHING.as_ptr(), idle: 0 };
+
+    /// A task whose next turn does nothing while `word` is `idle`.
+    ///
+    /// # Safety
+    /// `word` is aligned and can be read until the task is next polled, changed, stopped or dropped. Whoever writes it, in this process or
+    /// another, writes it whole.
+    pub unsafe fn new(word: *const u16, idle: u16) -> Self {
+        Watch { word, idle }
+    }
+
+    /// Whether the task should be polled.
+    #[inline(always)]
+    pub(super) fn has_changed(&self) -> bool {
+        // Relaxed: the task's own look at the word has the barrier that what lies behind it needs.
+        // SAFETY: whoever made it promised that the word can be read for as long as the task rests.
+        unsafe { AtomicU16::from_ptr(self.word.cast_mut()) }.load(Ordering::Relaxed) != self.idle
+    }
+}
