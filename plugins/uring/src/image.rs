@@ -99,7 +99,7 @@ impl Image {
         check_kind(path, kind)?;
         let (is_block_device, writable) = (kind.is_block_device(), !context.read_only);
         // The lock comes first: nothing of a medium that another process is changing is to be trusted.
-        let lock = (options.lock && !context.probe).then(|| Lock::take(path, writable)).transpose()?;
+        let mut lock = (options.lock && !context.probe).then(|| Lock::take(path, writable)).transpose()?;
         let mut flags = if options.direct { libc::O_DIRECT } else { 0 };
         if is_block_device && writable && lock.is_some() {
             // Without O_CREAT this claims the device, as a mount does. The descriptor that is used must be the one that
@@ -116,6 +116,9 @@ impl Image {
             )),
             _ => cannot_open(path, writable, error),
         })?;
+        if let Some(lock) = lock.as_mut().filter(|_| writable) {
+            lock.cover(&file, path)?;
+        }
         let geometry = Geometry::of(&file, options.direct).map_err(|error| match error {
             GeometryError::NoDirect => no_direct(path),
             GeometryError::Io(error) => Error::from_io(format_args!("cannot examine {}", path.display()), error),

@@ -7,6 +7,11 @@
 //!
 //! The lock has a descriptor of its own, since an io_uring keeps the files that were registered with it open for a
 //! moment after it was closed: the medium would still be locked when the next instance opens it.
+//!
+//! That of a process which was killed is gone with it, though, while the kernel may still be doing its last writes: one of them could
+//! come after a newer write of the next process, to the same block. So a writer holds a second lock by the descriptor that its
+//! requests go through, which the kernel keeps open until the last of them is done. It is on a byte of its own, far behind the end of
+//! any file; a clean close takes it off.
 use crate::image::{CLAIM_PATIENCE, cannot_open};
 use pollux_abi::block::Error;
 use std::{
@@ -19,10 +24,28 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Bytes that the first lock covers: all but the last one.
+const MEDIUM: (i64, i64) = (0, i64::MAX - 1);
+/// The byte of the second lock: start and length.
+const REQUESTS: (i64, i64) = (i64::MAX - 1, 1);
+/// How long a writer waits for the last requests of a process that was killed.
+const REQUESTS_PATIENCE: Duration = Duration::from_secs(60);
+
 /// A lock on a medium, released when dropped.
 #[derive(Debug)]
 pub(crate) struct Lock {
     _file: File,
+    /// The descriptor that requests go through, locked as well.
+    requests: Option<File>,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Some(file) = &self.requests {
+            // Whatever keeps the file open after this has nothing in flight any more.
+            let _ = set_lock(file, libc::F_UNLCK, REQUESTS);
+        }
+    }
 }
 
 impl Lock {
@@ -33,8 +56,9 @@ impl Lock {
             .write(writable)
             .open(path)
             .map_err(|error| cannot_open(path, writable, error))?;
-        match lock_patiently(&file, writable) {
-            Ok(()) => Ok(Lock { _file: file }),
+        let kind = if writable { libc::F_WRLCK } else { libc::F_RDLCK };
+        match lock_patiently(&file, kind, MEDIUM, CLAIM_PATIENCE) {
+            Ok(()) => Ok(Lock { _file: file, requests: None }),
             Err(error) if is_held(&error) => Err(Error::new(format!(
                 "{} is in use by {}; stop that first, give each its own image, or write lock = false if sharing is \
                  meant",
@@ -47,15 +71,33 @@ impl Lock {
             )),
         }
     }
+
+    /// Locks the descriptor that requests go through, once those of a process that was killed have ended.
+    pub(crate) fn cover(&mut self, file: &File, path: &Path) -> Result<(), Error> {
+        let failed = |error| Error::from_io(format_args!("cannot lock {}", path.display()), error);
+        let file = file.try_clone().map_err(failed)?;
+        match lock_patiently(&file, libc::F_WRLCK, REQUESTS, REQUESTS_PATIENCE) {
+            Ok(()) => self.requests = Some(file),
+            Err(error) if is_held(&error) => {
+                return Err(Error::new(format!(
+                    "the kernel has been doing requests of a process that has ended to {} for {} s; look at the device                      behind it",
+                    path.display(),
+                    REQUESTS_PATIENCE.as_secs()
+                )));
+            }
+            Err(error) => return Err(failed(error)),
+        }
+        Ok(())
+    }
 }
 
 /// Locks `file`. A lock that is held now may be free in a moment: a child that its holder has just forked has it, too,
 /// until it executes its own program.
-fn lock_patiently(file: &File, writable: bool) -> io::Result<()> {
+fn lock_patiently(file: &File, kind: libc::c_int, range: (i64, i64), patience: Duration) -> io::Result<()> {
     let start = Instant::now();
     loop {
-        match set_lock(file, writable) {
-            Err(error) if is_held(&error) && start.elapsed() < CLAIM_PATIENCE => {
+        match set_lock(file, kind, range) {
+            Err(error) if is_held(&error) && start.elapsed() < patience => {
                 thread::sleep(Duration::from_millis(5));
             }
             result => return result,
@@ -67,11 +109,13 @@ fn is_held(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES))
 }
 
-fn set_lock(file: &File, writable: bool) -> io::Result<()> {
-    // SAFETY: an all-zero flock is a value of the type: a range from 0 to the end of the file.
+/// Sets a lock on a range: its first byte, and how many.
+fn set_lock(file: &File, kind: libc::c_int, range: (i64, i64)) -> io::Result<()> {
+    // SAFETY: an all-zero flock is a value of the type.
     let mut lock: libc::flock = unsafe { zeroed() };
-    lock.l_type = if writable { libc::F_WRLCK } else { libc::F_RDLCK } as libc::c_short;
+    lock.l_type = kind as libc::c_short;
     lock.l_whence = libc::SEEK_SET as libc::c_short;
+    (lock.l_start, lock.l_len) = range;
     // SAFETY: the lock lives during the call.
     match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } {
         0 => Ok(()),
@@ -100,4 +144,33 @@ fn holders(file: &File) -> String {
         }
     }
     if names.is_empty() { "another process".into() } else { names.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writer_waits_for_the_requests_of_one_that_was_killed() {
+        let medium = tempfile::NamedTempFile::new().expect("a file");
+        let open = || OpenOptions::new().read(true).write(true).open(medium.path()).expect("opens");
+        // What the kernel keeps open for the last request of a process that has no lock any more.
+        let in_flight = open();
+        set_lock(&in_flight, libc::F_WRLCK, REQUESTS).expect("a lock");
+        let path = medium.path().to_owned();
+        let next = thread::spawn(move || {
+            let file = OpenOptions::new().read(true).write(true).open(&path).expect("opens");
+            let mut lock = Lock::take(&path, true).expect("its holder is gone");
+            lock.cover(&file, &path).map(|()| (lock, file))
+        });
+        (0..1000).for_each(|_| thread::yield_now());
+        assert!(!next.is_finished(), "a request is in flight");
+        drop(in_flight);
+        let (lock, file) = next.join().expect("no panic").expect("nothing is in flight");
+        // A clean close lets go, whoever still has the file open.
+        drop(lock);
+        let mut again = Lock::take(medium.path(), true).expect("a lock");
+        again.cover(&open(), medium.path()).expect("nothing is in flight");
+        drop(file);
+    }
 }
