@@ -3,7 +3,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`bench`] | `pollux bench` |
+//! | [`mod@bench`] | `pollux bench` |
 //! | [`check`] | `pollux check` |
 //! | [`run`] | `pollux run` |
 //! | [`serve`] | `pollux serve` |
