@@ -11,7 +11,7 @@ pub(crate) const SIZE: u64 = 256 << 20;
 pub(crate) enum Work {
     /// Nothing: every request completes at once.
     Null,
-    /// Memory: ours is the `mem` plugin, theirs a file on tmpfs, by native AIO, which is their fastest there.
+    /// Memory, a file on tmpfs: ours is mapped by the `mem` plugin, theirs read by native AIO, which is their fastest there.
     Memory,
     /// A file on a disk, past the page cache: io_uring on both sides.
     File,
@@ -31,7 +31,7 @@ impl Work {
     pub(crate) fn title(self) -> &'static str {
         match self {
             Work::Null => "null: the null plugin, and null-co",
-            Work::Memory => "memory: the mem plugin, and a file on tmpfs by native AIO",
+            Work::Memory => "memory: a file on tmpfs, mapped by the mem plugin, and by native AIO",
             Work::File => "file: a file on the disk of this machine with O_DIRECT, io_uring on both sides",
         }
     }
@@ -62,7 +62,11 @@ impl Work {
     pub(crate) fn block(self, folder: &Path) -> String {
         match self {
             Work::Null => format!("plugin = \"null\"\noptions = {{ size = {SIZE} }}"),
-            Work::Memory => format!("plugin = \"mem\"\noptions = {{ size = {SIZE} }}"),
+            // The same file as theirs: pages that were never written would all be one, and in the cache.
+            Work::Memory => {
+                let path = folder.join("medium");
+                format!("plugin = \"mem\"\noptions = {{ path = {path:?}, lock = false }}")
+            }
             Work::File => {
                 let path = folder.join("medium");
                 format!("plugin = \"uring\"\noptions = {{ path = {path:?}, direct = true, lock = false }}")
