@@ -34,7 +34,14 @@ pub(crate) struct Vm {
 
 impl Vm {
     pub(crate) fn new(kvm: &Kvm, memory: &GuestMemory) -> Result<Vm, Errno> {
-        let fd = kvm.create_vm()?;
+        // The kernel gives up with EINTR if anything, a timer of the process included, interrupts it while it takes all locks of
+        // the address space (mm/mmap.c, mm_take_all_locks). Nothing has been made then.
+        let fd = loop {
+            match kvm.create_vm() {
+                Err(error) if error.errno() == libc::EINTR => continue,
+                made => break made?,
+            }
+        };
         // Both are wanted before the first vCPU on Intel processors and do no harm elsewhere.
         fd.set_identity_map_address(IDENTITY_MAP_START)?;
         fd.set_tss_address(TSS_START)?;
