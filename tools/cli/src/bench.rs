@@ -5,6 +5,7 @@ use crate::{
 };
 use clap::{ArgAction, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use pollux_core::ring::RingKind;
 use pollux_loadgen::{
     Indirect, Limits, Options, Workload,
     campaign::{Plan, Stage},
@@ -96,6 +97,9 @@ pub(crate) struct Arguments {
     /// Sleep until the backend interrupts, instead of polling.
     #[arg(long)]
     interrupts: bool,
+    /// Kind of the rings: split, or packed.
+    #[arg(long, value_name = "KIND", default_value = "split")]
+    ring: Ring,
     /// Descriptors in tables of their own: if offered, always, or never.
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     indirect: When,
@@ -128,6 +132,12 @@ enum Kind {
     Randwrite,
     Rw,
     Randrw,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Ring {
+    Split,
+    Packed,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -276,6 +286,10 @@ fn plan(arguments: &Arguments) -> Result<Plan, Error> {
             queue_size: arguments.queue_size,
             depth: arguments.depth.iter().copied().max().unwrap_or(1),
             block_bytes,
+            ring: match arguments.ring {
+                Ring::Split => RingKind::Split,
+                Ring::Packed => RingKind::Packed,
+            },
             indirect: match arguments.indirect {
                 When::Auto => Indirect::Auto,
                 When::Always => Indirect::Always,

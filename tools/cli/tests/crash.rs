@@ -1,11 +1,12 @@
 //! `pollux serve` is killed under load, over and over, and started again. Its guest, which keeps its memory and the record of
 //! requests in flight as QEMU does, must not lose, see twice, or find damaged anything.
 //!
-//! `POLLUX_CRASH_ROUNDS` sets the number of rounds of all tests together (200), `POLLUX_CRASH_SEED` repeats the choice of
+//! `POLLUX_CRASH_ROUNDS` sets the number of rounds of all tests together (280), `POLLUX_CRASH_SEED` repeats the choice of
 //! their lengths: `POLLUX_CRASH_ROUNDS=10000 cargo test --release -p pollux --test crash -- --nocapture`.
 mod common;
 
 use common::disk::{BUFFERED, DEPTH, DIRECT, Disk, FILE, Guest};
+use pollux_core::ring::RingKind;
 use pollux_loadgen::{Ended, Indirect, Options};
 use std::{
     env,
@@ -14,7 +15,7 @@ use std::{
 };
 
 /// Tests that share the rounds.
-const TESTS: u64 = 5;
+const TESTS: u64 = 7;
 /// Completions after which a round ends, at most.
 const ROUND_MAX: u64 = 1500;
 
@@ -47,7 +48,7 @@ fn from_environment<T: FromStr>(name: &str) -> Option<T> {
 }
 
 fn rounds() -> u64 {
-    from_environment("POLLUX_CRASH_ROUNDS").unwrap_or(200_u64).div_ceil(TESTS)
+    from_environment("POLLUX_CRASH_ROUNDS").unwrap_or(280_u64).div_ceil(TESTS)
 }
 
 fn random() -> (u64, fastrand::Rng) {
@@ -127,4 +128,26 @@ fn mem_with_one_queue() {
 fn mem_with_four_queues() {
     let disk = Disk::new("mem", FILE, 4);
     crash("mem_with_four_queues", &disk, Options::default());
+}
+
+#[test]
+fn packed_rings_of_four_queues_and_direct_io() {
+    let test = "packed_rings_of_four_queues_and_direct_io";
+    let disk = Disk::new("uring", DIRECT, 4);
+    if disk.takes_direct(test) {
+        let options = Options { ring: RingKind::Packed, ..Options::default() };
+        let tally = crash(test, &disk, options);
+        let (rounds, replays) = (rounds(), tally.replays);
+        assert!(
+            replays >= rounds / 4,
+            "requests were left over by {replays} of {rounds} crashes: too few to show anything"
+        );
+    }
+}
+
+#[test]
+fn a_packed_ring_of_chains_in_the_ring_itself() {
+    let disk = Disk::new("mem", FILE, 1);
+    let options = Options { ring: RingKind::Packed, indirect: Indirect::Never, event_idx: false, ..Options::default() };
+    crash("a_packed_ring_of_chains_in_the_ring_itself", &disk, options);
 }

@@ -1,6 +1,6 @@
 //! A queue as the load drives it: a ring, the memory of its requests, a kick and a call.
 use crate::{
-    ring::{Ring, RingError, SplitRing},
+    ring::{EitherRing, Ring, RingError},
     slots::{Operation, Slots},
     wait,
 };
@@ -36,7 +36,7 @@ pub struct Completion {
 
 /// A queue. One thread at a time works with it.
 #[derive(Debug)]
-pub struct Queue<R = SplitRing> {
+pub struct Queue<R = EitherRing> {
     ring: R,
     slots: Slots,
     /// Slots that are not in flight.

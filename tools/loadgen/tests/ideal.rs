@@ -1,4 +1,5 @@
 //! The ideal device does what a device does: else it would be no measure.
+use pollux_core::ring::RingKind;
 use pollux_loadgen::{FrontEnd, Indirect, Limits, Load, Options, Workload, ideal::Kind};
 
 fn run(kind: Kind, options: &Options, read_share: u8, verify: bool) -> (Load, u64) {
@@ -17,8 +18,10 @@ fn run(kind: Kind, options: &Options, read_share: u8, verify: bool) -> (Load, u6
 
 #[test]
 fn its_memory_holds_what_was_written() {
-    for indirect in [Indirect::Auto, Indirect::Never] {
-        let options = Options { queues: 2, depth: 16, indirect, ..Options::default() };
+    for (ring, indirect) in
+        RingKind::BOTH.into_iter().flat_map(|ring| [Indirect::Auto, Indirect::Never].map(|indirect| (ring, indirect)))
+    {
+        let options = Options { queues: 2, depth: 16, ring, indirect, ..Options::default() };
         let (load, kicks) = run(Kind::Memory, &options, 50, true);
         assert!(load.blocks_checked() > 100);
         assert_eq!(load.fault_count(), 0, "{:?}", load.faults());
@@ -28,5 +31,7 @@ fn its_memory_holds_what_was_written() {
 
 #[test]
 fn without_memory_requests_complete() {
-    run(Kind::Null, &Options { depth: 64, ..Options::default() }, 100, false);
+    for ring in RingKind::BOTH {
+        run(Kind::Null, &Options { depth: 64, ring, ..Options::default() }, 100, false);
+    }
 }

@@ -1,4 +1,5 @@
 //! What a device says of itself (virtio 1.3, 5.2.4).
+use pollux_core::ring::RingKind;
 use serde::Serialize;
 use virtio_bindings::{
     virtio_blk::{
@@ -47,6 +48,8 @@ pub struct Facts {
     pub indirect: bool,
     /// Whether notifications follow event indices.
     pub event_idx: bool,
+    /// Whether the rings are packed ones.
+    pub packed: bool,
     /// Whether it keeps a record of requests in flight that outlives it.
     pub inflight: bool,
 }
@@ -65,8 +68,14 @@ impl Facts {
             flush: has(VIRTIO_BLK_F_FLUSH),
             indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
             event_idx: has(VIRTIO_RING_F_EVENT_IDX),
+            packed: RingKind::of_features(features) == RingKind::Packed,
             inflight,
         }
+    }
+
+    /// The kind of its rings.
+    pub fn ring(&self) -> RingKind {
+        if self.packed { RingKind::Packed } else { RingKind::Split }
     }
 }
 

@@ -3,10 +3,22 @@ use pollux_core::ring::RingKind;
 use std::{fs::File, io, os::unix::fs::FileExt};
 use vhost::vhost_user::message::VhostUserInflight;
 
-/// Bytes of a queue's header.
-const HEADER_BYTES: usize = 16;
-/// Bytes of the state of each descriptor, of which the first says whether it is in flight.
-const STATE_BYTES: usize = 16;
+/// Where in a queue's part of the record the state of each descriptor is.
+struct Layout {
+    header_bytes: usize,
+    state_bytes: usize,
+    /// Of a state, where the buffer ID is; without one its number is the head of the chain.
+    id: Option<usize>,
+}
+
+impl Layout {
+    fn new(ring: RingKind) -> Self {
+        match ring {
+            RingKind::Split => Layout { header_bytes: 16, state_bytes: 16, id: None },
+            RingKind::Packed => Layout { header_bytes: 32, state_bytes: 32, id: Some(16) },
+        }
+    }
+}
 
 /// The record, as it came from the backend.
 pub(super) struct Inflight {
@@ -21,15 +33,20 @@ impl std::fmt::Debug for Inflight {
 }
 
 impl Inflight {
-    /// For each queue, the heads of the chains that are marked as in flight. Split rings only.
-    pub(super) fn heads(&self) -> io::Result<Vec<Vec<u16>>> {
+    /// For each queue, the heads or buffer IDs of the chains that are marked as in flight.
+    pub(super) fn heads(&self, ring: RingKind) -> io::Result<Vec<Vec<u16>>> {
         let VhostUserInflight { mmap_offset, num_queues, queue_size, .. } = self.layout;
-        let stride = RingKind::Split.inflight_bytes(queue_size);
+        let stride = ring.inflight_bytes(queue_size);
+        let layout = Layout::new(ring);
         let heads = |queue: u16| {
             let mut region = vec![0; stride as usize];
             self.file.read_exact_at(&mut region, mmap_offset + u64::from(queue) * stride)?;
-            let states = region[HEADER_BYTES..].chunks_exact(STATE_BYTES).zip(0..queue_size);
-            Ok(states.filter(|(state, _)| state[0] != 0).map(|(_, head)| head).collect())
+            let states = region[layout.header_bytes..].chunks_exact(layout.state_bytes).zip(0..queue_size);
+            // The first byte says whether it is in flight.
+            let taken = states.filter(|(state, _)| state[0] != 0);
+            Ok(taken
+                .map(|(state, head)| layout.id.map_or(head, |at| u16::from_le_bytes([state[at], state[at + 1]])))
+                .collect())
         };
         (0..num_queues).map(heads).collect()
     }

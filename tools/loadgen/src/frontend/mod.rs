@@ -10,13 +10,16 @@ pub use facts::Facts;
 use crate::{
     ideal,
     queue::Queue,
-    ring::{CHAIN_LENGTH, Ring, SplitRing},
+    ring::{CHAIN_LENGTH, EitherRing, Ring},
     slots::Slots,
 };
 use facts::{CONFIG_BYTES, PROTOCOL_FEATURES, TAKEN};
 use inflight::Inflight;
 use link::Link;
-use pollux_core::{memory::GuestMemory, ring::MAX_QUEUE_SIZE};
+use pollux_core::{
+    memory::GuestMemory,
+    ring::{MAX_QUEUE_SIZE, RingKind},
+};
 use std::{
     io,
     os::fd::AsRawFd,
@@ -70,6 +73,8 @@ pub struct Options {
     pub depth: u16,
     /// Bytes of data that each request has room for.
     pub block_bytes: u32,
+    /// The kind of ring; a device that does not offer packed ones is not measured with them.
+    pub ring: RingKind,
     /// Indirect descriptor tables.
     pub indirect: Indirect,
     /// Notification by event index, if the device offers it.
@@ -87,6 +92,7 @@ impl Default for Options {
             queue_size: None,
             depth: 32,
             block_bytes: 4096,
+            ring: RingKind::Split,
             indirect: Indirect::Auto,
             event_idx: true,
             hugepages: None,
@@ -188,11 +194,12 @@ impl FrontEnd {
             flush: true,
             indirect: options.indirect != Indirect::Never,
             event_idx: options.event_idx,
+            packed: options.ring == RingKind::Packed,
             ..Facts::default()
         };
         let mut made = Self::with(Peer::Ideal(None), Path::new("the ideal device"), options, facts, 0)?;
         let rings: Vec<_> = made.queues.iter().map(|queue| queue.ring().config()).collect();
-        let device = ideal::Device::start(kind, &made.memory, &rings, cpu)
+        let device = ideal::Device::start(kind, options.ring, &made.memory, &rings, cpu)
             .map_err(|cause| Error::System { what: "start a thread", cause })?;
         made.peer = Peer::Ideal(Some(device));
         Ok(made)
@@ -201,7 +208,8 @@ impl FrontEnd {
     /// Memory and queues for a device of these facts.
     fn with(peer: Peer, path: &Path, options: &Options, facts: Facts, features: u64) -> Result<Self, Error> {
         let size = options.queue_size(facts.indirect)?;
-        let ring_bytes = SplitRing::bytes(size, options.depth);
+        let kind = facts.ring();
+        let ring_bytes = EitherRing::bytes(kind, size, options.depth);
         let each = ring_bytes + Slots::bytes(options.depth, options.block_bytes);
         let grain = options.hugepages.unwrap_or(MEMORY_GRAIN).max(MEMORY_GRAIN);
         let bytes = (each * u64::from(options.queues)).next_multiple_of(grain);
@@ -209,7 +217,8 @@ impl FrontEnd {
         let queues = (0..u64::from(options.queues))
             .map(|index| {
                 let base = index * each;
-                let ring = SplitRing::new(&memory, base, size, options.depth, facts.indirect, facts.event_idx);
+                let slots = (size, options.depth);
+                let ring = EitherRing::new(kind, &memory, base, slots, facts.indirect, facts.event_idx);
                 Queue::new(ring, Slots::new(&memory, base + ring_bytes, options.depth, options.block_bytes))
             })
             .collect::<Result<_, _>>()
@@ -239,7 +248,12 @@ impl FrontEnd {
         self.peer = Peer::Backend(link);
         self.path = path.to_owned();
         if self.inflight.is_none() {
-            self.queues.iter_mut().for_each(|queue| queue.ring_mut().replay());
+            let known = self.queues.iter_mut().all(|queue| queue.ring_mut().replay());
+            if !known {
+                let feature = "VHOST_USER_PROTOCOL_F_INFLIGHT_SHMFD";
+                let hint = "without it the requests in flight on a packed ring are lost with the backend";
+                return Err(Error::Feature { path: path.to_owned(), feature, hint });
+            }
         }
         self.start(agreed.slots)
     }
@@ -269,13 +283,13 @@ impl FrontEnd {
         self.queues.iter().map(|queue| u64::from(queue.in_flight())).sum()
     }
 
-    /// For each queue, the heads of the chains that the backend has taken and not given back, as its record says, which
-    /// outlives it. None, if it keeps no record.
+    /// For each queue, the heads or buffer IDs of the chains that the backend has taken and not given back, as its record says,
+    /// which outlives it. None, if it keeps no record.
     ///
     /// # Errors
     /// The record cannot be read.
     pub fn taken(&self) -> io::Result<Vec<Vec<u16>>> {
-        self.inflight.as_ref().map_or(Ok(Vec::new()), Inflight::heads)
+        self.inflight.as_ref().map_or(Ok(Vec::new()), |record| record.heads(self.facts.ring()))
     }
 
     /// Whether the backend is still connected.
@@ -292,6 +306,8 @@ impl FrontEnd {
     /// Hands memory and queues over, in the order of QEMU.
     fn start(&mut self, by_slots: bool) -> Result<(), Error> {
         let size = self.queue_size();
+        // First: the record of a packed ring has another layout than that of a split one.
+        self.peer.say("SET_FEATURES", |link| link.set_features(self.features))?;
         if self.facts.inflight {
             let inflight = match self.inflight.take() {
                 Some(inflight) => inflight,
@@ -305,7 +321,6 @@ impl FrontEnd {
             let Inflight { layout, file } = self.inflight.insert(inflight);
             self.peer.say("SET_INFLIGHT_FD", |link| link.set_inflight_fd(layout, file.as_raw_fd()))?;
         }
-        self.peer.say("SET_FEATURES", |link| link.set_features(self.features))?;
         self.share_memory(by_slots)?;
         for index in 0..self.queues.len() {
             self.start_queue(index)?;
@@ -358,7 +373,9 @@ impl FrontEnd {
         let (kick, call) = queue.events();
         let base = queue.ring().base();
         peer.say("SET_VRING_NUM", |link| link.set_vring_num(index, config.size))?;
-        peer.say("SET_VRING_BASE", |link| link.set_vring_base(index, base))?;
+        if let Some(base) = base {
+            peer.say("SET_VRING_BASE", |link| link.set_vring_base(index, base))?;
+        }
         peer.say("SET_VRING_ADDR", |link| link.set_vring_addr(index, &addresses))?;
         // The kick comes last: a queue starts with it, and may have something to tell at once.
         peer.say("SET_VRING_CALL", |link| link.set_vring_call(index, call))?;
@@ -410,8 +427,7 @@ fn negotiate(link: &mut Link, path: &Path, options: &Options) -> Result<Agreed, 
     let buffer = [0; CONFIG_BYTES];
     let flags = VhostUserConfigFlags::empty();
     let (_, config) = link.say("GET_CONFIG", |link| link.get_config(0, CONFIG_BYTES as u32, flags, &buffer))?;
-    let features = driver_features(offered, options)
-        .ok_or_else(|| missing("VIRTIO_F_INDIRECT_DESC", "use --indirect auto or never"))?;
+    let features = driver_features(offered, options).map_err(|(feature, hint)| missing(feature, hint))?;
     let queues = facts::config_queues(&config, features).min(vrings);
     if u64::from(options.queues) > queues {
         return Err(Error::Queues { path: path.to_owned(), asked: options.queues, offered: queues });
@@ -420,18 +436,26 @@ fn negotiate(link: &mut Link, path: &Path, options: &Options) -> Result<Agreed, 
     Ok(Agreed { features, slots, facts })
 }
 
-/// The features that the driver takes; `None`: indirect tables are wanted and not offered.
-fn driver_features(offered: u64, options: &Options) -> Option<u64> {
+/// The features that the driver takes.
+///
+/// # Errors
+/// The one that is wanted and not offered, and what to do.
+fn driver_features(offered: u64, options: &Options) -> Result<u64, (&'static str, &'static str)> {
     let mut features = offered & TAKEN;
     let indirect = 1 << VIRTIO_RING_F_INDIRECT_DESC;
     match options.indirect {
         Indirect::Auto => {}
-        Indirect::Always if offered & indirect == 0 => return None,
+        Indirect::Always if offered & indirect == 0 => {
+            return Err(("VIRTIO_F_INDIRECT_DESC", "use --indirect auto or never"));
+        }
         Indirect::Always => {}
         Indirect::Never => features &= !indirect,
     }
     if !options.event_idx {
         features &= !(1 << VIRTIO_RING_F_EVENT_IDX);
     }
-    Some(features)
+    if offered & options.ring.feature() != options.ring.feature() {
+        return Err(("VIRTIO_F_RING_PACKED", "use --ring split"));
+    }
+    Ok(features | options.ring.feature())
 }

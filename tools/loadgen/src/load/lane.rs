@@ -336,7 +336,7 @@ impl<'a> Worker<'a> {
 mod tests {
     use super::*;
     use crate::{
-        ring::{Ring, SplitRing},
+        ring::{EitherRing, Ring},
         slots::Slots,
         workload::{Span, Workload},
     };
@@ -354,14 +354,14 @@ mod tests {
     const BYTES: u64 = 1 << 20;
 
     /// Runs a load against a device of the dataplane itself, polled by another thread.
-    fn run(workload: &Workload, limits: &Limits, indirect: bool) -> (QueueResult, Lane) {
+    fn run(kind: RingKind, workload: &Workload, limits: &Limits, indirect: bool) -> (QueueResult, Lane) {
         let memory = GuestMemory::create(&[(0, 4 << 20)], None).expect("memory");
-        let ring = SplitRing::new(&memory, 0, 64, DEPTH, indirect, true);
+        let ring = EitherRing::new(kind, &memory, 0, (64, DEPTH), indirect, true);
         let config = ring.config();
-        let slots = Slots::new(&memory, SplitRing::bytes(64, DEPTH), DEPTH, workload.block_bytes);
+        let slots = Slots::new(&memory, EitherRing::bytes(kind, 64, DEPTH), DEPTH, workload.block_bytes);
         let mut queue = Queue::new(ring, slots).expect("a queue");
         let backend = disk::open("loadgen", BYTES, Behaviour::default()).expect("a disk");
-        let mut device = rig::prepared_queue(RingKind::Split, backend, &memory, config);
+        let mut device = rig::prepared_queue(kind, backend, &memory, config);
         let span = Span { first: 0, count: BYTES / u64::from(workload.block_bytes) };
         let verifier = Some(Verifier::new(7, span, workload.block_bytes));
         let mut lane = Lane { generator: Generator::new(workload, 0, span), verifier };
@@ -385,11 +385,13 @@ mod tests {
     #[test]
     fn a_load_on_our_own_device_is_verified() {
         let workload = Workload { read_share: 50, ..Workload::default() };
-        for (indirect, batch, depth) in [(false, false, 1), (true, false, DEPTH), (true, true, DEPTH), (false, true, 5)]
+        let cases = [(false, false, 1), (true, false, DEPTH), (true, true, DEPTH), (false, true, 5)];
+        for (kind, (indirect, batch, depth)) in
+            RingKind::BOTH.into_iter().flat_map(|kind| cases.map(|case| (kind, case)))
         {
-            let case = format!("indirect {indirect}, batch {batch}, depth {depth}");
+            let case = format!("{kind:?}, indirect {indirect}, batch {batch}, depth {depth}");
             let limits = Limits { depth, batch, requests: Some(3000), ..Limits::default() };
-            let (result, lane) = run(&workload, &limits, indirect);
+            let (result, lane) = run(kind, &workload, &limits, indirect);
             assert_eq!((result.requests, result.errors, result.bytes), (3000, 0, 3000 * 4096), "{case}");
             assert!(result.reads > 1000 && result.writes > 1000, "{case}");
             let verifier = lane.verifier.expect("a verifier");
@@ -402,8 +404,8 @@ mod tests {
     fn nothing_is_asked_for_beyond_the_depth() {
         let workload = Workload::default();
         let memory = GuestMemory::create(&[(0, 4 << 20)], None).expect("memory");
-        let ring = SplitRing::new(&memory, 0, 64, DEPTH, true, true);
-        let slots = Slots::new(&memory, SplitRing::bytes(64, DEPTH), DEPTH, 4096);
+        let ring = EitherRing::new(RingKind::Split, &memory, 0, (64, DEPTH), true, true);
+        let slots = Slots::new(&memory, EitherRing::bytes(RingKind::Split, 64, DEPTH), DEPTH, 4096);
         let mut queue = Queue::new(ring, slots).expect("a queue");
         let span = Span { first: 0, count: 100 };
         let mut lane = Lane { generator: Generator::new(&workload, 0, span), verifier: None };

@@ -6,6 +6,7 @@ use crate::{
     latency::{Latencies, QUANTILES},
     load::{Limits, QueueResult},
 };
+use pollux_core::ring::RingKind;
 use serde_json::{Map, Value, json};
 
 /// Version of the schema.
@@ -58,6 +59,10 @@ fn targets(report: &Report) -> Vec<Value> {
 fn plan(report: &Report) -> Value {
     let plan = &report.plan;
     let Limits { warm_up, duration, requests, rate, batch, interrupts, cpus, .. } = &plan.limits;
+    let ring = match plan.options.ring {
+        RingKind::Split => "split",
+        RingKind::Packed => "packed",
+    };
     let indirect = match plan.options.indirect {
         Indirect::Auto => "auto",
         Indirect::Always => "always",
@@ -73,6 +78,7 @@ fn plan(report: &Report) -> Value {
         "rate": rate,
         "batch": batch,
         "interrupts": interrupts,
+        "ring": ring,
         "indirect": indirect,
         "event_idx": plan.options.event_idx,
         "hugepages": plan.options.hugepages,

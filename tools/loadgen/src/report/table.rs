@@ -135,6 +135,7 @@ fn target_line(report: &Report, index: usize) -> String {
     let yes = |value: bool, text: &'static str| if value { Some(text) } else { None };
     let parts = [
         yes(facts.read_only, "read-only"),
+        yes(facts.packed, "packed rings"),
         yes(facts.event_idx, "EVENT_IDX"),
         yes(facts.indirect, "indirect descriptors"),
         yes(facts.inflight, "in-flight record"),

@@ -1,6 +1,10 @@
 //! The driver's side of a virtqueue, made for measuring: requests have fixed places, and nothing is allocated.
+mod either;
+mod packed;
 mod split;
 
+pub use either::EitherRing;
+pub use packed::PackedRing;
 pub use split::SplitRing;
 
 use pollux_core::ring::QueueConfig;
@@ -34,7 +38,7 @@ pub enum RingError {
     UsedIndex(u16, u16),
 }
 
-/// A virtqueue as a driver works with it: a split ring now, a packed one can stand in its place.
+/// A virtqueue as a driver works with it.
 ///
 /// A request is known by its slot, a number below the number of slots that the ring was made for.
 pub trait Ring: Send {
@@ -54,11 +58,12 @@ pub trait Ring: Send {
     fn arm(&mut self) -> bool;
     /// Where the ring is, for the device.
     fn config(&self) -> QueueConfig;
-    /// What SET_VRING_BASE tells the device: the first request it has not finished.
-    fn base(&self) -> u16;
+    /// What SET_VRING_BASE tells the device: the first request it has not finished. `None`: where a new ring begins, or what the
+    /// device's own record says.
+    fn base(&self) -> Option<u16>;
     /// After the loss of a device that left no record of what it had finished: names the requests in flight again,
-    /// from [`base`](Self::base) on.
-    fn replay(&mut self);
+    /// from [`base`](Self::base) on. `false`: this ring does not know them any more.
+    fn replay(&mut self) -> bool;
     /// Number of requests that the device has.
     fn in_flight(&self) -> u16;
 }

@@ -248,11 +248,11 @@ impl Ring for SplitRing {
         self.config
     }
 
-    fn base(&self) -> u16 {
-        self.used_index()
+    fn base(&self) -> Option<u16> {
+        Some(self.used_index())
     }
 
-    fn replay(&mut self) {
+    fn replay(&mut self) -> bool {
         // What the device gave back and nobody has popped is finished.
         let used = self.used_index();
         let mut pending = self.in_flight.clone();
@@ -268,6 +268,7 @@ impl Ring for SplitRing {
             index = index.wrapping_add(1);
         }
         debug_assert_eq!(index, self.available_index, "as many requests as the indices say");
+        true
     }
 
     fn in_flight(&self) -> u16 {
@@ -399,8 +400,8 @@ mod tests {
         assert_eq!(ring.pop(), Ok(Some(3)));
         device.push_used(heads[1], 1);
         device.publish();
-        assert_eq!(ring.base(), 2);
-        ring.replay();
+        assert_eq!(ring.base(), Some(2));
+        assert!(ring.replay());
         let entries: Vec<u16> = (2..4u16)
             // SAFETY: entries 2 and 3 of a ring of 16.
             .map(|index| unsafe { ring.available.add(2 + usize::from(index)).read() })
