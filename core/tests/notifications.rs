@@ -1,5 +1,6 @@
 //! Kicks and interrupts happen when virtio 1.3, 2.7.7 to 2.7.10 and 2.8.14 say so, and not otherwise.
 use pollux_core::{
+    device::blk::queue::GROUP,
     testing::{
         blk::{Cut, IN, OK, OUT, pattern, wait_for},
         disk::{self, Behaviour},
@@ -17,6 +18,7 @@ pollux_core::on_both_rings!(
     an_armed_device_asks_for_a_kick_and_a_disarmed_one_does_not,
     a_driver_that_wants_no_interrupt_gets_none,
     a_batch_is_signalled_once,
+    of_a_large_batch_a_first_group_is_shown_while_the_rest_is_done,
     with_event_idx_an_interrupt_comes_when_its_index_is_passed_and_not_before,
     no_wake_up_is_lost_with_event_idx,
     no_wake_up_is_lost_without_event_idx,
@@ -91,6 +93,35 @@ fn a_batch_is_signalled_once(kind: RingKind) {
         while rig.driver.pop().is_some() {}
         assert_eq!(rig.driver.in_flight(), 0);
     }
+}
+
+fn of_a_large_batch_a_first_group_is_shown_while_the_rest_is_done(kind: RingKind) {
+    let name = format!("groups-{kind:?}");
+    let backend = disk::open(&name, 1 << 20, Behaviour::Gated).expect("disk");
+    let mut rig = Rig::new(kind, backend, 256, true);
+    // The first batch, from which the queue learns that the backend completes at once.
+    one(&mut rig);
+    rig.driver.ring.want_interrupts(true);
+    for _ in 0..GROUP + 8 {
+        rig.driver.submit(IN, 0, &[], &Cut::plain(0, 512)).expect("room");
+    }
+    rig.signalled();
+    let (queue, driver) = (&mut rig.queue, &mut rig.driver);
+    std::thread::scope(|scope| {
+        let turn = scope.spawn(|| queue.poll());
+        // The backend stands still with the second group.
+        for _ in 0..GROUP {
+            wait_for("a request of the first group", || driver.pop());
+        }
+        let next = driver.pop();
+        disk::control(&name).release();
+        assert!(next.is_none(), "the second group is not done");
+        turn.join().expect("no panic");
+    });
+    for _ in 0..8 {
+        assert_eq!(rig.driver.pop().expect("done").status, OK);
+    }
+    assert_eq!(rig.call.read().ok(), Some(1), "one interrupt for the whole batch, which the driver has asked for");
 }
 
 fn with_event_idx_an_interrupt_comes_when_its_index_is_passed_and_not_before(kind: RingKind) {

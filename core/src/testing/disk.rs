@@ -27,6 +27,8 @@ pub enum Behaviour {
     /// Every request completes within `submit`.
     #[default]
     Inline,
+    /// As `Inline`; from the third call of `submit` on it waits in there until the process says [`Control::release`].
+    Gated,
     /// Every request completes at the next `poll`.
     Deferred,
     /// As `Deferred`, newest first.
@@ -220,6 +222,7 @@ impl Block for ModelDisk {
             behaviour: self.options.behaviour,
             control: self.control.clone(),
             held: VecDeque::new(),
+            submits: 0,
             polls: 0,
             done: Arc::default(),
             wake: Arc::new(wake),
@@ -234,6 +237,7 @@ pub struct ModelQueue {
     behaviour: Behaviour,
     control: Arc<Control>,
     held: VecDeque<Request>,
+    submits: u32,
     polls: u32,
     /// Completions of the thread of `Threaded`.
     done: Arc<Mutex<Vec<(u64, i32)>>>,
@@ -287,9 +291,13 @@ fn perform(bytes: &Mutex<Vec<u8>>, control: &Control, request: &Request) -> i32 
 
 impl BlockQueue for ModelQueue {
     fn submit(&mut self, requests: &[Request], done: &mut Completions) -> usize {
+        self.submits = self.submits.wrapping_add(1);
+        while self.behaviour == Behaviour::Gated && self.submits > 2 && !self.control.release.load(Ordering::Acquire) {
+            std::hint::spin_loop();
+        }
         match self.behaviour {
             Behaviour::PanicSubmit => panic!("the model disk was told to panic in submit"),
-            Behaviour::Inline | Behaviour::Failing => {
+            Behaviour::Inline | Behaviour::Gated | Behaviour::Failing => {
                 for request in requests {
                     done.complete(request.token(), self.execute(request));
                 }

@@ -27,6 +27,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// Most requests of one turn.
 pub const BATCH: usize = 64;
+/// Requests after which a backend that completes them at once lets the driver see them, while it goes on with the rest of the batch. The
+/// driver takes them and makes new ones meanwhile, instead of waiting for the last.
+pub const GROUP: usize = 16;
 
 /// All that a queue needs.
 #[derive(Debug)]
@@ -77,6 +80,8 @@ pub struct BlkQueue<R> {
     /// Requests for the backend, those from `pending_start` on not yet taken by it.
     pub(super) pending: Vec<BlockRequest>,
     pub(super) pending_start: usize,
+    /// The backend completed all that it was offered the last time, before it returned.
+    completes_at_once: bool,
     limits: Limits,
     pub(super) phase: Phase,
     /// The driver broke the ring, or the backend has failed: the ring is not read any more.
@@ -124,6 +129,7 @@ impl<R: Ring> BlkQueue<R> {
             heads: [0; BATCH],
             pending: Vec::with_capacity(BATCH),
             pending_start: 0,
+            completes_at_once: false,
             limits: setup.limits,
             phase: Phase::Running,
             broken: false,
@@ -164,13 +170,18 @@ impl<R: Ring> BlkQueue<R> {
                 work += self.accept(taken);
             }
         }
+        let mut is_shown = false;
         if !self.pending.is_empty() {
             work += self.submit();
+            if self.completes_at_once && !self.pending.is_empty() {
+                is_shown = true;
+                work += self.submit_rest();
+            }
         }
         if self.phase != Phase::Running {
             self.advance_stop();
         }
-        if self.ring.publish() {
+        if self.ring.publish() | is_shown {
             self.signal();
         }
         work
@@ -183,11 +194,21 @@ impl<R: Ring> BlkQueue<R> {
         self.finish_completed(result.err())
     }
 
-    /// Offers pending requests to the backend. Those that it does not take stay pending.
-    #[inline]
+    /// Offers pending requests to the backend: a group of them if it completes them at once, or else all, which it may have to hand on in
+    /// one call. Those that it does not take stay pending.
+    #[inline(always)]
     fn submit(&mut self) -> usize {
-        let result = self.backend.submit(&mut self.pending[self.pending_start..]);
-        let Ok(taken) = result else { return self.finish_completed(result.err()) };
+        let mut offered = &mut self.pending[self.pending_start..];
+        if self.completes_at_once && offered.len() > GROUP {
+            offered = &mut offered[..GROUP];
+        }
+        let count = offered.len();
+        let result = self.backend.submit(offered);
+        let Ok(taken) = result else {
+            self.completes_at_once = false;
+            return self.finish_completed(result.err());
+        };
+        self.completes_at_once = self.backend.completed() == count;
         self.pending_start += taken;
         if self.pending_start == self.pending.len() {
             self.pending.clear();
@@ -198,6 +219,17 @@ impl<R: Ring> BlkQueue<R> {
             self.stats.in_flight.set(self.backend.in_flight().into());
         }
         taken + completed
+    }
+
+    /// Goes on with the groups of a batch after its first, and shows the driver each that is done.
+    #[inline(never)]
+    fn submit_rest(&mut self) -> usize {
+        let mut work = 0;
+        while self.completes_at_once && !self.pending.is_empty() {
+            self.ring.publish();
+            work += self.submit();
+        }
+        work
     }
 
     #[inline]
