@@ -24,6 +24,13 @@ struct Descriptor {
     next: u16,
 }
 
+impl Descriptor {
+    #[inline(always)]
+    fn new([address, rest]: [u64; 2]) -> Self {
+        Descriptor { address, length: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
+    }
+}
+
 /// A split virtqueue. Owned by one worker.
 #[derive(Debug)]
 pub struct SplitRing {
@@ -43,6 +50,8 @@ pub struct SplitRing {
     signalled_used: u16,
     /// The avail_event last written while polling.
     parked_event: u16,
+    /// By head: the first descriptor of its chain as `pop` has read it, for `walk`.
+    first: Box<[[u64; 2]]>,
     /// What notes the requests in flight for the next process.
     inflight: Option<InflightQueue>,
     /// Where pages of the used ring are noted that change, and the guest address of the ring.
@@ -111,6 +120,7 @@ impl Ring for SplitRing {
             published_used: 0,
             signalled_used: 0,
             parked_event: 0,
+            first: vec![[0; 2]; config.size.into()].into(),
             inflight: inflight.transpose()?,
             log: start.log.zip(start.log_used),
             left_over: Vec::new(),
@@ -165,6 +175,7 @@ impl Ring for SplitRing {
             }
             prefetch(self.descriptors.wrapping_add((*head).into()));
         }
+        self.read_first(&heads[..count]);
         if self.inflight.is_some() {
             self.note_taken(&heads[..count]);
         }
@@ -180,6 +191,7 @@ impl Ring for SplitRing {
     fn pop_left_over(&mut self, heads: &mut [u16]) -> usize {
         let count = heads.len().min(self.left_over.len());
         heads[..count].fill_with(|| self.left_over.pop().unwrap_or_default());
+        self.read_first(&heads[..count]);
         self.note_taken(&heads[..count]);
         count
     }
@@ -203,7 +215,7 @@ impl Ring for SplitRing {
     fn walk(&mut self, head: u16, data: &mut Translator, segments: &mut SegmentList<'_>) -> Result<Chain, RingError> {
         let mut chain = Chain::default();
         let mut table = Table::Host(self.descriptors, self.size);
-        let mut descriptor = self.descriptor(table, head)?;
+        let mut descriptor = Descriptor::new(self.first[usize::from(head)]);
         if descriptor.flags & DESCRIPTOR_INDIRECT != 0 {
             let Descriptor { address, length, flags, .. } = descriptor;
             table = Table::indirect(head, address, length, flags, &mut self.tables)?;
@@ -357,9 +369,24 @@ impl SplitRing {
         unsafe { write_volatile(self.used, flags) };
     }
 
+    /// Reads the first descriptor of each chain, whose heads are below the size, and fetches indirect tables: the transfers of all of them
+    /// overlap, where those of one walk after the other would not.
+    #[inline(always)]
+    fn read_first(&mut self, heads: &[u16]) {
+        for &head in heads {
+            // SAFETY: the table of `size` descriptors was translated.
+            let [address, rest] = unsafe { read_volatile(self.descriptors.add(head.into())) }.map(u64::from_le);
+            self.first[usize::from(head)] = [address, rest];
+            if (rest >> 32) as u16 & DESCRIPTOR_INDIRECT != 0
+                && let Some(table) = self.tables.translate(address, 1)
+            {
+                prefetch(table);
+            }
+        }
+    }
+
     #[inline(always)]
     fn descriptor(&mut self, table: Table, index: u16) -> Result<Descriptor, RingError> {
-        let [address, rest] = table.read(index, &mut self.tables)?;
-        Ok(Descriptor { address, length: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 })
+        Ok(Descriptor::new(table.read(index, &mut self.tables)?))
     }
 }
