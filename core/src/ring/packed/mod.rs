@@ -12,7 +12,7 @@ use super::{
     Chain, MAX_QUEUE_SIZE, QueueConfig, Ring, RingError, RingKind, RingStart, SegmentList,
     table::{Buffer, DESCRIPTOR_INDIRECT, DESCRIPTOR_NEXT, DESCRIPTOR_WRITE, MAX_CHAIN, Table},
 };
-use crate::memory::{DirtyLog, Translator};
+use crate::memory::{DirtyLog, Translator, prefetch};
 use inflight::{LeftOver, PackedInflight};
 use std::{
     ptr::read_volatile,
@@ -69,6 +69,8 @@ struct Place {
     kept: u16,
     /// Number of its descriptors in the ring; 0: there is no such chain.
     count: u16,
+    /// The address of its indirect table, if it has one.
+    table: u64,
 }
 
 /// A packed virtqueue. Owned by one worker.
@@ -165,7 +167,7 @@ impl Ring for PackedRing {
             available,
             used,
             taken: 0,
-            places: vec![Place { index: 0, kept: 0, count: 0 }; size.into()].into(),
+            places: vec![Place { index: 0, kept: 0, count: 0, table: 0 }; size.into()].into(),
             kept: vec![0; size.into()].into(),
             pushed: 0,
             first: (0, 0),
@@ -250,7 +252,7 @@ impl Ring for PackedRing {
 
     #[inline]
     fn walk(&mut self, id: u16, data: &mut Translator, segments: &mut SegmentList<'_>) -> Result<Chain, RingError> {
-        let Place { mut index, kept, count } = self.places[usize::from(id)];
+        let Place { mut index, kept, count, table } = self.places[usize::from(id)];
         if index == LEFT_OVER {
             return self.walk_left_over(id, data, segments);
         }
@@ -259,8 +261,7 @@ impl Ring for PackedRing {
         if let &[rest] = rests
             && flags_of(rest) & DESCRIPTOR_INDIRECT != 0
         {
-            let address = first_half(self.descriptors, index);
-            return self.walk_table(id, (address, rest), data, segments);
+            return self.walk_table(id, (table, rest), data, segments);
         }
         for &rest in rests {
             let flags = flags_of(rest);
@@ -384,7 +385,15 @@ impl PackedRing {
         if place.count != 0 {
             return Err(RingError::InUse(id));
         }
-        *place = Place { index: start, kept, count };
+        let mut table = 0;
+        if flags_of(rest) & DESCRIPTOR_INDIRECT != 0 {
+            // Fetched here, so that the transfers of a whole batch overlap, where those of one walk after the other would not.
+            table = first_half(self.descriptors, index);
+            if let Some(host) = self.tables.translate(table, 1) {
+                prefetch(host);
+            }
+        }
+        *place = Place { index: start, kept, count, table };
         self.taken += count;
         self.available.advance(count, size);
         Ok((id, count))

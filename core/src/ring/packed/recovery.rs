@@ -25,7 +25,7 @@ impl PackedRing {
         for chain in &found.chains {
             // There are no more than entries of the region, which is of our size.
             let count = chain.descriptors.len() as u16;
-            self.places[usize::from(chain.id)] = Place { index: LEFT_OVER, kept: 0, count };
+            self.places[usize::from(chain.id)] = Place { index: LEFT_OVER, kept: 0, count, table: 0 };
             self.available.advance(count, self.size);
             self.taken += count;
         }
@@ -55,7 +55,7 @@ impl PackedRing {
         let Some(inflight) = &mut self.inflight else { return };
         let (descriptors, size) = (self.descriptors, u32::from(self.size));
         for &id in ids {
-            let Place { index, kept, count } = self.places[usize::from(id)];
+            let Place { index, kept, count, .. } = self.places[usize::from(id)];
             let rests = &self.kept[usize::from(kept)..usize::from(kept + count)];
             // Addresses are read here for the copy, and once more by whoever walks: the next process checks what it finds in the copy.
             let pairs = rests.iter().zip(u32::from(index)..);
