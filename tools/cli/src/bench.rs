@@ -91,7 +91,7 @@ pub(crate) struct Arguments {
     /// CPU on which the backend runs: the round trip of a cache line is measured between it and the first of --cpu.
     #[arg(long, value_name = "NUMBER")]
     peer_cpu: Option<usize>,
-    /// Show the device all requests that can go out at once, not one by one as Linux does.
+    /// Show the device all requests that can go out at once, not one by one as Linux does (which asks once for all of them whether it is to kick).
     #[arg(long)]
     batch: bool,
     /// Sleep until the backend interrupts, instead of polling.

@@ -109,6 +109,12 @@ impl<R: Ring> Queue<R> {
         self.requests.iter_mut().for_each(|request| request.1 = UNKNOWN);
     }
 
+    /// Shows the device what was submitted. Whether it wants a kick for it is found out by [`publish`](Self::publish).
+    #[inline]
+    pub fn show(&mut self) {
+        self.ring.show();
+    }
+
     /// Shows the device what was submitted, and kicks it if it asks for that.
     ///
     /// # Errors

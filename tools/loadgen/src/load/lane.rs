@@ -253,12 +253,13 @@ impl<'a> Worker<'a> {
                 }
             }
             self.queue.submit(slot, operation, at);
+            // As Linux: the device sees each request at once, and is asked after the last whether it wants a kick.
             if !self.batch {
-                self.queue.publish()?;
+                self.queue.show();
             }
             count += 1;
         }
-        if self.batch && count > 0 {
+        if count > 0 {
             self.queue.publish()?;
         }
         Ok(count)

@@ -35,7 +35,7 @@ pub struct Limits {
     /// Requests per second of all queues together: each goes out at its time, and its latency counts from then on, even
     /// if it had to wait for room. `None`: as many as can be.
     pub rate: Option<f64>,
-    /// Publish once for all requests that can go out, not one by one.
+    /// Show the device all requests that can go out at once, not one by one.
     pub batch: bool,
     /// Sleep until the device interrupts, instead of polling.
     pub interrupts: bool,

@@ -71,6 +71,11 @@ impl Ring for EitherRing {
     }
 
     #[inline]
+    fn show(&mut self) {
+        either!(self, ring => ring.show());
+    }
+
+    #[inline]
     fn publish(&mut self) -> bool {
         either!(self, ring => ring.publish())
     }

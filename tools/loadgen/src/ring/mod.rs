@@ -42,10 +42,11 @@ pub enum RingError {
 ///
 /// A request is known by its slot, a number below the number of slots that the ring was made for.
 pub trait Ring: Send {
-    /// Puts the request of `slot`, which is not in flight, into the ring. The device may see it at once or at the next
-    /// [`publish`](Self::publish).
+    /// Puts the request of `slot`, which is not in flight, into the ring. The device sees it after the next [`show`](Self::show).
     fn add(&mut self, slot: u16, chain: &Chain);
-    /// Shows the device all requests added. Returns whether it wants a kick for them.
+    /// Shows the device all requests added. It need not look before [`publish`](Self::publish).
+    fn show(&mut self);
+    /// Shows the device all requests added. Returns whether it wants a kick for those shown since the last call.
     fn publish(&mut self) -> bool;
     /// The slot of the next request that the device has given back.
     ///

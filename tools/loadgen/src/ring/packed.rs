@@ -189,11 +189,20 @@ impl Ring for PackedRing {
     }
 
     #[inline]
+    fn show(&mut self) {
+        if let Some((index, rest)) = self.held.take() {
+            // Partner: the device's acquire load of the flags, before it reads the rest of the chain.
+            self.second_half(index).store(rest, Ordering::Release);
+        }
+    }
+
+    #[inline]
     fn publish(&mut self) -> bool {
-        let Some((index, rest)) = self.held.take() else { return false };
+        self.show();
         let added = std::mem::take(&mut self.added);
-        // Partner: the device's acquire load of the flags, before it reads the rest of the chain.
-        self.second_half(index).store(rest, Ordering::Release);
+        if added == 0 {
+            return false;
+        }
         // Partner: the device's fence between asking for kicks and looking at the ring once more (2.8.21.3).
         fence(Ordering::SeqCst);
         // SAFETY: `new` translated the structure, which is aligned.

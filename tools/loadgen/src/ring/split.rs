@@ -186,12 +186,17 @@ impl Ring for SplitRing {
     }
 
     #[inline]
+    fn show(&mut self) {
+        // Partner: the device's acquire load of the index, before it reads entries and descriptors.
+        // SAFETY: the index is the second word of the available ring.
+        unsafe { AtomicU16::from_ptr(self.available.add(1)) }.store(self.available_index, Ordering::Release);
+    }
+
+    #[inline]
     fn publish(&mut self) -> bool {
         let old = std::mem::replace(&mut self.published_index, self.available_index);
         let new = self.available_index;
-        // Partner: the device's acquire load of the index, before it reads entries and descriptors.
-        // SAFETY: the index is the second word of the available ring.
-        unsafe { AtomicU16::from_ptr(self.available.add(1)) }.store(new, Ordering::Release);
+        self.show();
         // Partner: the device's fence between asking for kicks and looking at the index once more (2.7.13.4.1).
         fence(Ordering::SeqCst);
         if self.event_idx {
