@@ -7,7 +7,10 @@
 #![allow(missing_docs)]
 use pollux_benches::{backend, median, round_trip_ns};
 use pollux_core::{
-    device::blk::{Blk, BlkOptions},
+    device::{
+        blk::{Blk, BlkOptions},
+        coalescing::Coalescing,
+    },
     stats::{StatsSegment, clock},
     worker::{IdlePolicy, Worker},
 };
@@ -60,6 +63,7 @@ fn run(transport: Transport, depth: u64) -> Result<Measured, Box<dyn Error>> {
         queue_size: 256,
         workers: vec![worker.handle()],
         latency_sample: 16,
+        coalescing: Coalescing::Off,
     };
     machine.attach(Box::new(Blk::new(options, backend("null", "{}"), &stats)), transport)?;
     let (exits, kicks) = run_measured(&mut machine)?;

@@ -28,6 +28,7 @@
 //! serial = "blk0"               # default: the device's name; up to 20 characters
 //! transport = "pci"             # default; or "mmio"
 //! latency_sample = 16           # default: the latency of one batch in 16 is measured; 0: of none
+//! coalesce = "off"              # default; or "adaptive", { count = 32, time_us = 50 }: interrupts wait for others to be merged with
 //! ```
 //!
 //! A file without `[vm]` describes devices that are served to the machines of other programs:
@@ -68,7 +69,7 @@ pub use diagnostic::{Diagnostic, Label, Position, Severity, Span, Spanned};
 pub use host::{Host, HugepagePool, Limits};
 pub use options::Options;
 
-use crate::{transport::vhost_user::socket::SocketSpec, worker::IdlePolicy};
+use crate::{device::coalescing::Coalescing, transport::vhost_user::socket::SocketSpec, worker::IdlePolicy};
 use diagnostic::Diagnostics;
 use read::Table;
 use std::{fs::File, io, io::Read, path::Path, path::PathBuf};
@@ -205,6 +206,8 @@ pub struct Blk {
     pub serial: String,
     /// One batch in so many has its latency measured; 0: none.
     pub latency_sample: u32,
+    /// How interrupts are merged.
+    pub coalescing: Coalescing,
 }
 
 /// What a file is read for.

@@ -263,7 +263,7 @@ impl<'t> Item<'t> {
     }
 }
 
-fn with_article(value: &DeValue<'_>) -> &'static str {
+pub(super) fn with_article(value: &DeValue<'_>) -> &'static str {
     match value {
         DeValue::String(_) => "a string",
         DeValue::Integer(_) => "a number",

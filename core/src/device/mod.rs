@@ -4,8 +4,9 @@
 //! |---|---|
 //! | [`blk`] | block device (virtio 1.3, 5.2) |
 //!
-//! [`queues`] is what all of them do with the queues of theirs that run on workers.
+//! [`queues`] is what all of them do with the queues of theirs that run on workers, [`coalescing`] when they tell their drivers.
 pub mod blk;
+pub mod coalescing;
 pub mod queues;
 
 use crate::{

@@ -56,8 +56,12 @@
 //! | 96, 104 | bytes read, bytes written |
 //! | 112, 120 | requests that failed; requests in flight (goes down, too) |
 //! | 128, 136, 144 | kicks received; interrupts sent; times that the driver wanted none |
+//! | 152 | times that completed requests were left to an interrupt that was being held for earlier ones |
 //! | 192 to 255 | batches of new requests by their size: 1, 2, to 4, to 8, to 16, to 32, to 64, more |
 //! | 256 | latencies of sampled requests, in nanoseconds, from the ring to the used ring: a histogram each of reads, writes, flushes, others |
+//!
+//! Each time that requests are given back to a driver is counted by exactly one of the words at 136, 144 and 152, at 136 when the interrupt is sent.
+//! Words that are not named are 0. They may get a name without a new version, and are 0 where an older program writes.
 //!
 //! A histogram is as many buckets as the header says, a word each. With `s` linear buckets in each power of two (8), bucket `i` below `s` holds the
 //! values of exactly `i`; another the values from `(s + i % s) << (i / s - 1)` up to where the next one begins. The last takes all greater ones.

@@ -115,7 +115,9 @@ pub struct QueueStats {
     pub interrupts: Counter,
     /// Times that the driver wanted no interrupt for completed requests.
     pub interrupts_suppressed: Counter,
-    reserved: [Counter; 5],
+    /// Times that completed requests were left to an interrupt that was being held for earlier ones.
+    pub interrupts_merged: Counter,
+    reserved: [Counter; 4],
     /// Times that the queue had new requests, by how many.
     pub batches: BatchSizes,
     /// Latencies of sampled requests, from being taken from the ring to the used ring.
@@ -220,6 +222,7 @@ mod tests {
         assert_eq!((offset_of!(WorkerStats, run_ns), offset_of!(WorkerStats, switches_involuntary)), (224, 248));
         assert_eq!((offset_of!(QueueStats, reads), offset_of!(QueueStats, in_flight)), (64, 120));
         assert_eq!((offset_of!(QueueStats, kicks), offset_of!(QueueStats, interrupts_suppressed)), (128, 144));
+        assert_eq!(offset_of!(QueueStats, interrupts_merged), 152);
         assert_eq!((offset_of!(QueueStats, batches), offset_of!(QueueStats, latency)), (192, 256));
         assert_eq!(size_of::<QueueStats>(), (256 + 4 * 8 * BUCKETS).next_multiple_of(128));
         assert_eq!(size_of::<QueueStats>(), 256 + 4 * 8 * BUCKETS, "no padding");

@@ -10,6 +10,7 @@ use pollux_abi::{
 use serde::Deserialize;
 use std::{
     collections::VecDeque,
+    ops::Deref,
     os::fd::{AsRawFd, RawFd},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -39,6 +40,9 @@ pub enum Behaviour {
     Threaded,
     /// Completes nothing until the process says so with [`Control::release`].
     Held,
+    /// Completes at each `poll` as many as the process has said since with [`Control::complete`], or all after [`Control::release`], and has a wake
+    /// descriptor.
+    Metered,
     /// Panics in `submit`.
     PanicSubmit,
     /// Panics in `poll`.
@@ -84,6 +88,10 @@ fn default_block() -> u32 {
 #[derive(Debug, Default)]
 pub struct Control {
     release: AtomicBool,
+    /// How many requests `Metered` may complete.
+    permits: AtomicUsize,
+    /// `Metered` panics.
+    panics: AtomicBool,
     /// Size in bytes that the disk says it has since it was resized; 0: as it was opened.
     resized: AtomicU64,
     /// Flushes that reached a disk.
@@ -97,14 +105,42 @@ pub struct Control {
 }
 
 impl Control {
-    /// Lets `Held` requests complete from now on.
+    /// Lets `Held` and `Metered` requests complete from now on.
     pub fn release(&self) {
         self.release.store(true, Ordering::Release);
+    }
+
+    /// Lets so many `Metered` requests complete, the oldest first.
+    pub fn complete(&self, count: usize) {
+        self.permits.fetch_add(count, Ordering::AcqRel);
+    }
+
+    /// Lets the next `poll` of `Metered` panic.
+    pub fn panic(&self) {
+        self.panics.store(true, Ordering::Release);
     }
 
     /// The disk says from now on that it has so many bytes, of which only those that it was opened with can be used.
     pub fn resize(&self, bytes: u64) {
         self.resized.store(bytes, Ordering::Release);
+    }
+}
+
+/// Levers that are released in the end, so that a queue that ends, in a test that fails as well, does not wait for its requests for ever. To be made
+/// after the queue.
+#[derive(Debug)]
+pub struct ReleasedAtEnd(pub Arc<Control>);
+
+impl Deref for ReleasedAtEnd {
+    type Target = Control;
+    fn deref(&self) -> &Control {
+        &self.0
+    }
+}
+
+impl Drop for ReleasedAtEnd {
+    fn drop(&mut self) {
+        self.release();
     }
 }
 
@@ -348,6 +384,16 @@ impl BlockQueue for ModelQueue {
                     done.complete(token, result);
                 }
             }
+            Behaviour::Metered => {
+                assert!(!self.control.panics.load(Ordering::Acquire), "the model disk was told to panic in poll");
+                let mut count = self.held.len();
+                if !self.control.release.load(Ordering::Acquire) {
+                    count = count.min(self.control.permits.load(Ordering::Acquire));
+                    self.control.permits.fetch_sub(count, Ordering::AcqRel);
+                }
+                let ready: Vec<Request> = self.held.drain(..count).collect();
+                ready.iter().for_each(|request| done.complete(request.token(), self.execute(request)));
+            }
             Behaviour::Twice => {
                 for request in self.held.drain(..) {
                     done.success(request.token());
@@ -363,10 +409,10 @@ impl BlockQueue for ModelQueue {
     }
 
     fn wake_fd(&self) -> Option<RawFd> {
-        (self.behaviour == Behaviour::Threaded).then(|| self.wake.as_raw_fd())
+        matches!(self.behaviour, Behaviour::Threaded | Behaviour::Metered).then(|| self.wake.as_raw_fd())
     }
 
     fn arm(&mut self, _armed: bool) -> bool {
-        !lock(&self.done).is_empty()
+        !lock(&self.done).is_empty() || !self.held.is_empty() && self.control.permits.load(Ordering::Acquire) > 0
     }
 }

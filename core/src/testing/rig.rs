@@ -7,6 +7,7 @@ use crate::{
     device::{
         Activation, ActiveQueue,
         blk::{Blk, BlkOptions},
+        coalescing::Coalescing,
     },
     memory::GuestMemory,
     plugin::BlockBackend,
@@ -33,6 +34,7 @@ pub fn options(name: &str, queues: usize, workers: &[WorkerHandle]) -> BlkOption
         queue_size: 256,
         workers: workers.into(),
         latency_sample: 1,
+        coalescing: Coalescing::Off,
     }
 }
 
@@ -63,8 +65,19 @@ impl Rig {
 
     /// A device for a driver that has its memory already.
     pub fn with_driver(kind: RingKind, backend: Arc<BlockBackend>, driver: BlkDriver, event_idx: bool) -> Self {
+        Self::with_options(kind, backend, driver, event_idx, options("blk0", 1, &[]))
+    }
+
+    /// As [`with_driver`](Self::with_driver), with any options for one queue.
+    pub fn with_options(
+        kind: RingKind,
+        backend: Arc<BlockBackend>,
+        driver: BlkDriver,
+        event_idx: bool,
+        options: BlkOptions,
+    ) -> Self {
         let stats = StatsSegment::anonymous(1).expect("statistics");
-        let device = Blk::new(options("blk0", 1, &[]), backend, &stats);
+        let device = Blk::new(options, backend, &stats);
         let call = Arc::new(EventFd::new(EFD_NONBLOCK).expect("eventfd"));
         let interrupts = Arc::<InterruptState>::default();
         // As if the driver had accepted FLUSH, so that writes need not be durable at once.
@@ -170,10 +183,16 @@ impl Guest {
         queues: usize,
         workers: &[WorkerHandle],
     ) -> Self {
+        Self::with_options(kind, backend, options(name, queues, workers))
+    }
+
+    /// As [`with_rings`](Self::with_rings), with any options.
+    pub fn with_options(kind: RingKind, backend: Arc<BlockBackend>, options: BlkOptions) -> Self {
+        let queues = options.queues;
         let each = BlkDriver::bytes(256, DEPTH).next_multiple_of(4096);
         let memory = GuestMemory::create(&[(0, each * queues as u64)], None).expect("guest memory");
         let stats = StatsSegment::anonymous(queues).expect("statistics");
-        let model = Blk::new(options(name, queues, workers), backend, &stats);
+        let model = Blk::new(options, backend, &stats);
         let device = VirtioDevice::new(Box::new(model), memory).expect("a device");
         let call = Arc::new(EventFd::new(EFD_NONBLOCK).expect("eventfd"));
         Guest { kind, device, drivers: Vec::new(), call, stats }

@@ -23,6 +23,7 @@ struct Row {
     kicks_avoided: u64,
     interrupts: u64,
     interrupts_suppressed: u64,
+    interrupts_merged: u64,
     /// Number of sampled latencies by their bucket's greatest value.
     latency: BTreeMap<u64, u64>,
 }
@@ -39,6 +40,7 @@ impl Row {
         self.kicks_avoided += queue.kicks_avoided();
         self.interrupts += queue.interrupts.get();
         self.interrupts_suppressed += queue.interrupts_suppressed.get();
+        self.interrupts_merged += queue.interrupts_merged.get();
         for (value, count) in queue.latency.buckets().filter(|(_, count)| *count > 0) {
             *self.latency.entry(value).or_default() += count;
         }
@@ -68,7 +70,12 @@ impl Row {
             units::bytes(rate(self.bytes_read, period)),
             units::bytes(rate(self.bytes_written, period)),
             pair(self.kicks, self.kicks_avoided),
-            pair(self.interrupts, self.interrupts_suppressed),
+            format!(
+                "{} ({}/{})",
+                count(self.interrupts),
+                count(self.interrupts_merged),
+                count(self.interrupts_suppressed)
+            ),
         ];
         if period.is_some() {
             cells.push(units::count(self.in_flight));
@@ -92,7 +99,7 @@ const HEADINGS: [&str; 12] = [
     "read",
     "written",
     "kicks (avoided)",
-    "interrupts (avoided)",
+    "interrupts (merged/not wanted)",
     "p50",
     "p99",
     "p99.9",
@@ -107,7 +114,7 @@ const RATE_HEADINGS: [&str; 13] = [
     "read/s",
     "written/s",
     "kicks/s (avoided)",
-    "interrupts/s (avoided)",
+    "interrupts/s (merged/not wanted)",
     "in flight",
     "p50",
     "p99",
@@ -309,6 +316,7 @@ fn queue_json(queue: &QueueStats) -> Value {
         "kicks_avoided": queue.kicks_avoided(),
         "interrupts": queue.interrupts.get(),
         "interrupts_suppressed": queue.interrupts_suppressed.get(),
+        "interrupts_merged": queue.interrupts_merged.get(),
         "latency_ns": latency,
     })
 }
@@ -328,6 +336,7 @@ mod tests {
             queue.kicks.add(requests / 1000);
             queue.interrupts.add(requests / 100);
             queue.interrupts_suppressed.add(requests / 50);
+            queue.interrupts_merged.add(requests / 500);
             for index in 0..requests {
                 queue.latency.record(0, if index % 100 < 98 { 1000 } else { 50_000 });
             }
@@ -338,10 +347,10 @@ mod tests {
     #[test]
     fn a_row_adds_up_the_queues_of_a_device_and_worker() {
         let expected = "\
-device  worker  requests  errors  batches      read  written  kicks (avoided)  interrupts (avoided)      p50      p99    p99.9
-blk0    io0      235,000       0   23,500   918 MiB      0 B     235 (23,265)         2,350 (4,700)  1.02 µs  53.2 µs  53.2 µs
-blk0    io1            0       0        0       0 B      0 B            0 (0)                 0 (0)        -        -        -
-a/b     io0            1       0        0  4.00 KiB      0 B            0 (0)                 0 (0)  1.02 µs  1.02 µs  1.02 µs
+device  worker  requests  errors  batches      read  written  kicks (avoided)  interrupts (merged/not wanted)      p50      p99    p99.9
+blk0    io0      235,000       0   23,500   918 MiB      0 B     235 (23,265)               2,350 (470/4,700)  1.02 µs  53.2 µs  53.2 µs
+blk0    io1            0       0        0       0 B      0 B            0 (0)                         0 (0/0)        -        -        -
+a/b     io0            1       0        0  4.00 KiB      0 B            0 (0)                         0 (0/0)  1.02 µs  1.02 µs  1.02 µs
 ";
         assert_eq!(tables(&segment().snapshot(), None), expected);
         assert_eq!(tables(&StatsSegment::anonymous(1).expect("segment").snapshot(), None), "");
@@ -382,7 +391,7 @@ a/b     io0            1       0        0  4.00 KiB      0 B            0 (0)   
             line.split("  ").filter(|cell| !cell.is_empty()).map(str::trim).collect::<Vec<_>>().join("|")
         };
         assert_eq!(row("device"), RATE_HEADINGS.join("|"));
-        assert_eq!(row("blk0 "), "blk0|io0|1,000|0|0|3.91 MiB|0 B|0 (0)|0 (0)|7|2.05 µs|2.05 µs|2.05 µs");
+        assert_eq!(row("blk0 "), "blk0|io0|1,000|0|0|3.91 MiB|0 B|0 (0)|0 (0/0)|7|2.05 µs|2.05 µs|2.05 µs");
         assert!(row("io0").starts_with("io0|3|adaptive|4 (0 at rest)|2,000|25.0 %|0.0 %|0|12/0/0|"), "{}", row("io0"));
     }
 }

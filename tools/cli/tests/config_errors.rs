@@ -336,6 +336,65 @@ fn devices_have_their_keys() {
             ),
         ],
     );
+    let all = "write \"off\", \"adaptive\" or { count = 32, time_us = 50 }";
+    refuses(
+        &format!("{VM}{WORKER}{BLOCK}{DEVICE}"),
+        "",
+        &[
+            case(
+                "coalesce = \"adaptve\"",
+                "`coalesce` cannot be \"adaptve\"",
+                "\"adaptve\"",
+                "did you mean \"adaptive\"?",
+            ),
+            case("coalesce = \"max\"", "`coalesce` cannot be \"max\"", "\"max\"", all),
+            case("coalesce = 32", "`coalesce` must be a string or a table, not a number", "32", all),
+            case("coalesce = false", "`coalesce` must be a string or a table, not a boolean", "false", all),
+            case(
+                "coalesce = { count = 0, time_us = 50 }",
+                "an interrupt cannot be held for 0 requests",
+                "0",
+                "write a number from 1 to 32768, or coalesce = \"off\"",
+            ),
+            case(
+                "coalesce = { count = 32769, time_us = 50 }",
+                "an interrupt cannot be held for 32769 requests",
+                "32769",
+                "write a number from 1 to 32768, or coalesce = \"off\"",
+            ),
+            case(
+                "coalesce = { count = 32, time_us = 0 }",
+                "an interrupt cannot be held for 0 µs",
+                "0",
+                "write a number from 1 to 1000000, or coalesce = \"off\"",
+            ),
+            case(
+                "coalesce = { count = 32, time_us = 1000001 }",
+                "an interrupt cannot be held for 1000001 µs",
+                "1000001",
+                "write a number from 1 to 1000000, or coalesce = \"off\"",
+            ),
+            case(
+                "coalesce = { count = 32, time_us = \"50\" }",
+                "`time_us` must be a whole number, not a string",
+                "\"50\"",
+                "write time_us = 50",
+            ),
+            case("coalesce = { count = -1, time_us = 50 }", "`count` cannot be negative", "-1", "write count = 32"),
+            case(
+                "coalesce = { count = 32 }",
+                "`coalesce` needs the key `time_us`",
+                "{ count = 32 }",
+                "add time_us = 50",
+            ),
+            case(
+                "coalesce = { count = 32, time = 50, time_us = 50 }",
+                "unknown key `time` in `coalesce`",
+                "time",
+                "did you mean `time_us`?",
+            ),
+        ],
+    );
     refuses(
         &format!("{VM}{WORKER}{BLOCK}[device.blk0]\n"),
         "",

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use pollux_core::device::blk::{Blk, BlkOptions};
+use pollux_core::device::coalescing::Coalescing;
 use pollux_core::plugin::{BlockBackend, OpenOptions, Plugin};
 use pollux_core::stats::StatsSegment;
 use pollux_core::testing::build;
@@ -49,6 +50,7 @@ pub(crate) fn rig(idle: IdlePolicy, plan: &[(usize, u64)]) -> Rig {
             queue_size: 256,
             workers: vec![worker.handle()],
             latency_sample: 0,
+            coalescing: Coalescing::Off,
         };
         machine.attach(Box::new(Blk::new(options, backend, &stats)), transport).expect("room on the bus");
     }

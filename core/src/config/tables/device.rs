@@ -1,5 +1,5 @@
 //! `[device.NAME]`
-use super::{Kind, TRANSPORT, VHOST_USER, socket};
+use super::{Kind, TRANSPORT, VHOST_USER, coalesce, socket};
 use crate::config::{
     Blk, Context, Device, DeviceKind, Transport,
     diagnostic::{Diagnostic, Span, Spanned},
@@ -103,6 +103,7 @@ fn blk(table: &Table<'_>, queue_size: u16) -> Option<Blk> {
         let help = format!("write at most {SERIAL_BYTES_MAX} characters of ASCII");
         table.report(Diagnostic::error(message).at(&serial.span, "").help(help));
     }
+    let coalescing = coalesce::coalesce(table);
     let queue_span = queues.1.unwrap_or_else(|| table.span().clone());
     Some(Blk {
         block: block?,
@@ -111,6 +112,7 @@ fn blk(table: &Table<'_>, queue_size: u16) -> Option<Blk> {
         queue_size: queue_size.0 as u16,
         serial: serial.value,
         latency_sample: latency_sample.0 as u32,
+        coalescing,
     })
 }
 

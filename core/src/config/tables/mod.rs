@@ -5,6 +5,8 @@
 //! | `vm` | `[vm]` |
 //! | `device` | `[device.NAME]` |
 //! | `socket` | the key `socket` of a device |
+//! | `coalesce` | the key `coalesce` of a device |
+mod coalesce;
 mod device;
 mod socket;
 mod vm;

@@ -95,11 +95,13 @@ fn a_whole_file_becomes_typed_values() {
         queue_size = 1024
         serial = "root disk"
         latency_sample = 0
+        coalesce = { count = 32, time_us = 50 }
         [device.extra]
         type = "blk"
         block = "zero"
         workers = ["io0"]
         transport = "mmio"
+        coalesce = "adaptive"
     "#;
     let (config, diagnostics) = bench.parse(text);
     assert_eq!(diagnostics, []);
@@ -130,6 +132,9 @@ fn a_whole_file_becomes_typed_values() {
     assert_eq!((root.queues.value, root.queue_size, root.latency_sample), (4, 1024, 0));
     assert_eq!((root.serial.as_str(), root.block.value.as_str()), ("root disk", "disk0"));
     assert_eq!(root.workers[0].value, "io0");
+    assert_eq!(root.coalescing, Coalescing::Limits { count: 32, time_us: 50 });
+    let DeviceKind::Blk(extra) = &config.devices[1].kind;
+    assert_eq!(extra.coalescing, Coalescing::Adaptive);
 }
 
 #[test]
@@ -150,7 +155,7 @@ fn what_is_left_out_has_a_default() {
     assert_eq!(config.devices[0].transport, Transport::Pci);
     let DeviceKind::Blk(blk) = &config.devices[0].kind;
     assert_eq!((blk.queues.value, blk.queue_size, blk.latency_sample), (1, 256, 16));
-    assert_eq!(blk.serial, "");
+    assert_eq!((blk.serial.as_str(), blk.coalescing), ("", Coalescing::Off));
 }
 
 #[test]
@@ -290,7 +295,7 @@ fn no_text_makes_it_panic() {
     let bench = Bench::new();
     let good = format!(
         "{VM}[worker.io0]\ncpu = 0\n[block.d]\nplugin = \"null\"\noptions = {{ a = [1, 2.5] }}\n\
-         [device.d]\ntype = \"blk\"\nblock = \"d\"\nworkers = [\"io0\"]\nqueues = 2\n"
+         [device.d]\ntype = \"blk\"\nblock = \"d\"\nworkers = [\"io0\"]\nqueues = 2\ncoalesce = {{ count = 8, time_us = 1 }}\n"
     );
     let exported = "[worker.io0]\ncpu = 0\n[block.d]\nplugin = \"null\"\n[device.d]\ntype = \"blk\"\nblock = \"d\"\n\
                     workers = [\"io0\"]\ntransport = \"vhost-user\"\nsocket = { path = \"d.sock\", mode = \"0660\" }\n";

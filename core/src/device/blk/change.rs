@@ -58,8 +58,13 @@ impl<R: Ring> BlkQueue<R> {
                 self.adopt_memory(&config, tables, data, retired);
             }
             QueueUpdate::Notifier(mut notifier) => {
+                // What is owed is told in the new way: the old one may lead to nobody any more.
                 swap(&mut self.notifier, &mut notifier);
-                self.notifier.signal();
+                if self.coalescer.is_owed() {
+                    self.send_owed();
+                } else {
+                    self.notifier.signal();
+                }
                 *update = QueueUpdate::Notifier(notifier);
             }
             QueueUpdate::Kick(mut kick) => {

@@ -7,12 +7,13 @@ mod chain;
 mod change;
 mod config;
 mod ending;
+mod interrupt;
 #[allow(unsafe_code)]
 pub mod queue;
 mod request;
 mod tally;
 
-use super::{ActivateError, Activation, ActiveQueue, DeviceModel, queues::QueueSet};
+use super::{ActivateError, Activation, ActiveQueue, DeviceModel, coalescing::Coalescing, queues::QueueSet};
 use crate::{
     memory::GuestMemory,
     plugin::BlockBackend,
@@ -56,6 +57,8 @@ pub struct BlkOptions {
     pub workers: Vec<WorkerHandle>,
     /// One batch in so many has its latency measured; 0: none.
     pub latency_sample: u32,
+    /// How interrupts are merged.
+    pub coalescing: Coalescing,
 }
 
 /// What the transport's thread writes and workers read, once a batch.
@@ -131,6 +134,7 @@ impl Blk {
             interrupts: activation.interrupts.clone(),
             stats: self.stats.get(queue.index).cloned().ok_or("there is no room in the statistics")?,
             latency_sample: self.options.latency_sample,
+            coalescing: self.options.coalescing,
         };
         let task: Result<Box<dyn Task>, RingError> = match RingKind::of_features(activation.features) {
             RingKind::Split => BlkQueue::<SplitRing>::new(setup).map(|queue| Box::new(queue) as _),

@@ -2,7 +2,7 @@
 //!
 //! One turn of [`BlkQueue::poll`] takes up to [`BATCH`] requests from the ring in stages (heads, descriptors,
 //! headers), so that the cache misses of a batch overlap; offers them to the backend in one call; and tells the
-//! driver once. What changes while a queue runs is in `change`, how it ends in `ending`.
+//! driver once. What changes while a queue runs is in `change`, how it ends in `ending`, interrupts that wait in `interrupt`.
 use super::{
     Shared,
     chain::{ChainParts, Inline, NO_SEGMENT, OLD_MEMORY, OVERFLOWN, Overflow, Slot, range_action},
@@ -11,6 +11,7 @@ use super::{
     tally::Tally,
 };
 use crate::{
+    device::coalescing::{Coalescer, Coalescing},
     memory::{DirtyLog, GuestMemory, Translator},
     plugin::{BackendQueue, QueueFailed},
     ring::{QueueConfig, Ring, RingError, RingStart},
@@ -48,6 +49,7 @@ pub(super) struct QueueSetup {
     pub(super) interrupts: Arc<InterruptState>,
     pub(super) stats: QueueStatsHandle,
     pub(super) latency_sample: u32,
+    pub(super) coalescing: Coalescing,
 }
 
 /// Where the queue stands on its way to a stop.
@@ -84,6 +86,12 @@ pub struct BlkQueue<R> {
     completes_at_once: bool,
     limits: Limits,
     pub(super) phase: Phase,
+    /// Turns have no more to do at their end than to signal: the queue runs, and no interrupt is ever held.
+    ends_plainly: bool,
+    /// What the driver is to be told of, if that may wait.
+    pub(super) coalescer: Coalescer,
+    /// Requests completed, by the statistics, up to the last batch that `coalescer` knows of.
+    pub(super) requests_noted: u64,
     /// The driver broke the ring, or the backend has failed: the ring is not read any more.
     pub(super) broken: bool,
     /// The rings were used before: the driver may wait for what it was not told of.
@@ -118,6 +126,7 @@ impl<R: Ring> BlkQueue<R> {
         let ring = R::start(&setup.config, setup.memory.translator(), setup.event_idx, setup.start)?;
         let size = usize::from(ring.size());
         assert!(setup.backend.depth() > size, "the backend's queue has a slot for the last flush");
+        let coalescer = Coalescer::new(setup.coalescing, clock::ticks_per_second());
         Ok(BlkQueue {
             data: setup.memory.translator(),
             backend: setup.backend,
@@ -132,6 +141,9 @@ impl<R: Ring> BlkQueue<R> {
             completes_at_once: false,
             limits: setup.limits,
             phase: Phase::Running,
+            ends_plainly: coalescer.is_off(),
+            coalescer,
+            requests_noted: setup.stats.requests(),
             broken: false,
             recovering: ring.has_left_over(),
             resumed,
@@ -178,10 +190,9 @@ impl<R: Ring> BlkQueue<R> {
                 work += self.submit_rest();
             }
         }
-        if self.phase != Phase::Running {
-            self.advance_stop();
-        }
-        if self.ring.publish() | is_shown {
+        if !self.ends_plainly {
+            self.end_turn(is_shown);
+        } else if self.ring.publish() | is_shown {
             self.signal();
         }
         work
@@ -435,11 +446,13 @@ impl<R: Ring> Task for BlkQueue<R> {
     fn watch(&self) -> Option<Watch> {
         // Only the driver can bring work.
         let waits = self.backend.in_flight() > 0 || !self.pending.is_empty() || self.recovering || self.broken;
+        let waits = waits || self.coalescer.is_owed();
         if waits || self.phase != Phase::Running { None } else { self.ring.watch() }
     }
 
     fn begin_stop(&mut self) {
         self.phase = Phase::Draining;
+        self.ends_plainly = false;
     }
 
     fn is_stopped(&self) -> bool {
@@ -447,12 +460,14 @@ impl<R: Ring> Task for BlkQueue<R> {
     }
 
     fn finish(&mut self) -> bool {
+        debug_assert!(!self.coalescer.is_owed(), "the turn that ended the stop has sent it");
         self.take_kicks();
         !self.lost && self.backend.stop().is_ok()
     }
 
     fn abandon(&mut self) {
         self.interrupts.fail();
+        self.send_owed();
         // The driver must not have its buffers back before the backend has let go of them; it has not, by this queue.
         // What it resets to is refused by the device.
         let _ = self.backend.stop();
@@ -479,7 +494,12 @@ impl<R: Ring> Task for BlkQueue<R> {
             return true;
         }
         let busy = self.arm_backend(true);
-        busy | (!self.broken && self.ring.enable_kicks())
+        let busy = busy | (!self.broken && self.ring.enable_kicks());
+        if !busy {
+            // Nobody would send it while the worker sleeps.
+            self.send_owed();
+        }
+        busy
     }
 
     fn disarm(&mut self) {

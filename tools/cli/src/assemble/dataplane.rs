@@ -101,6 +101,7 @@ fn model(
         queue_size: blk.queue_size,
         workers: blk.workers.iter().map(|worker| handle(&worker.value).clone()).collect(),
         latency_sample: blk.latency_sample,
+        coalescing: blk.coalescing,
     };
     Box::new(Blk::new(options, backend, stats))
 }
