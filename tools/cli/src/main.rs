@@ -12,6 +12,7 @@
 //! | [`hangup`] | SIGHUP as a request to look at the media anew |
 //! | [`report`] | how mistakes in the configuration are shown |
 //! | [`service_manager`] | what a service manager such as systemd is told |
+//! | [`mod@start`] | what `run` and `serve` do alike, from a file to how it ended |
 //! | [`stats`] | `pollux stats` |
 //! | [`stats_output`] | where statistics go |
 //! | [`stats_table`] | how statistics are shown |
@@ -29,6 +30,7 @@ mod report;
 mod run;
 mod serve;
 mod service_manager;
+mod start;
 mod stats;
 mod stats_output;
 mod stats_table;

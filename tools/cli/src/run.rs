@@ -5,8 +5,8 @@ use crate::{
         dataplane,
         machine::{self, Assembly},
     },
-    examine::{self, Examined},
-    fail,
+    examine::Examined,
+    start::start,
     stats_output::{self, StatsArguments, StatsPlan},
 };
 use pollux_core::config::Purpose;
@@ -38,20 +38,10 @@ enum Error {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, shared: &Shared) -> Status {
-    let stats = match arguments.stats.plan() {
-        Ok(plan) => plan,
-        Err(error) => return fail(&error),
-    };
-    let Some(examined) = examine::examine_and_show(&arguments.file, Purpose::Run, shared) else {
-        return Status::BadConfiguration;
-    };
-    match start(&examined, stats) {
-        Ok(()) => Status::Success,
-        Err(error) => fail(&error),
-    }
+    start(&arguments.file, &arguments.stats, Purpose::Run, shared, run_machine)
 }
 
-fn start(examined: &Examined, stats: StatsPlan) -> Result<(), Error> {
+fn run_machine(examined: &Examined, stats: StatsPlan) -> Result<(), Error> {
     let output = stats.open()?;
     let shutdown = Shutdown::on_signals().map_err(Error::Signals)?;
     let segment = output.segment(dataplane::capacity(&examined.config))?;

@@ -5,8 +5,9 @@ use crate::{
         dataplane,
         exports::{self, Exports},
     },
-    examine::{self, Examined},
+    examine::Examined,
     fail, hangup, service_manager,
+    start::start,
     stats_output::{self, StatsArguments, StatsPlan},
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -45,17 +46,9 @@ pub(crate) fn serve(arguments: &Arguments, shared: &Shared) -> Status {
         Ok(inherited) => inherited,
         Err(error) => return fail(&error),
     };
-    let stats = match arguments.stats.plan() {
-        Ok(plan) => plan,
-        Err(error) => return fail(&error),
-    };
-    let Some(examined) = examine::examine_and_show(&arguments.file, Purpose::Serve, shared) else {
-        return Status::BadConfiguration;
-    };
-    match start(&examined, inherited, stats) {
-        Ok(()) => Status::Success,
-        Err(error) => fail(&error),
-    }
+    start(&arguments.file, &arguments.stats, Purpose::Serve, shared, |examined, stats| {
+        serve_devices(examined, inherited, stats)
+    })
 }
 
 /// Front ends hand over a descriptor for each of their memory regions and events; when there is no more room for one, the
@@ -69,7 +62,7 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn start(examined: &Examined, inherited: InheritedSockets, stats: StatsPlan) -> Result<(), Error> {
+fn serve_devices(examined: &Examined, inherited: InheritedSockets, stats: StatsPlan) -> Result<(), Error> {
     let output = stats.open()?;
     raise_descriptor_limit();
     let shutdown = Shutdown::on_termination().map_err(Error::Signals)?;
