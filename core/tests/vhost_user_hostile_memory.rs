@@ -156,6 +156,17 @@ fn regions_are_limited() {
     both.all_work();
 }
 
+/// A front end whose guest has a request in flight with a backend that holds it.
+fn request_in_flight(both: &Neighbours) -> (RawFrontEnd, RawGuest) {
+    let raw = RawFrontEnd::acknowledged(&both.path);
+    let mut guest = RawGuest::new();
+    guest.start(&raw, 0);
+    guest.driver.submit(IN, 0, &[], &Cut::plain(0, 512)).expect("room");
+    guest.kick.write(1).expect("a kick");
+    wait_for("a request in flight", || both.stats.records().any(|record| record.in_flight.get() == 1).then_some(()));
+    (raw, guest)
+}
+
 /// Requests in flight keep the memory that they were made in. A front end that changes its table faster than they end must not
 /// make that pile up.
 #[test]
@@ -163,12 +174,7 @@ fn memory_that_is_kept_for_requests_in_flight_is_bounded() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut both = Neighbours::new(folder.path(), "hostile-pile", Behaviour::Held);
     let _held = Held("hostile-pile");
-    let raw = RawFrontEnd::acknowledged(&both.path);
-    let mut guest = RawGuest::new();
-    guest.start(&raw, 0);
-    guest.driver.submit(IN, 0, &[], &Cut::plain(0, 512)).expect("room");
-    guest.kick.write(1).expect("a kick");
-    wait_for("a request in flight", || both.stats.records().any(|record| record.in_flight.get() == 1).then_some(()));
+    let (raw, mut guest) = request_in_flight(&both);
     let file = memfd(4096);
     for index in 0..100u64 {
         let one = region((1 << 40) + index * 4096, 4096, 0, &file);
@@ -198,12 +204,7 @@ fn a_backend_keeps_the_memory_of_a_request_in_flight_on_a_ring_that_breaks() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut both = Neighbours::new(folder.path(), "hostile-kept", Behaviour::Held);
     let _held = Held("hostile-kept");
-    let raw = RawFrontEnd::acknowledged(&both.path);
-    let mut guest = RawGuest::new();
-    guest.start(&raw, 0);
-    guest.driver.submit(IN, 0, &[], &Cut::plain(0, 512)).expect("room");
-    guest.kick.write(1).expect("a kick");
-    wait_for("a request in flight", || both.stats.records().any(|record| record.in_flight.get() == 1).then_some(()));
+    let (raw, guest) = request_in_flight(&both);
     let rest = memory_table(&guest.regions()[1..]);
     for _ in 0..2 {
         assert_eq!(raw.ask(Request::SET_MEM_TABLE, &rest, &[guest.regions()[1].mmap_handle]), Some(0));
