@@ -18,7 +18,8 @@
 //! | [`stats_table`] | how statistics are shown |
 //! | [`targets`] | what `pollux bench` measures: sockets, and devices that it starts |
 //!
-//! Exit status: 0 success, 1 failure, 2 a bad command line or configuration.
+//! Exit status: 0 success, 1 failure, 2 a bad command line or configuration; of `pollux bench` also 128 + the number of the signal that
+//! stopped it.
 #![deny(unsafe_code)]
 
 mod assemble;
@@ -83,6 +84,9 @@ enum Command {
     ///
     /// A driver in the place of a guest keeps requests in flight, polls for their completion, and prints throughput and
     /// latencies. With --verify it also checks every byte.
+    ///
+    /// Ctrl-C, SIGTERM or SIGHUP stop it: it prints what was measured by then, and exits with 128 + the signal's number. A second Ctrl-C
+    /// or SIGTERM ends it at once.
     Bench(Box<bench::Arguments>),
     /// Show what the workers and queues of a running `pollux run` or `pollux serve` have done, or do with --watch.
     ///
@@ -140,6 +144,8 @@ enum Status {
     Success,
     Failure,
     BadConfiguration,
+    /// Stopped by this signal, before it was done.
+    Stopped(i32),
 }
 
 /// The reason of a failure is no log line: it is shown whatever the log level.
@@ -171,5 +177,7 @@ fn main() -> ExitCode {
         Status::Success => ExitCode::SUCCESS,
         Status::Failure => ExitCode::from(1),
         Status::BadConfiguration => ExitCode::from(2),
+        // As a shell says that a signal has ended a program.
+        Status::Stopped(signal) => ExitCode::from(128 + signal as u8),
     }
 }
