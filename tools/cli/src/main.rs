@@ -68,12 +68,12 @@ enum Command {
     /// Start the machine that FILE describes, and wait until it ends.
     ///
     /// Ctrl-A x at its console, SIGTERM or SIGINT stop it cleanly.
-    Run(run::Arguments),
+    Run(start::Arguments),
     /// Serve the devices that FILE describes to the machines of other programs, over vhost-user.
     ///
     /// FILE is one without `[vm]`, whose devices have a socket each. SIGTERM or SIGINT end it cleanly; at SIGHUP all
     /// media are measured anew, and front ends told of those that were resized.
-    Serve(serve::Arguments),
+    Serve(start::Arguments),
     /// Say what is wrong with FILE; start nothing.
     ///
     /// Does all that `run` and `serve` do before they start: reads and cross-checks FILE, loads the plugins and looks at the

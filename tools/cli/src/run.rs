@@ -6,22 +6,13 @@ use crate::{
         machine::{self, Assembly},
     },
     examine::Examined,
-    start::start,
-    stats_output::{self, StatsArguments, StatsPlan},
+    start::{Arguments, start},
+    stats_output::{self, StatsPlan},
 };
 use pollux_core::config::Purpose;
 use pollux_vmm::{Exit, Shutdown};
-use std::{io, path::PathBuf};
+use std::io;
 use tracing::info;
-
-/// The arguments of `pollux run`.
-#[derive(clap::Args)]
-pub(crate) struct Arguments {
-    /// The configuration, a TOML file.
-    file: PathBuf,
-    #[command(flatten)]
-    stats: StatsArguments,
-}
 
 /// Why the command failed, past the configuration.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +29,7 @@ enum Error {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, shared: &Shared) -> Status {
-    start(&arguments.file, &arguments.stats, Purpose::Run, shared, run_machine)
+    start(arguments, Purpose::Run, shared, run_machine)
 }
 
 fn run_machine(examined: &Examined, stats: StatsPlan) -> Result<(), Error> {

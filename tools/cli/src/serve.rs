@@ -7,8 +7,8 @@ use crate::{
     },
     examine::Examined,
     fail, hangup, service_manager,
-    start::start,
-    stats_output::{self, StatsArguments, StatsPlan},
+    start::{Arguments, start},
+    stats_output::{self, StatsPlan},
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pollux_core::{
@@ -16,17 +16,8 @@ use pollux_core::{
     transport::vhost_user::{Refresher, socket_activation::InheritedSockets},
 };
 use pollux_vmm::Shutdown;
-use std::{io, path::PathBuf};
+use std::io;
 use tracing::{debug, info, warn};
-
-/// The arguments of `pollux serve`.
-#[derive(clap::Args)]
-pub(crate) struct Arguments {
-    /// The configuration, a TOML file without `[vm]`.
-    file: PathBuf,
-    #[command(flatten)]
-    stats: StatsArguments,
-}
 
 /// Why the command failed, past the configuration.
 #[derive(Debug, thiserror::Error)]
@@ -46,9 +37,7 @@ pub(crate) fn serve(arguments: &Arguments, shared: &Shared) -> Status {
         Ok(inherited) => inherited,
         Err(error) => return fail(&error),
     };
-    start(&arguments.file, &arguments.stats, Purpose::Serve, shared, |examined, stats| {
-        serve_devices(examined, inherited, stats)
-    })
+    start(arguments, Purpose::Serve, shared, |examined, stats| serve_devices(examined, inherited, stats))
 }
 
 /// Front ends hand over a descriptor for each of their memory regions and events; when there is no more room for one, the

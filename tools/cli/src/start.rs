@@ -6,22 +6,30 @@ use crate::{
     stats_output::{StatsArguments, StatsPlan},
 };
 use pollux_core::config::Purpose;
-use std::{fmt::Display, path::Path};
+use std::{fmt::Display, path::PathBuf};
 
-/// Examines `file`, and lets `start` do the rest if there is no mistake in it.
+/// The arguments of both.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The configuration, a TOML file.
+    file: PathBuf,
+    #[command(flatten)]
+    stats: StatsArguments,
+}
+
+/// Examines the file, and lets `start` do the rest if there is no mistake in it.
 pub(crate) fn start<E: Display>(
-    file: &Path,
-    stats: &StatsArguments,
+    arguments: &Arguments,
     purpose: Purpose,
     shared: &Shared,
     start: impl FnOnce(&Examined, StatsPlan) -> Result<(), E>,
 ) -> Status {
     // First, for relative paths: the working folder is the file's once that is examined.
-    let stats = match stats.plan() {
+    let stats = match arguments.stats.plan() {
         Ok(plan) => plan,
         Err(error) => return fail(&error),
     };
-    let Some(examined) = examine::examine_and_show(file, purpose, shared) else {
+    let Some(examined) = examine::examine_and_show(&arguments.file, purpose, shared) else {
         return Status::BadConfiguration;
     };
     match start(&examined, stats) {
