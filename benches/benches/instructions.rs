@@ -1,89 +1,170 @@
-//! Instructions that the device executes for one request, counted by callgrind: the same on a noisy machine as on a quiet one, so
-//! that a loss on the hot path shows however small it is.
+//! Instructions that the device executes for one request and for an idle turn, counted by callgrind: the same on a noisy machine as
+//! on a quiet one, so that a loss on the hot path shows however small it is.
 //!
-//! `cargo bench --bench instructions` counts each case in a process of its own, with some rounds and with twice as many; the
-//! difference is that of the rounds alone. The numbers hold for one compiler and one profile: compare a change with what was
-//! before it, on the same machine.
+//! `cargo bench --bench instructions` counts each case in processes of its own. The numbers hold for one compiler and one profile:
+//! those in `instructions.json` say what they were taken with, and `cargo xtask instructions` compares. With `--json` a machine
+//! reads them.
 #![allow(missing_docs)]
-use pollux_benches::{Prepared, backend};
+use pollux_benches::{Prepared, backend, callgrind};
 use pollux_core::{
     device::blk::queue::BATCH,
-    testing::{driver::RingKind, rig::prepared_queue},
-    worker::Task,
+    testing::{
+        blk::{IN, OUT},
+        driver::RingKind,
+        rig::prepared_queue,
+        turns::Turns,
+    },
+    worker::{REST_AFTER, Task},
 };
-use std::{env, fs, process::Command};
+use serde_json::{Map, Value, json};
+use std::{env, ffi::CStr, process::Command};
 
 /// Rounds of the shorter run.
 const ROUNDS: u64 = 2000;
-const DEPTHS: [usize; 3] = [1, 8, 32];
+/// What callgrind counts: the functions whose names have this.
+const COUNTED: &str = "counted_turn_of";
 
-const KINDS: [(&str, RingKind); 2] = [("split", RingKind::Split), ("packed", RingKind::Packed)];
+/// What the device has to do, again and again.
+#[derive(Clone, Copy)]
+struct Case {
+    plugin: &'static str,
+    /// A request's type.
+    operation: u32,
+    kind: RingKind,
+    /// Number of requests that are there at once; 0: the queue is idle.
+    depth: usize,
+    indirect: bool,
+    /// Number of queues of the worker, whose others are idle; 0: the queue is polled without a worker.
+    queues: usize,
+}
+
+const NULL: Case = Case { plugin: "null", operation: IN, kind: RingKind::Split, depth: 1, indirect: false, queues: 0 };
+const MEM: Case = Case { plugin: "mem", ..NULL };
+const WRITE: Case = Case { operation: OUT, ..MEM };
+
+fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for kind in [RingKind::Split, RingKind::Packed] {
+        for indirect in [false, true] {
+            cases.extend([1, 8, 32].map(|depth| Case { kind, indirect, depth, ..NULL }));
+        }
+        cases.extend([MEM, WRITE].map(|case| Case { kind, depth: 32, ..case }));
+        cases.push(Case { kind, depth: 0, ..NULL });
+    }
+    cases.extend([0, 1].map(|depth| Case { depth, queues: 256, ..NULL }));
+    cases
+}
 
 fn main() {
     let arguments: Vec<String> = env::args().collect();
     if let Some(at) = arguments.iter().position(|argument| argument == "--run") {
         let number = |index: usize| arguments[at + index].parse::<u64>().expect("a number");
-        run(KINDS[number(1) as usize].1, number(2) as usize, number(3) != 0, number(4));
+        cases()[number(1) as usize].run(number(2));
         return;
     }
     if !arguments.iter().any(|argument| argument == "--bench") {
         // As a test: each case runs.
-        KINDS.into_iter().for_each(|(_, kind)| run(kind, 8, true, 10));
+        cases().into_iter().for_each(|case| case.run(2));
         return;
     }
-    if Command::new("valgrind").arg("--version").output().is_err() {
+    let Some(valgrind) = callgrind::version() else {
         println!("skipped: there is no valgrind; install it to count instructions");
         return;
+    };
+    let is_json = arguments.iter().any(|argument| argument == "--json");
+    if !is_json {
+        println!("instructions per request of 4 KiB, or per turn that has none");
     }
-    println!("instructions per request, ring + blk + null, 4 KiB reads");
-    println!("{:>7} {:>7} {:>12} {:>12}", "ring", "depth", "chain of 3", "indirect");
-    for (index, (name, _)) in KINDS.into_iter().enumerate() {
-        for depth in DEPTHS {
-            let [plain, indirect] = [false, true].map(|indirect| per_request(index, depth, indirect));
-            println!("{name:>7} {depth:>7} {plain:>12.1} {indirect:>12.1}");
+    let mut counts = Map::new();
+    for (index, case) in cases().into_iter().enumerate() {
+        let count = case.count(index);
+        if !is_json {
+            println!("{:<40} {count:>10.1}", case.name());
         }
+        counts.insert(case.name(), json!((count * 10.0).round() / 10.0));
+    }
+    if is_json {
+        println!("{}", json!({ "made_with": made_with(valgrind), "cases": counts }));
     }
 }
 
-/// Plays driver and device for `rounds` rounds.
-fn run(kind: RingKind, depth: usize, indirect: bool, rounds: u64) {
-    let mut prepared = Prepared::new(kind, depth, indirect);
-    let null = backend("null", r#"{"size": 1073741824}"#);
-    let mut queue = prepared_queue(kind, null, &prepared.memory, prepared.driver.config());
-    prepared.measure(rounds, || {
-        for _ in 0..depth.div_ceil(BATCH) {
-            device_turn(&mut *queue);
-        }
-    });
+/// All that the counts depend on beside this tree.
+fn made_with(valgrind: String) -> Value {
+    let rustc = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into())).arg("--version").output();
+    let rustc = rustc.map_or_else(|_| "unknown".into(), |output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let avx = if cfg!(target_feature = "avx") { " with AVX" } else { "" };
+    // SAFETY: it returns a string that is never freed.
+    let libc = unsafe { CStr::from_ptr(libc::gnu_get_libc_version()) };
+    json!({
+        "processor": format!("{}{avx}", env::consts::ARCH),
+        "compiler": rustc.trim(),
+        "C library": libc.to_string_lossy(),
+        "counter": valgrind,
+    })
 }
 
-/// What is counted. A symbol of its own, for callgrind to find.
+impl Case {
+    fn name(&self) -> String {
+        let Case { plugin, operation, kind, depth, indirect, queues } = *self;
+        let kind = match kind {
+            RingKind::Split => "split",
+            RingKind::Packed => "packed",
+        };
+        let operation = if operation == OUT { "write" } else { "read" };
+        let chain = if indirect { ", indirect" } else { "" };
+        match (queues, depth) {
+            (0, 0) => format!("idle turn, {kind}"),
+            (0, _) => format!("{plugin} {operation}, {kind}, depth {depth}{chain}"),
+            (_, 0) => format!("idle turn of {queues} queues, {kind}"),
+            _ => format!("{plugin} {operation}, {kind}, depth {depth}, one of {queues} queues"),
+        }
+    }
+
+    /// Instructions of one request, or of one turn if there is none.
+    fn count(&self, index: usize) -> f64 {
+        let arguments = |rounds: u64| vec![index.to_string().into(), rounds.to_string().into()];
+        match callgrind::per_round(COUNTED, ROUNDS, arguments) {
+            Ok(round) => round / self.depth.max(1) as f64,
+            Err(why) => panic!("{}: {why}", self.name()),
+        }
+    }
+
+    /// Plays drivers and device for `rounds` rounds.
+    fn run(&self, rounds: u64) {
+        let backend = backend(self.plugin, r#"{"size": 16777216}"#);
+        let mut drivers: Vec<Prepared> = (0..self.queues.max(1))
+            .map(|_| Prepared::with_operation(self.operation, self.kind, self.depth, self.indirect))
+            .collect();
+        let mut tasks = drivers
+            .iter()
+            .map(|driver| prepared_queue(self.kind, backend.clone(), &driver.memory, driver.driver.config()));
+        if self.queues == 0 {
+            let mut queue = tasks.next().expect("a queue");
+            let turns = self.depth.div_ceil(BATCH).max(1);
+            drivers[0].measure(rounds, || (0..turns).for_each(|_| _ = counted_turn_of_queue(&mut *queue)));
+            return;
+        }
+        let mut turns = Turns::default();
+        tasks.for_each(|task| turns.add(task));
+        // Idle for long enough that those rest which can.
+        (0..=REST_AFTER).for_each(|_| assert_eq!(turns.turn(), 0));
+        drivers[0].measure(rounds, || {
+            let mut work = counted_turn_of_worker(&mut turns);
+            while work < self.depth {
+                work += counted_turn_of_worker(&mut turns);
+            }
+        });
+    }
+}
+
+/// A symbol of its own, for callgrind to find.
 #[inline(never)]
-fn device_turn(queue: &mut dyn Task) -> usize {
+fn counted_turn_of_queue(queue: &mut dyn Task) -> usize {
     queue.poll()
 }
 
-/// Instructions of the device's turns for one request.
-fn per_request(kind: usize, depth: usize, indirect: bool) -> f64 {
-    let [short, long] = [ROUNDS, 2 * ROUNDS].map(|rounds| count(kind, depth, indirect, rounds));
-    long.saturating_sub(short) as f64 / (ROUNDS * depth as u64) as f64
-}
-
-/// Instructions within the queue's turns of one process.
-fn count(kind: usize, depth: usize, indirect: bool, rounds: u64) -> u64 {
-    let folder = tempfile::tempdir().expect("a folder");
-    let output = folder.path().join("callgrind.out");
-    let case = [kind.to_string(), depth.to_string(), u64::from(indirect).to_string(), rounds.to_string()];
-    let finished = Command::new("valgrind")
-        .args(["--tool=callgrind", "--collect-atstart=no", "--toggle-collect=*device_turn*"])
-        .arg(format!("--callgrind-out-file={}", output.display()))
-        .arg(env::current_exe().expect("this program"))
-        .arg("--run")
-        .args(case)
-        .output()
-        .expect("valgrind");
-    assert!(finished.status.success(), "{}", String::from_utf8_lossy(&finished.stderr));
-    let text = fs::read_to_string(output).expect("callgrind's output");
-    let total = text.lines().find_map(|line| line.strip_prefix("totals: ")).expect("a total");
-    total.trim().parse().expect("a number")
+/// The same.
+#[inline(never)]
+fn counted_turn_of_worker(turns: &mut Turns) -> usize {
+    turns.turn()
 }

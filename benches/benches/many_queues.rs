@@ -3,13 +3,13 @@
 //! By time, as the least of several rounds with the spread beside it, and by instructions as callgrind counts them, which are the same on a noisy
 //! machine. One thread plays all drivers and the worker.
 #![allow(missing_docs)]
-use pollux_benches::{Prepared, backend, pin};
+use pollux_benches::{Prepared, backend, callgrind, pin};
 use pollux_core::{
     stats::clock,
     testing::{driver::RingKind, rig::prepared_queue, turns::Turns},
     worker::REST_AFTER,
 };
-use std::{env, fs, process::Command};
+use std::env;
 
 const QUEUES: usize = 256;
 const DEPTHS: [usize; 2] = [1, 32];
@@ -109,23 +109,7 @@ fn worker_turn(turns: &mut Turns) -> usize {
 
 /// Instructions of a round, divided by `share`.
 fn instructions(queues: usize, depth: usize, share: u64) -> String {
-    const ROUNDS: u64 = 200;
-    let [short, long] = [ROUNDS, 2 * ROUNDS].map(|rounds| count(queues, depth, rounds));
-    let (Some(short), Some(long)) = (short, long) else { return "(no valgrind)".into() };
-    format!("({:.1})", long.saturating_sub(short) as f64 / (ROUNDS * share) as f64)
-}
-
-fn count(queues: usize, depth: usize, rounds: u64) -> Option<u64> {
-    let folder = tempfile::tempdir().expect("a folder");
-    let output = folder.path().join("callgrind.out");
-    let finished = Command::new("valgrind")
-        .args(["--tool=callgrind", "--collect-atstart=no", "--toggle-collect=*worker_turn*"])
-        .arg(format!("--callgrind-out-file={}", output.display()))
-        .arg(env::current_exe().expect("this program"))
-        .args(["--run", &queues.to_string(), &depth.to_string(), &rounds.to_string()])
-        .output()
-        .ok()?;
-    assert!(finished.status.success(), "{}", String::from_utf8_lossy(&finished.stderr));
-    let text = fs::read_to_string(output).expect("callgrind's output");
-    text.lines().find_map(|line| line.strip_prefix("totals: ")).expect("a total").trim().parse().ok()
+    let arguments = |rounds| [queues as u64, depth as u64, rounds].map(|number| number.to_string().into()).into();
+    callgrind::per_round("worker_turn", 200, arguments)
+        .map_or_else(|why| format!("({why})"), |round| format!("({:.1})", round / share as f64))
 }

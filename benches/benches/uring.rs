@@ -7,14 +7,13 @@
 #![allow(missing_docs)]
 use io_uring::{IoUring, opcode, types::Fixed};
 use pollux_abi::block_v1::{BlockRequest, Segment};
-use pollux_benches::{BLOCK_BYTES, backend, median};
+use pollux_benches::{BLOCK_BYTES, backend, callgrind, median};
 use pollux_core::{memory::GuestMemory, plugin::BackendQueue};
 use std::{
     env, fs,
     fs::File,
     os::{fd::AsRawFd, unix::fs::OpenOptionsExt},
     path::{Path, PathBuf},
-    process::Command,
     time::Instant,
 };
 
@@ -295,23 +294,9 @@ fn instructions(index: usize, depth: usize, which: u64, path: &Path) -> Option<f
     if CASES[index].waits {
         return None;
     }
-    let [short, long] = [COUNTED_READS, 2 * COUNTED_READS].map(|reads| {
-        let folder = tempfile::tempdir().expect("a folder");
-        let output = folder.path().join("callgrind.out");
-        let finished = Command::new("valgrind")
-            .args(["--tool=callgrind", "--collect-atstart=no", "--toggle-collect=*device_turn*"])
-            .arg(format!("--callgrind-out-file={}", output.display()))
-            .arg(env::current_exe().expect("this program"))
-            .args(["--run", &index.to_string(), &depth.to_string(), &which.to_string(), &reads.to_string()])
-            .arg(path)
-            .output()
-            .ok()?;
-        if !finished.status.success() {
-            println!("{}", String::from_utf8_lossy(&finished.stderr));
-            return None;
-        }
-        let text = fs::read_to_string(output).ok()?;
-        text.lines().find_map(|line| line.strip_prefix("totals: "))?.trim().parse::<u64>().ok()
-    });
-    Some((long? as f64 - short? as f64) / COUNTED_READS as f64)
+    let arguments = |reads: u64| {
+        let numbers = [index as u64, depth as u64, which, reads].map(|number| number.to_string().into());
+        numbers.into_iter().chain([path.into()]).collect()
+    };
+    callgrind::per_round("device_turn", COUNTED_READS, arguments).inspect_err(|why| println!("{why}")).ok()
 }

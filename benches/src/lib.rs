@@ -1,6 +1,8 @@
 //! What the benchmarks share: a driver that offers the same requests over and over, and a clock around the device's
 //! part alone.
 #![deny(unsafe_code)]
+pub mod callgrind;
+
 use pollux_core::{
     memory::GuestMemory,
     plugin::{BlockBackend, OpenOptions, Plugin},
@@ -20,7 +22,7 @@ pub const BLOCK_BYTES: u64 = 4096;
 /// Guest-physical address of the first request's header; each has a page for header and status, and one for data.
 const REQUESTS: u64 = 0x10_0000;
 
-/// A driver that has prepared `depth` reads of 4 KiB, to be offered again and again.
+/// A driver that has prepared `depth` requests of 4 KiB, to be offered again and again.
 #[derive(Debug)]
 pub struct Prepared {
     /// The guest's memory.
@@ -29,17 +31,23 @@ pub struct Prepared {
     pub driver: RingDriver,
     depth: usize,
     indirect: bool,
+    operation: u32,
 }
 
 impl Prepared {
     /// Prepares the reads in a ring of 512, as chains of three descriptors or by indirect tables.
     pub fn new(kind: RingKind, depth: usize, indirect: bool) -> Self {
+        Self::with_operation(IN, kind, depth, indirect)
+    }
+
+    /// As [`new`](Self::new) with reads or writes, as their type says (virtio 1.3, 5.2.6).
+    pub fn with_operation(operation: u32, kind: RingKind, depth: usize, indirect: bool) -> Self {
         let memory = GuestMemory::create(&[(0, 0x10_0000 + depth as u64 * 8192)], None).expect("guest memory");
         let mut driver = RingDriver::new(kind, &memory, 0, 512, true);
         for index in 0..depth as u64 {
-            driver.write(REQUESTS + index * 8192, [u64::from(IN), index * BLOCK_BYTES / 512]);
+            driver.write(REQUESTS + index * 8192, [u64::from(operation), index * BLOCK_BYTES / 512]);
         }
-        Prepared { memory, driver, depth, indirect }
+        Prepared { memory, driver, depth, indirect, operation }
     }
 
     /// Offers all of the reads, anew each time: in a packed ring they lie elsewhere then.
@@ -48,7 +56,7 @@ impl Prepared {
             let header = REQUESTS + index * 8192;
             let buffers = [
                 Buffer { address: header, length: 16, writable: false },
-                Buffer { address: header + 4096, length: BLOCK_BYTES as u32, writable: true },
+                Buffer { address: header + 4096, length: BLOCK_BYTES as u32, writable: self.operation == IN },
                 Buffer { address: header + 16, length: 1, writable: true },
             ];
             let driver = &mut self.driver;

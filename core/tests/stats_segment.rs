@@ -2,13 +2,19 @@
 use pollux_core::{
     stats::{Capacity, LAYOUT_VERSION, ReadError, SegmentReader, StatsSegment},
     testing::{
-        blk::{Cut, IN, OK, wait_for},
+        blk::{Cut, IN, OK, PATIENCE, wait_for},
         disk::{self, Behaviour},
         rig::Guest,
     },
     worker::{IdlePolicy, Worker},
 };
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Instant,
+};
 
 const CAPACITY: Capacity = Capacity { workers: 2, queues: 3 };
 
@@ -109,6 +115,44 @@ fn other_files_are_refused_with_the_reason() {
     assert!(reader.snapshot().expect_err("shorter").to_string().ends_with("it was truncated"));
     // Its writer would not survive what it says at its end.
     std::mem::forget(segment);
+}
+
+#[test]
+fn a_file_that_is_truncated_while_it_is_read_is_an_error_and_no_bus_error() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("segment");
+    let segment = create(&path);
+    segment.add("blk0/0 io0").expect("room").errors.add(1);
+    segment.add_worker("io0").expect("room");
+    let (copy, whole) = (folder.path().join("copy"), fs::read(&path).expect("the file"));
+    fs::write(&copy, &whole).expect("a file");
+    // Nothing looks at the length of the file before this looks at its pages.
+    let reader = SegmentReader::open(&copy).expect("readable");
+    let file = fs::File::options().write(true).open(&copy).expect("the file");
+    file.set_len(0).expect("shorter");
+    assert_eq!(reader.writer().process, 0, "it reads as zeroes");
+    // As long as before, it is another one all the same.
+    file.set_len(whole.len() as u64).expect("longer");
+    assert!(reader.snapshot().expect_err("shorter").to_string().ends_with("it was truncated"));
+    // At any moment of being opened and read.
+    let done = AtomicBool::new(false);
+    let (mut good, mut bad, start) = (0, 0, Instant::now());
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                fs::write(&copy, &whole).expect("a file");
+                file.set_len(0).expect("shorter");
+            }
+        });
+        while (good + bad < 5000 || good == 0 || bad == 0) && start.elapsed() < PATIENCE {
+            match SegmentReader::open(&copy).and_then(|reader| reader.snapshot()) {
+                Ok(_) => good += 1,
+                Err(_) => bad += 1,
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert!(good > 0 && bad > 0, "{good} were read, {bad} were not");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use pollux_core::testing::{
     disk::Behaviour,
     front_end::FrontEnd,
     neighbours::{Neighbours, QUEUES},
-    raw_front_end::{RawFrontEnd, RawGuest},
+    raw_front_end::RawGuest,
 };
 use std::os::fd::AsRawFd;
 
@@ -14,9 +14,7 @@ fn an_event_that_is_full_and_blocks_delays_nobody() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut both = Neighbours::new(folder.path(), "hostile-full", Behaviour::Inline);
     for queue in 0..QUEUES as u32 {
-        let raw = RawFrontEnd::acknowledged(&both.path);
-        let mut guest = RawGuest::new();
-        guest.start(&raw, queue);
+        let (raw, mut guest) = RawGuest::started(&both.path, queue);
         for event in [&guest.call, &guest.error] {
             // What the start has signalled.
             let _ = event.read();
@@ -25,8 +23,7 @@ fn an_event_that_is_full_and_blocks_delays_nobody() {
             let flags = unsafe { libc::fcntl(event.as_raw_fd(), libc::F_SETFL, libc::O_RDWR) };
             assert_eq!(flags, 0);
         }
-        guest.driver.submit(IN, 0, &[], &Cut::plain(0, 512)).expect("room");
-        guest.kick.write(1).expect("a kick");
+        guest.read_first_sector();
         wait_for("a request", || guest.driver.pop());
         guest.driver.ring.split().set_available_index(5000);
         guest.kick.write(1).expect("a kick");

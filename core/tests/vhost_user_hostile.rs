@@ -114,9 +114,7 @@ fn an_event_that_is_none_is_refused() {
     let (socket, _peer) = UnixStream::pair().expect("sockets");
     let null = File::open("/dev/null").expect("a device");
     let others: [OwnedFd; 5] = [reader.into(), writer.into(), empty.into(), socket.into(), null.into()];
-    let raw = RawFrontEnd::acknowledged(&both.path);
-    let guest = RawGuest::new();
-    guest.start(&raw, 0);
+    let (raw, _guest) = RawGuest::started(&both.path, 0);
     for other in &others {
         for request in [Request::SET_VRING_KICK, Request::SET_VRING_CALL, Request::SET_VRING_ERR] {
             assert_eq!(raw.ask(request, &words64(&[0]), &[other.as_raw_fd()]), Some(1), "{request:?}");
@@ -288,9 +286,7 @@ fn a_front_end_may_go_at_any_step() {
 fn a_front_end_may_go_with_requests_in_flight() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut both = Neighbours::new(folder.path(), "hostile-held", Behaviour::Held);
-    let raw = RawFrontEnd::acknowledged(&both.path);
-    let mut guest = RawGuest::new();
-    guest.start(&raw, 1);
+    let (raw, mut guest) = RawGuest::started(&both.path, 1);
     for sector in 0..4 {
         guest.driver.submit(IN, sector, &[], &Cut::plain(0, 512)).expect("room");
     }
@@ -321,9 +317,7 @@ fn more_connections_than_there_is_room_for_are_turned_away() {
 fn the_same_table_ten_thousand_times_is_no_burden() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut both = Neighbours::new(folder.path(), "hostile-tables", Behaviour::Threaded);
-    let raw = RawFrontEnd::acknowledged(&both.path);
-    let guest = RawGuest::new();
-    guest.start(&raw, 0);
+    let (raw, guest) = RawGuest::started(&both.path, 0);
     let (request, payload, files) = &guest.steps(0)[2];
     for _ in 0..10_000 {
         raw.send(*request, payload, files);

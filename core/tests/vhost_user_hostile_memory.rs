@@ -95,9 +95,7 @@ fn descriptors_of_no_memory_are_refused() {
 fn regions_that_cannot_be_are_refused_and_the_table_stays() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut both = Neighbours::new(folder.path(), "hostile-region", Behaviour::Inline);
-    let raw = RawFrontEnd::acknowledged(&both.path);
-    let mut guest = RawGuest::new();
-    guest.start(&raw, 0);
+    let (raw, mut guest) = RawGuest::started(&both.path, 0);
     let file = memfd(1 << 20);
     let add = |one: &VhostUserMemoryRegionInfo| raw.ask(Request::ADD_MEM_REG, &single_region(one), &[file.as_raw_fd()]);
     let good = region(1 << 40, 1 << 16, 0, &file);
@@ -130,8 +128,7 @@ fn regions_that_cannot_be_are_refused_and_the_table_stays() {
     assert_eq!(raw.ask(Request::REM_MEM_REG, &single_region(&region(1 << 39, 1 << 16, 0, &file)), &[]), Some(1));
     assert_eq!(raw.ask(Request::REM_MEM_REG, &single_region(&good), &[]), Some(0));
     // After all that, the ring that was started before runs in the memory that it was started with.
-    guest.driver.submit(IN, 0, &[], &Cut::plain(0, 512)).expect("room");
-    guest.kick.write(1).expect("a kick");
+    guest.read_first_sector();
     assert_eq!(wait_for("a request", || guest.driver.pop()).status, OK);
     drop(raw);
     both.all_work();
@@ -156,6 +153,14 @@ fn regions_are_limited() {
     both.all_work();
 }
 
+/// A front end whose guest has a request in flight with a backend that holds it.
+fn request_in_flight(both: &Neighbours) -> (RawFrontEnd, RawGuest) {
+    let (raw, mut guest) = RawGuest::started(&both.path, 0);
+    guest.read_first_sector();
+    wait_for("a request in flight", || both.stats.records().any(|record| record.in_flight.get() == 1).then_some(()));
+    (raw, guest)
+}
+
 /// Requests in flight keep the memory that they were made in. A front end that changes its table faster than they end must not
 /// make that pile up.
 #[test]
@@ -163,12 +168,7 @@ fn memory_that_is_kept_for_requests_in_flight_is_bounded() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut both = Neighbours::new(folder.path(), "hostile-pile", Behaviour::Held);
     let _held = Held("hostile-pile");
-    let raw = RawFrontEnd::acknowledged(&both.path);
-    let mut guest = RawGuest::new();
-    guest.start(&raw, 0);
-    guest.driver.submit(IN, 0, &[], &Cut::plain(0, 512)).expect("room");
-    guest.kick.write(1).expect("a kick");
-    wait_for("a request in flight", || both.stats.records().any(|record| record.in_flight.get() == 1).then_some(()));
+    let (raw, mut guest) = request_in_flight(&both);
     let file = memfd(4096);
     for index in 0..100u64 {
         let one = region((1 << 40) + index * 4096, 4096, 0, &file);
@@ -198,12 +198,7 @@ fn a_backend_keeps_the_memory_of_a_request_in_flight_on_a_ring_that_breaks() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut both = Neighbours::new(folder.path(), "hostile-kept", Behaviour::Held);
     let _held = Held("hostile-kept");
-    let raw = RawFrontEnd::acknowledged(&both.path);
-    let mut guest = RawGuest::new();
-    guest.start(&raw, 0);
-    guest.driver.submit(IN, 0, &[], &Cut::plain(0, 512)).expect("room");
-    guest.kick.write(1).expect("a kick");
-    wait_for("a request in flight", || both.stats.records().any(|record| record.in_flight.get() == 1).then_some(()));
+    let (raw, guest) = request_in_flight(&both);
     let rest = memory_table(&guest.regions()[1..]);
     for _ in 0..2 {
         assert_eq!(raw.ask(Request::SET_MEM_TABLE, &rest, &[guest.regions()[1].mmap_handle]), Some(0));
@@ -259,9 +254,7 @@ fn memory_that_goes_under_a_running_ring_ends_that_ring_alone() {
         let mut both = Neighbours::new(folder.path(), &format!("hostile-gone-{behaviour:?}"), behaviour);
         for queue in 0..QUEUES as u32 {
             for way in ["a table without it", "REM_MEM_REG", "a file that shrinks to nothing", "a file that shrinks"] {
-                let raw = RawFrontEnd::acknowledged(&both.path);
-                let mut guest = RawGuest::new();
-                guest.start(&raw, queue);
+                let (raw, mut guest) = RawGuest::started(&both.path, queue);
                 let table = guest.regions();
                 for sector in 0..6 {
                     guest.driver.submit(OUT, sector, &pattern(sector, 512), &Cut::plain(512, 0)).expect("room");
@@ -353,8 +346,7 @@ fn garbage_in_an_in_flight_region_stays_within_bounds() {
         let mut guest = RawGuest::new();
         let last = guest.steps(1).iter().map(|step| raw.ask(step.0, &step.1, &step.2)).next_back();
         assert!(last.flatten().is_some(), "an answer");
-        guest.driver.submit(IN, 0, &[], &Cut::plain(0, 512)).expect("room");
-        guest.kick.write(1).expect("a kick");
+        guest.read_first_sector();
         if seed % 3 == 0 {
             file.set_len(0).expect("a length");
             guest.kick.write(1).expect("a kick");
@@ -370,9 +362,7 @@ fn a_log_of_any_size_may_shrink_while_pages_are_logged() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut both = Neighbours::new(folder.path(), "hostile-log", Behaviour::Threaded);
     for queue in 0..QUEUES as u32 {
-        let raw = RawFrontEnd::acknowledged(&both.path);
-        let mut guest = RawGuest::new();
-        guest.start(&raw, queue);
+        let (raw, mut guest) = RawGuest::started(&both.path, queue);
         let small = memfd(1);
         for (bytes, offset) in [(4096, 0), (1 << 62, 0), (1, 1), (i64::MAX as u64, 0)] {
             let answer = raw.ask(Request::SET_LOG_BASE, &words64(&[bytes, offset]), &[small.as_raw_fd()]);

@@ -47,9 +47,7 @@ fn held() -> (usize, usize) {
 
 /// One that misbehaves in several ways, and goes.
 fn round(both: &Neighbours, number: u32) {
-    let raw = RawFrontEnd::acknowledged(&both.path);
-    let mut guest = RawGuest::new();
-    guest.start(&raw, number % 2);
+    let (raw, mut guest) = RawGuest::started(&both.path, number % 2);
     let one = VhostUserMemoryRegionInfo { guest_phys_addr: 1 << 40, ..guest.regions()[1] };
     assert_eq!(raw.ask(Request::ADD_MEM_REG, &single_region(&one), &[one.mmap_handle]), Some(0));
     let ask = words32(&[0; 6]);

@@ -2,7 +2,7 @@
 use super::{
     Header, LAYOUT_VERSION, MAGIC, QueueStats, Snapshot, Table, WorkerStats, record::Record, snapshot::Writer,
 };
-use memmap2::{MmapOptions, MmapRaw};
+use crate::memory::ForeignMapping;
 use std::{
     fs::{self, File},
     io,
@@ -34,10 +34,10 @@ pub enum ReadError {
 }
 
 /// A segment that another process writes, or has written. Reading costs its workers nothing but the cache lines that are looked at, which a
-/// worker takes back with its next write.
+/// worker takes back with its next write. Whoever truncates the file makes reading it an error.
 #[derive(Debug)]
 pub struct SegmentReader {
-    map: MmapRaw,
+    map: ForeignMapping,
     workers: Place,
     queues: Place,
     name: String,
@@ -109,17 +109,19 @@ impl SegmentReader {
         if length < size_of::<Header>() as u64 || length != word(2) {
             return Err(damaged(format!("it has {length} bytes and says that it has {}", word(2))));
         }
-        let map = MmapOptions::new().len(length as usize).map_raw_read_only(&file).map_err(open)?;
+        let map = ForeignMapping::map(&file, 0, length, false).map_err(|error| open(io::Error::other(error)))?;
         let header = header(&map);
         let place = |what: &str, table: &Table, size: usize| {
             table.place(size, length).map_err(|reason| damaged(format!("the records of {what} {reason}")))
         };
         let workers = place("workers", &header.workers, size_of::<WorkerStats>())?;
         let queues = place("queues", &header.queues, size_of::<QueueStats>())?;
-        Ok(SegmentReader { map, workers, queues, name, file })
+        let reader = SegmentReader { map, workers, queues, name, file };
+        reader.check_whole()?;
+        Ok(reader)
     }
 
-    /// Who writes it.
+    /// Who writes it; process 0 if the file has become shorter.
     pub fn writer(&self) -> Writer {
         Writer::of(header(&self.map))
     }
@@ -129,31 +131,38 @@ impl SegmentReader {
     /// # Errors
     /// The file has become shorter.
     pub fn snapshot(&self) -> Result<Snapshot, ReadError> {
-        // Its writer never does that, and does not survive it either.
-        let length = self.file.metadata().map_err(|error| ReadError::Open(self.name.clone(), error))?.len();
-        if length < self.map.len() as u64 {
-            return Err(ReadError::Damaged(self.name.clone(), "it was truncated".into()));
-        }
         let header = header(&self.map);
         let workers = self.records(self.workers, &header.workers);
-        Ok(Snapshot::take(header, workers, self.records(self.queues, &header.queues)))
+        let snapshot = Snapshot::take(header, workers, self.records(self.queues, &header.queues));
+        self.check_whole()?;
+        Ok(snapshot)
+    }
+
+    /// Whether the file still had everything that was read up to now. Its writer never shortens it, and does not survive it either.
+    fn check_whole(&self) -> Result<(), ReadError> {
+        let length = self.file.metadata().map_err(|error| ReadError::Open(self.name.clone(), error))?.len();
+        // What is lost reads as zeroes, from the first access on.
+        if length < self.map.len() as u64 || self.map.is_damaged() {
+            return Err(ReadError::Damaged(self.name.clone(), "it was truncated".into()));
+        }
+        Ok(())
     }
 
     fn records<'r, R: Record + 'r>(&'r self, place: Place, table: &Table) -> impl Iterator<Item = &'r R> {
         // Partner: the writer's store of the number, after it has set the name.
         let count = (table.count.load(Ordering::Acquire) as usize).min(place.capacity);
         (0..count).map(move |index| {
-            let record = self.map.as_ptr().wrapping_add(place.offset + index * size_of::<R>()).cast();
+            let record = self.map.as_ptr().wrapping_add(place.offset + index * size_of::<R>()).cast_const().cast();
             // SAFETY: `Table::place` has checked that it lies within the mapping and is aligned; all of it is accessed atomically.
             unsafe { &*record }
         })
     }
 }
 
-fn header(map: &MmapRaw) -> &Header {
+fn header(map: &ForeignMapping) -> &Header {
     assert!(map.len() >= size_of::<Header>());
     // SAFETY: the mapping is long enough and page-aligned; all of it is accessed atomically.
-    unsafe { &*map.as_ptr().cast() }
+    unsafe { &*map.as_ptr().cast_const().cast() }
 }
 
 impl Table {

@@ -1,7 +1,7 @@
 //! A vhost-user front end without manners, for tests: it sends any header, payload and descriptors, and reads answers only when it
 //! is told to.
 use super::{
-    blk::{BlkDriver, PATIENCE, wait_for},
+    blk::{BlkDriver, Cut, IN, PATIENCE, wait_for},
     driver::RingKind,
     front_end::{QUEUE_SIZE, regions},
 };
@@ -238,5 +238,19 @@ impl RawGuest {
             assert_eq!(raw.ask(request, &payload, &files), Some(0), "{request:?}");
         }
         wait_for("the device", || (raw.ask(last, &enable, &[])? == 0).then_some(()));
+    }
+
+    /// A guest of which the queue `index` is started, behind a front end of its own.
+    pub fn started(path: &Path, index: u32) -> (RawFrontEnd, Self) {
+        let raw = RawFrontEnd::acknowledged(path);
+        let guest = RawGuest::new();
+        guest.start(&raw, index);
+        (raw, guest)
+    }
+
+    /// Asks for the first sector, and kicks.
+    pub fn read_first_sector(&mut self) {
+        self.driver.submit(IN, 0, &[], &Cut::plain(0, 512)).expect("room");
+        self.kick.write(1).expect("a kick");
     }
 }

@@ -15,10 +15,16 @@ use pollux_loadgen::{
     report::{Report, histogram, html, json, summary, verdict},
     workload::Order,
 };
+use pollux_vmm::Shutdown;
 use std::{
     fs::File,
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::Duration,
 };
 
@@ -191,6 +197,8 @@ enum Error {
     Targets(#[from] targets::Error),
     #[error("a block size of {0} bytes is too much; 1G is the end")]
     BlockSize(u64),
+    #[error("cannot watch for signals: {0}")]
+    Signals(io::Error),
     #[error("cannot write {}: {cause}", .path.display())]
     Write { path: PathBuf, cause: io::Error },
 }
@@ -206,7 +214,7 @@ pub(crate) fn bench(arguments: &Arguments, shared: &Shared) -> Status {
                 Error::Load(cause) if cause.is_usage() => Status::BadConfiguration,
                 Error::Targets(cause) if cause.is_usage() => Status::BadConfiguration,
                 Error::BlockSize(_) => Status::BadConfiguration,
-                Error::Load(_) | Error::Targets(_) | Error::Write { .. } => Status::Failure,
+                Error::Load(_) | Error::Targets(_) | Error::Signals(_) | Error::Write { .. } => Status::Failure,
             }
         }
     }
@@ -219,6 +227,7 @@ fn measure(arguments: &Arguments, shared: &Shared) -> Result<Status, Error> {
     let json_path = arguments.json.as_ref().and_then(Option::as_deref);
     let json_file = json_path.map(create).transpose()?;
     let html_file = arguments.html.as_deref().map(create).transpose()?;
+    let shutdown = stop_on_signals(&plan.limits.stop).map_err(Error::Signals)?;
     let targets = Targets::start(&paths(arguments), arguments.device.as_deref(), shared)?;
     plan.targets = targets.list.clone();
     plan.pair = pair(&arguments.cpu, arguments.peer_cpu.or(targets.worker_cpu));
@@ -227,8 +236,17 @@ fn measure(arguments: &Arguments, shared: &Shared) -> Result<Status, Error> {
     bar.finish();
     // What was started ends before it is reported on.
     drop(targets);
+    let runs = runs?;
+    let ended_early = shutdown.signal().filter(|_| runs.len() < plan.runs());
+    if let Some(signal) = ended_early {
+        eprintln!("pollux: stopped by signal {signal}; {} of {} measurements were done", runs.len(), plan.runs());
+        if runs.is_empty() {
+            return Ok(Status::Stopped(signal));
+        }
+        plan.rounds = runs.iter().map(|run| run.round + 1).max().unwrap_or(0);
+    }
     let command = std::env::args().collect::<Vec<_>>().join(" ");
-    let report = Report { command, machine: Machine::new(), plan, runs: runs? };
+    let report = Report { command, machine: Machine::new(), plan, runs };
     match &arguments.json {
         Some(None) => report::print(&format!("{:#}\n", json(&report))),
         _ => report::print(&text(&report, arguments.histogram)),
@@ -240,7 +258,23 @@ fn measure(arguments: &Arguments, shared: &Shared) -> Result<Status, Error> {
         write(path, file, &html(&report))?;
     }
     let failed = report.fault_count() + report.error_count() > 0;
-    Ok(if failed { Status::Failure } else { Status::Success })
+    Ok(match ended_early {
+        Some(signal) => Status::Stopped(signal),
+        None if failed => Status::Failure,
+        None => Status::Success,
+    })
+}
+
+/// SIGINT, SIGTERM and SIGHUP stop the measurement, so that what was started for it is ended in order and leaves nothing behind.
+fn stop_on_signals(stop: &Arc<AtomicBool>) -> io::Result<Shutdown> {
+    let shutdown = Shutdown::on_signals()?;
+    let (waiting, stop) = (shutdown.clone(), stop.clone());
+    let wait = move || {
+        waiting.wait();
+        stop.store(true, Ordering::Relaxed);
+    };
+    thread::Builder::new().name("signals".into()).spawn(wait)?;
+    Ok(shutdown)
 }
 
 fn create(path: &Path) -> Result<(&Path, File), Error> {
@@ -309,6 +343,7 @@ fn plan(arguments: &Arguments) -> Result<Plan, Error> {
             interrupts: arguments.interrupts,
             cpus: arguments.cpu.clone(),
             patience: arguments.timeout,
+            stop: Arc::default(),
         },
         verify: arguments.verify,
         pair: None,

@@ -12,12 +12,14 @@
 //! | [`hangup`] | SIGHUP as a request to look at the media anew |
 //! | [`report`] | how mistakes in the configuration are shown |
 //! | [`service_manager`] | what a service manager such as systemd is told |
+//! | [`mod@start`] | what `run` and `serve` do alike, from a file to how it ended |
 //! | [`stats`] | `pollux stats` |
 //! | [`stats_output`] | where statistics go |
 //! | [`stats_table`] | how statistics are shown |
 //! | [`targets`] | what `pollux bench` measures: sockets, and devices that it starts |
 //!
-//! Exit status: 0 success, 1 failure, 2 a bad command line or configuration.
+//! Exit status: 0 success, 1 failure, 2 a bad command line or configuration; of `pollux bench` also 128 + the number of the signal that
+//! stopped it.
 #![deny(unsafe_code)]
 
 mod assemble;
@@ -29,6 +31,7 @@ mod report;
 mod run;
 mod serve;
 mod service_manager;
+mod start;
 mod stats;
 mod stats_output;
 mod stats_table;
@@ -65,12 +68,12 @@ enum Command {
     /// Start the machine that FILE describes, and wait until it ends.
     ///
     /// Ctrl-A x at its console, SIGTERM or SIGINT stop it cleanly.
-    Run(run::Arguments),
+    Run(start::Arguments),
     /// Serve the devices that FILE describes to the machines of other programs, over vhost-user.
     ///
     /// FILE is one without `[vm]`, whose devices have a socket each. SIGTERM or SIGINT end it cleanly; at SIGHUP all
     /// media are measured anew, and front ends told of those that were resized.
-    Serve(serve::Arguments),
+    Serve(start::Arguments),
     /// Say what is wrong with FILE; start nothing.
     ///
     /// Does all that `run` and `serve` do before they start: reads and cross-checks FILE, loads the plugins and looks at the
@@ -81,6 +84,9 @@ enum Command {
     ///
     /// A driver in the place of a guest keeps requests in flight, polls for their completion, and prints throughput and
     /// latencies. With --verify it also checks every byte.
+    ///
+    /// Ctrl-C, SIGTERM or SIGHUP stop it: it prints what was measured by then, and exits with 128 + the signal's number. A second Ctrl-C
+    /// or SIGTERM ends it at once.
     Bench(Box<bench::Arguments>),
     /// Show what the workers and queues of a running `pollux run` or `pollux serve` have done, or do with --watch.
     ///
@@ -138,6 +144,8 @@ enum Status {
     Success,
     Failure,
     BadConfiguration,
+    /// Stopped by this signal, before it was done.
+    Stopped(i32),
 }
 
 /// The reason of a failure is no log line: it is shown whatever the log level.
@@ -169,5 +177,7 @@ fn main() -> ExitCode {
         Status::Success => ExitCode::SUCCESS,
         Status::Failure => ExitCode::from(1),
         Status::BadConfiguration => ExitCode::from(2),
+        // As a shell says that a signal has ended a program.
+        Status::Stopped(signal) => ExitCode::from(128 + signal as u8),
     }
 }

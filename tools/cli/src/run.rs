@@ -5,23 +5,14 @@ use crate::{
         dataplane,
         machine::{self, Assembly},
     },
-    examine::{self, Examined},
-    fail,
-    stats_output::{self, StatsArguments, StatsPlan},
+    examine::Examined,
+    start::{Arguments, start},
+    stats_output::{self, StatsPlan},
 };
 use pollux_core::config::Purpose;
 use pollux_vmm::{Exit, Shutdown};
-use std::{io, path::PathBuf};
+use std::io;
 use tracing::info;
-
-/// The arguments of `pollux run`.
-#[derive(clap::Args)]
-pub(crate) struct Arguments {
-    /// The configuration, a TOML file.
-    file: PathBuf,
-    #[command(flatten)]
-    stats: StatsArguments,
-}
 
 /// Why the command failed, past the configuration.
 #[derive(Debug, thiserror::Error)]
@@ -38,20 +29,10 @@ enum Error {
 
 /// Runs the command.
 pub(crate) fn run(arguments: &Arguments, shared: &Shared) -> Status {
-    let stats = match arguments.stats.plan() {
-        Ok(plan) => plan,
-        Err(error) => return fail(&error),
-    };
-    let Some(examined) = examine::examine_and_show(&arguments.file, Purpose::Run, shared) else {
-        return Status::BadConfiguration;
-    };
-    match start(&examined, stats) {
-        Ok(()) => Status::Success,
-        Err(error) => fail(&error),
-    }
+    start(arguments, Purpose::Run, shared, run_machine)
 }
 
-fn start(examined: &Examined, stats: StatsPlan) -> Result<(), Error> {
+fn run_machine(examined: &Examined, stats: StatsPlan) -> Result<(), Error> {
     let output = stats.open()?;
     let shutdown = Shutdown::on_signals().map_err(Error::Signals)?;
     let segment = output.segment(dataplane::capacity(&examined.config))?;

@@ -5,9 +5,10 @@ use crate::{
         dataplane,
         exports::{self, Exports},
     },
-    examine::{self, Examined},
+    examine::Examined,
     fail, hangup, service_manager,
-    stats_output::{self, StatsArguments, StatsPlan},
+    start::{Arguments, start},
+    stats_output::{self, StatsPlan},
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pollux_core::{
@@ -15,17 +16,8 @@ use pollux_core::{
     transport::vhost_user::{Refresher, socket_activation::InheritedSockets},
 };
 use pollux_vmm::Shutdown;
-use std::{io, path::PathBuf};
+use std::io;
 use tracing::{debug, info, warn};
-
-/// The arguments of `pollux serve`.
-#[derive(clap::Args)]
-pub(crate) struct Arguments {
-    /// The configuration, a TOML file without `[vm]`.
-    file: PathBuf,
-    #[command(flatten)]
-    stats: StatsArguments,
-}
 
 /// Why the command failed, past the configuration.
 #[derive(Debug, thiserror::Error)]
@@ -45,17 +37,7 @@ pub(crate) fn serve(arguments: &Arguments, shared: &Shared) -> Status {
         Ok(inherited) => inherited,
         Err(error) => return fail(&error),
     };
-    let stats = match arguments.stats.plan() {
-        Ok(plan) => plan,
-        Err(error) => return fail(&error),
-    };
-    let Some(examined) = examine::examine_and_show(&arguments.file, Purpose::Serve, shared) else {
-        return Status::BadConfiguration;
-    };
-    match start(&examined, inherited, stats) {
-        Ok(()) => Status::Success,
-        Err(error) => fail(&error),
-    }
+    start(arguments, Purpose::Serve, shared, |examined, stats| serve_devices(examined, inherited, stats))
 }
 
 /// Front ends hand over a descriptor for each of their memory regions and events; when there is no more room for one, the
@@ -69,7 +51,7 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn start(examined: &Examined, inherited: InheritedSockets, stats: StatsPlan) -> Result<(), Error> {
+fn serve_devices(examined: &Examined, inherited: InheritedSockets, stats: StatsPlan) -> Result<(), Error> {
     let output = stats.open()?;
     raise_descriptor_limit();
     let shutdown = Shutdown::on_termination().map_err(Error::Signals)?;

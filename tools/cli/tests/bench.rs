@@ -1,66 +1,43 @@
 //! `pollux bench`: exit status, output streams, files.
+mod common;
+
+use common::{Ran, running::Running};
 use std::{
     fs,
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-struct Ran {
-    status: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
 /// `pollux bench` with these arguments, in `folder`.
 fn bench(folder: &Path, arguments: &[&str]) -> Ran {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pollux"));
-    let output = command.arg("bench").args(arguments).current_dir(folder).output().expect("the program starts");
-    Ran {
-        status: output.status.code(),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
+    command.arg("bench").args(arguments).current_dir(folder).output().expect("the program starts").into()
 }
 
-/// qemu-storage-daemon, ended with the test.
-struct Backend(Child);
-
-impl Backend {
-    /// Serves an image of 4 MiB on `s`. `None`, with the reason printed: it is not installed.
-    fn start(test: &str, folder: &Path) -> Option<Self> {
-        let image = fs::File::create(folder.join("disk.img")).expect("an image");
-        image.set_len(4 << 20).expect("an image");
-        let started = Command::new("qemu-storage-daemon")
-            .args(["--blockdev", "driver=file,node-name=n,filename=disk.img"])
-            .args([
-                "--export",
-                "type=vhost-user-blk,id=e,addr.type=unix,addr.path=s,node-name=n,writable=on,num-queues=2",
-            ])
-            .current_dir(folder)
-            .stdin(Stdio::null())
-            .spawn();
-        let Ok(child) = started else {
-            eprintln!("SKIPPED: {test}: qemu-storage-daemon is not installed (Debian: qemu-utils)");
-            return None;
-        };
-        let backend = Backend(child);
-        let start = Instant::now();
-        while UnixStream::connect(folder.join("s")).is_err() {
-            assert!(start.elapsed() < Duration::from_secs(20), "the backend listens");
-            thread::yield_now();
-        }
-        Some(backend)
+/// qemu-storage-daemon that serves an image of 4 MiB on `s`. `None`, with the reason printed: it is not installed.
+fn backend(test: &str, folder: &Path) -> Option<Running> {
+    let image = fs::File::create(folder.join("disk.img")).expect("an image");
+    image.set_len(4 << 20).expect("an image");
+    let started = Command::new("qemu-storage-daemon")
+        .args(["--blockdev", "driver=file,node-name=n,filename=disk.img"])
+        .args(["--export", "type=vhost-user-blk,id=e,addr.type=unix,addr.path=s,node-name=n,writable=on,num-queues=2"])
+        .current_dir(folder)
+        .stdin(Stdio::null())
+        .spawn();
+    let Ok(child) = started else {
+        eprintln!("SKIPPED: {test}: qemu-storage-daemon is not installed (Debian: qemu-utils)");
+        return None;
+    };
+    let backend = Running::of(child);
+    let start = Instant::now();
+    while UnixStream::connect(folder.join("s")).is_err() {
+        assert!(start.elapsed() < Duration::from_secs(20), "the backend listens");
+        thread::yield_now();
     }
-}
-
-impl Drop for Backend {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+    Some(backend)
 }
 
 #[test]
@@ -95,7 +72,7 @@ fn failures_end_with_1_and_mistakes_with_2() {
 #[test]
 fn results_go_to_standard_output_and_files() {
     let folder = tempfile::tempdir().expect("a folder");
-    let Some(_backend) = Backend::start("results_go_to_standard_output_and_files", folder.path()) else { return };
+    let Some(_backend) = backend("results_go_to_standard_output_and_files", folder.path()) else { return };
     let some = ["s", "--rw", "randrw", "--verify", "-n", "2000", "--warm-up", "0"];
     let ran = bench(folder.path(), &[&some[..], &["-d", "8", "--json=r.json", "--html", "r.html"]].concat());
     assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""), "no progress bar where there is no terminal");
@@ -114,7 +91,7 @@ fn results_go_to_standard_output_and_files() {
 #[test]
 fn wrong_data_ends_with_1() {
     let folder = tempfile::tempdir().expect("a folder");
-    let Some(_backend) = Backend::start("wrong_data_ends_with_1", folder.path()) else { return };
+    let Some(_backend) = backend("wrong_data_ends_with_1", folder.path()) else { return };
     let writes = ["s", "--rw", "write", "--verify", "-n", "1024", "--warm-up", "0", "-d", "4"];
     assert_eq!(bench(folder.path(), &writes).status, Some(0));
     // A record that moved from one sector to another is found even by a run that has written nothing.

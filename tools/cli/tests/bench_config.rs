@@ -1,9 +1,10 @@
 //! `pollux bench disks.toml`: the devices of a configuration are started, measured and stopped.
 mod common;
 
-use common::{Folder, WORKER, disk, serving::Serving};
+use common::{Folder, WORKER, disk, running::Running, serving::Serving};
+use pollux_core::{stats::SegmentReader, testing::blk::wait_for};
 use serde_json::Value;
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Stdio};
 
 const SOME: [&str; 10] = ["--rw", "randrw", "-n", "500", "--warm-up", "0", "-d", "4", "--rounds", "2"];
 
@@ -63,6 +64,40 @@ fn all_devices_of_a_file_are_measured_or_the_one_that_is_named() {
     assert_eq!(left_over(&place), [""; 0], "the sockets are gone");
     let json = bench(&folder, &["sub/disks.toml", "--device", "blk1"]);
     assert_eq!(targets(&json), [both[1]]);
+}
+
+/// Whether the process has devices that have done so many requests.
+fn has_done(process: u32, requests: u64) -> bool {
+    let snapshot = SegmentReader::of_process(process).and_then(|reader| reader.snapshot());
+    snapshot.is_ok_and(|snapshot| snapshot.queues.iter().map(|queue| queue.reads.get()).sum::<u64>() >= requests)
+}
+
+#[test]
+fn a_signal_stops_it_in_order_with_a_report_of_what_was_measured() {
+    let folder = Folder::new();
+    folder.write("disks.toml", two_devices());
+    let place = folder.path().join("temporary");
+    fs::create_dir(&place).expect("a folder");
+    let endless = ["bench", "disks.toml", "--warm-up", "0", "-d", "4", "-t", "3600"];
+    let many = ["bench", "disks.toml", "--warm-up", "0", "-d", "4", "-n", "500", "--rounds", "10000"];
+    let cases: [(&[&str], i32, u64, &str); 3] = [
+        (&endless, libc::SIGTERM, 1, "pollux: stopped by signal 15; 0 of 2 measurements were done\n"),
+        // The first request after those of a measurement is of the next one.
+        (&many, libc::SIGINT, 501, " of 20000 measurements were done\n"),
+        (&many, libc::SIGHUP, 501, " of 20000 measurements were done\n"),
+    ];
+    for (arguments, signal, requests, words) in cases {
+        let mut command = folder.command(arguments);
+        let bench = Running::start(command.env("TMPDIR", &place).stdout(Stdio::piped()).stderr(Stdio::piped()));
+        wait_for("requests", || has_done(bench.id(), requests).then_some(()));
+        assert_eq!(left_over(&place).len(), 1, "a folder for sockets");
+        bench.signal(signal);
+        let ran = bench.wait();
+        assert_eq!(ran.status, Some(128 + signal), "{}", ran.stderr);
+        assert!(ran.stderr.ends_with(words) && ran.stderr.lines().count() == 1, "{}", ran.stderr);
+        assert_eq!(ran.stdout.contains("IOPS"), requests > 1, "{}", ran.stdout);
+        assert_eq!(left_over(&place), [""; 0], "the sockets are gone");
+    }
 }
 
 #[test]

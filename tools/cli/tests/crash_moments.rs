@@ -240,7 +240,7 @@ fn a_front_end_that_is_killed_leaves_the_backend_to_the_next() {
     // All the while the image is this backend's, and nobody else's.
     disk.folder.write("other.toml", config("uring", BUFFERED, 1, "other.sock"));
     let ran = disk.folder.run(&["serve", "other.toml"]);
-    let words = format!("{} is in use by process {}", "disk.img", server.child().id());
+    let words = format!("{} is in use by process {}", "disk.img", server.id());
     assert!(ran.status == Some(1) && ran.stderr.contains(&words), "{words}: {}", ran.stderr);
     disk.stop(server);
     assert!(matches!(FrontEnd::connect(&disk.socket(), &Options::default()), Err(Error::NoSocket { .. })));

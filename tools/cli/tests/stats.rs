@@ -1,13 +1,12 @@
 //! `pollux stats`: the numbers of another process, while it runs and after it was killed.
 mod common;
 
-use common::{Folder, WORKER};
+use common::{Folder, WORKER, running::Running, serving::Serving};
 use serde_json::Value;
 use std::{
     fs,
     io::{BufRead, BufReader},
-    process::{Child, Stdio},
-    time::{Duration, Instant},
+    process::Stdio,
 };
 
 fn folder() -> Folder {
@@ -22,24 +21,8 @@ fn folder() -> Folder {
     folder
 }
 
-/// A program that is killed at the end of the test.
-struct Served(Child);
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn serve(folder: &Folder, arguments: &[&str]) -> Served {
-    let served = Served(folder.command(&[&["serve", "disks.toml"], arguments].concat()).spawn().expect("starts"));
-    let start = Instant::now();
-    while !folder.path().join("a.sock").exists() {
-        assert!(start.elapsed() < Duration::from_secs(20), "it does not serve");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    served
+fn serve(folder: &Folder, arguments: &[&str]) -> Serving {
+    Serving::start(folder, folder.command(&[&["serve", "disks.toml"], arguments].concat()))
 }
 
 fn json(text: &str) -> Value {
@@ -50,12 +33,12 @@ fn json(text: &str) -> Value {
 fn a_running_process_is_read_by_number_and_by_file_and_a_killed_one_by_file() {
     let folder = folder();
     let mut served = serve(&folder, &["--stats-segment", "segment"]);
-    let pid = served.0.id().to_string();
+    let pid = served.id().to_string();
     for source in [pid.as_str(), "segment"] {
         let ran = folder.run(&["stats", source, "--json"]);
         assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""), "{source}");
         let numbers = json(&ran.stdout);
-        assert_eq!(numbers["process"], serde_json::json!({ "pid": served.0.id(), "alive": true, "ended": false }));
+        assert_eq!(numbers["process"], serde_json::json!({ "pid": served.id(), "alive": true, "ended": false }));
         assert_eq!(numbers["queues"][1]["device"], "blk0");
         assert_eq!(
             (&numbers["workers"][0]["worker"], &numbers["workers"][0]["idle"]),
@@ -65,8 +48,7 @@ fn a_running_process_is_read_by_number_and_by_file_and_a_killed_one_by_file() {
     let table = folder.run(&["stats", "segment"]);
     assert!(table.stdout.starts_with(&format!("process {pid} runs\ndevice  worker")), "{}", table.stdout);
     assert!(!table.stdout.contains('\u{1b}'), "no colours outside of a terminal");
-    served.0.kill().expect("killed");
-    served.0.wait().expect("gone");
+    served.kill();
     let table = folder.run(&["stats", "segment"]);
     assert_eq!(table.status, Some(0));
     assert!(table.stdout.starts_with(&format!("process {pid} is gone and has not ended in order")), "{}", table.stdout);
@@ -78,7 +60,7 @@ fn a_running_process_is_read_by_number_and_by_file_and_a_killed_one_by_file() {
 fn without_a_file_a_process_is_found_all_the_same() {
     let folder = folder();
     let served = serve(&folder, &[]);
-    let ran = folder.run(&["stats", &served.0.id().to_string()]);
+    let ran = folder.run(&["stats", &served.id().to_string()]);
     assert_eq!(ran.status, Some(0), "{}", ran.stderr);
     assert!(ran.stdout.contains("\nio0     0    adaptive"), "{}", ran.stdout);
     let ran = folder.run(&["stats", &std::process::id().to_string()]);
@@ -91,8 +73,8 @@ fn watching_shows_each_period_and_ends_with_the_process() {
     let folder = folder();
     let served = serve(&folder, &["--stats-segment", "segment"]);
     let mut command = folder.command(&["stats", "segment", "--json", "--watch", "0.05"]);
-    let mut watching = Served(command.stdout(Stdio::piped()).spawn().expect("starts"));
-    let mut lines = BufReader::new(watching.0.stdout.take().expect("piped")).lines();
+    let mut watching = Running::start(command.stdout(Stdio::piped()));
+    let mut lines = BufReader::new(watching.child().stdout.take().expect("piped")).lines();
     for _ in 0..3 {
         let numbers = json(&lines.next().expect("a line").expect("text"));
         assert!(numbers["period"]["seconds"].as_f64().is_some_and(|seconds| seconds > 0.0));
@@ -101,7 +83,7 @@ fn watching_shows_each_period_and_ends_with_the_process() {
     drop(served);
     let last = lines.map(|line| json(&line.expect("text"))).last().expect("a last line");
     assert_eq!(last["process"]["alive"], false);
-    assert_eq!(watching.0.wait().expect("it ends").code(), Some(0));
+    assert_eq!(watching.wait().status, Some(0));
 }
 
 #[test]

@@ -10,6 +10,7 @@ program, library and file here is there at the same path, and writes vanish.
                                its status (lab run --help)
   lab initrd -o OUT ...        make a small busybox initramfs for an L2 guest
   lab path [NAME]              print a file of the cache (no NAME: list them)
+  lab install PACKAGE...       install Debian packages from where the lab's QEMU comes from
   lab clean                    drop the VM snapshots
 
 `lab run` exits with CMD's own status, or 124 when --timeout passed, or 125 when
@@ -21,6 +22,7 @@ import signal
 import sys
 
 from . import cache, initramfs, snapshot
+from .apt import Apt
 from .command import FAILED, Fail, say
 from .prepare import prepared
 from .run import run
@@ -88,6 +90,12 @@ def do_path(options):
     return 0
 
 
+def do_install(options):
+    with cache.locked("cache", waiting="waiting for other labs to end, to install"):
+        Apt().install(*options.packages)
+    return 0
+
+
 def do_clean(_):
     with cache.locked("cache", waiting="waiting for other runs to end"):
         snapshot.clean()
@@ -110,6 +118,8 @@ def parser():
     add_initrd_options(add("initrd", do_initrd, "make an initramfs for an L2 guest"))
     path = add("path", do_path, "print a file of the cache")
     path.add_argument("name", nargs="?", choices=sorted(PATHS), metavar="NAME")
+    install = add("install", do_install, "install Debian packages from the suite of the lab's QEMU")
+    install.add_argument("packages", nargs="+", metavar="PACKAGE")
     add("clean", do_clean, "drop the snapshots")
     return top
 

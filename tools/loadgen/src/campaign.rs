@@ -10,6 +10,7 @@ use crate::{
 use std::{
     fmt,
     path::{Path, PathBuf},
+    sync::atomic::Ordering,
 };
 
 /// What is measured.
@@ -134,7 +135,9 @@ impl Plan {
         self.depths.len() * self.targets.len() * self.rounds as usize
     }
 
-    /// Does all measurements. `observe` is told of progress a few times a second; what it says ends early is not.
+    /// Does all measurements. `observe` is told of progress a few times a second.
+    ///
+    /// What is told to stop by its limits ends early, and has those measurements that were done by then.
     ///
     /// # Errors
     /// The first failure. Wrong data is no failure, but part of a [`Run`].
@@ -143,9 +146,16 @@ impl Plan {
         for &depth in &self.depths {
             for round in 0..self.rounds {
                 for (index, target) in self.targets.iter().enumerate() {
+                    if self.limits.stop.load(Ordering::Relaxed) {
+                        return Ok(runs);
+                    }
                     let stage = Stage { index: runs.len(), count: self.runs(), target, depth };
-                    let run = self.measure(index, depth, round, &mut |progress| observe(stage, progress))?;
-                    runs.push(run);
+                    match self.measure(index, depth, round, &mut |progress| observe(stage, progress)) {
+                        Ok(run) => runs.push(run),
+                        // A backend that a terminal's signal has reached too is no failure.
+                        Err(_) if self.limits.stop.load(Ordering::Relaxed) => return Ok(runs),
+                        Err(error) => return Err(error),
+                    }
                 }
             }
         }
@@ -158,12 +168,12 @@ impl Plan {
         let mut front_end = self.targets[index].connect(&self.options, self.pair.map(|(_, peer)| peer))?;
         let mut load = Load::new(&self.workload, &mut front_end, self.verify)?;
         let outcome = load.run(&mut front_end, &limits, observe)?;
-        lost_is_an_error(&outcome, &front_end)?;
+        check_complete(&outcome, &front_end)?;
         let verified = match self.verify {
             false => None,
             true => {
                 let outcome = load.read_back(&mut front_end, &limits)?;
-                lost_is_an_error(&outcome, &front_end)?;
+                check_complete(&outcome, &front_end)?;
                 let (blocks, fault_count) = (load.blocks_checked(), load.fault_count());
                 Some(Verified { blocks, fault_count, faults: load.faults() })
             }
@@ -181,9 +191,10 @@ impl Plan {
     }
 }
 
-fn lost_is_an_error(outcome: &Outcome, front_end: &FrontEnd) -> Result<(), Error> {
+fn check_complete(outcome: &Outcome, front_end: &FrontEnd) -> Result<(), Error> {
     match outcome.ended {
         Ended::Complete => Ok(()),
+        Ended::Stopped => Err(Error::Stopped),
         Ended::Lost => Err(Error::Lost { path: front_end.path().to_owned(), in_flight: front_end.in_flight() }),
     }
 }

@@ -39,9 +39,22 @@ impl Lab {
     /// # Errors
     /// It cannot be filled: why, such as packages to install or no mirror.
     pub(crate) fn prepare(project: &Project) -> Result<Self, String> {
-        let lab = Lab { folder: project.root.join("tools/lab"), logs: project.scratch("logs")? };
+        let lab = Self::at(project)?;
         lab.tool("lab", "preparing the lab", &["prepare".as_ref()])?;
         Ok(lab)
+    }
+
+    /// Installs a Debian package on this machine, from the suite that the lab's QEMU comes from. Its cache may be empty.
+    ///
+    /// # Errors
+    /// The lab's own words: it needs root and a mirror.
+    pub(crate) fn install(project: &Project, package: &str) -> Result<(), String> {
+        let label = format!("installing {package}");
+        Self::at(project)?.tool("lab", &label, &["install".as_ref(), package.as_ref()]).map(drop)
+    }
+
+    fn at(project: &Project) -> Result<Self, String> {
+        Ok(Lab { folder: project.root.join("tools/lab"), logs: project.scratch("logs")? })
     }
 
     /// The path of a file of the lab's cache, such as `vmlinux`.

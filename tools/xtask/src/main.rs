@@ -9,6 +9,7 @@ mod cargo_test;
 mod demo;
 mod host;
 mod image;
+mod instructions;
 mod lab;
 mod lab_tests;
 mod process;
@@ -38,7 +39,7 @@ struct Arguments {
 enum Task {
     /// Boot a Debian guest whose disks are served by plugins on polling cores, and show what was counted
     Demo,
-    /// Run every check: format, clippy, tidy, unit, integration and documentation tests, the lab
+    /// Run every check: format, clippy, tidy, unit, integration and documentation tests, instruction counts, the lab
     Test {
         /// Run only the steps whose names begin with one of these
         #[arg(value_name = "STEP")]
@@ -74,6 +75,12 @@ enum Task {
         #[arg(long, value_enum, default_value = "pollux")]
         backend: BackendKind,
     },
+    /// Count the instructions of a request, and compare with what is recorded in benches/instructions.json
+    Instructions {
+        /// Record them instead
+        #[arg(long)]
+        accept: bool,
+    },
     /// Check the rules about the source tree
     Tidy,
 }
@@ -87,6 +94,7 @@ fn main() -> ExitCode {
         Task::QemuTest { names, verbose, pollux, backend } => {
             test::qemu_test(&project, &names, verbose, pollux, backend)
         }
+        Task::Instructions { accept } => instructions::instructions(&project, accept),
         Task::Tidy => Ok(test::tidy(&project)),
     });
     match result {

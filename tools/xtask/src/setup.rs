@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::host::{has_program, is_root};
+use crate::lab::Lab;
 use crate::process::Run;
 use crate::project::Project;
 
@@ -15,12 +16,13 @@ pub(crate) struct Tool {
     pub(crate) package: &'static str,
 }
 
-/// For tests: file system images and their checks, the C header, compiled as C++ too.
+/// For tests: file system images and their checks, the C header, compiled as C++ too, counts of instructions.
 pub(crate) const TEST_TOOLS: &[Tool] = &[
     Tool { program: "cc", package: "gcc" },
     Tool { program: "c++", package: "g++" },
     Tool { program: "mke2fs", package: "e2fsprogs" },
     Tool { program: "python3", package: "python3" },
+    Tool { program: "valgrind", package: "valgrind" },
 ];
 
 /// For the demo; mmdebstrap and QEMU are installed by the lab where they are needed.
@@ -54,6 +56,20 @@ pub(crate) fn install(project: &Project, tools: &[Tool]) -> Result<(), String> {
         still if still.is_empty() => Ok(()),
         still => Err(format!("still missing after apt-get install: {}", still.join(" "))),
     }
+}
+
+/// Makes sure of a real back end for the tests of `pollux bench`.
+///
+/// # Errors
+/// It is missing and cannot be installed: what to do.
+pub(crate) fn storage_daemon(project: &Project) -> Result<(), String> {
+    const PROGRAM: &str = "qemu-storage-daemon";
+    if has_program(PROGRAM) {
+        return Ok(());
+    }
+    // From where the lab has QEMU: bookworm has it in another package, which that QEMU replaces by one without.
+    Lab::install(project, "qemu-utils")?;
+    if has_program(PROGRAM) { Ok(()) } else { Err(format!("lab install qemu-utils brought no {PROGRAM}")) }
 }
 
 /// The packages of those programs that are not there.

@@ -8,6 +8,8 @@ use crate::process::Finished;
 /// What came of a step that is one test.
 pub(crate) enum Outcome {
     Passed,
+    /// Passed, and there is something to say.
+    Noted(String),
     Failed(String),
     Skipped(String),
 }
@@ -42,6 +44,11 @@ impl Summary {
             Outcome::Passed => {
                 self.passed += 1;
                 report("ok", name, seconds, "");
+            }
+            Outcome::Noted(note) => {
+                self.passed += 1;
+                report("ok", name, seconds, "");
+                println!("{note}");
             }
             Outcome::Failed(why) => {
                 self.failed.push(name.to_owned());
@@ -142,9 +149,10 @@ mod tests {
     fn what_failed_decides() {
         let mut summary = Summary::default();
         summary.step("fine", || Outcome::Passed);
+        summary.step("remarkable", || Outcome::Noted("faster".to_owned()));
         summary.step("left out", || Outcome::Skipped("no tool".to_owned()));
         summary.tests("many", || Ok(Tally { passed: 3, ..Tally::default() }));
-        assert_eq!((summary.passed, summary.failed.len(), summary.skipped.len()), (4, 0, 1));
+        assert_eq!((summary.passed, summary.failed.len(), summary.skipped.len()), (5, 0, 1));
         summary.tests("broken", || Err("does not compile".to_owned()));
         assert_eq!(summary.failed, ["broken"]);
         assert!(!summary.close());

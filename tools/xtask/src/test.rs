@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::cargo_test;
 use crate::demo;
+use crate::instructions;
 use crate::lab_tests;
 use crate::process::{Finished, Run};
 use crate::project::Project;
@@ -25,6 +26,12 @@ pub(crate) fn test(project: &Project, wanted: &[String], lab_selftest: bool) -> 
         Ok(()) => Outcome::Passed,
         Err(why) => Outcome::Skipped(why),
     });
+    if is_wanted("tests") {
+        summary.step("set-up of qemu-storage-daemon", || match setup::storage_daemon(project) {
+            Ok(()) => Outcome::Passed,
+            Err(why) => Outcome::Skipped(why),
+        });
+    }
     if is_wanted("format") {
         summary.step("format", || component_step(project, "rustfmt", "fmt", &["--all", "--check", "--", "-l"]));
     }
@@ -53,6 +60,9 @@ pub(crate) fn test(project: &Project, wanted: &[String], lab_selftest: bool) -> 
         // Not for numbers: each bench runs once, hardly optimised. The whole workspace, so that nothing is built anew.
         let arguments = ["test", "--workspace", "--bench", "*"];
         summary.step("benches", || Outcome::of(cargo(project, "benches", &arguments)));
+    }
+    if is_wanted("instructions") {
+        summary.step("instructions", || instructions::as_test(project));
     }
     if is_wanted("lab") {
         // Without names this has no error.

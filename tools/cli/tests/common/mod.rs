@@ -6,6 +6,7 @@
 pub(crate) mod cases;
 pub(crate) mod disk;
 pub(crate) mod relay;
+pub(crate) mod running;
 pub(crate) mod serving;
 
 use pollux_core::testing::build;

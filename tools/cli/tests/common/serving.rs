@@ -1,5 +1,5 @@
 //! A running `pollux serve`.
-use super::{Folder, Ran};
+use super::{Folder, Ran, running::Running};
 use std::{
     fs,
     os::unix::net::UnixDatagram,
@@ -12,7 +12,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running program that is ready, as it has told by NOTIFY_SOCKET. Killed when dropped.
 pub(crate) struct Serving {
-    child: Option<Child>,
+    program: Running,
     manager: UnixDatagram,
 }
 
@@ -32,7 +32,7 @@ impl Serving {
     /// A program that was started otherwise, and tells `manager` of itself.
     pub(crate) fn of(child: Child, manager: UnixDatagram) -> Self {
         manager.set_read_timeout(Some(PATIENCE)).expect("timeout");
-        Serving { child: Some(child), manager }
+        Serving { program: Running::of(child), manager }
     }
 
     /// What it tells next.
@@ -42,20 +42,17 @@ impl Serving {
         String::from_utf8_lossy(&text[..length]).into_owned()
     }
 
-    pub(crate) fn child(&self) -> &Child {
-        self.child.as_ref().expect("it runs")
+    pub(crate) fn id(&self) -> u32 {
+        self.program.id()
     }
 
     pub(crate) fn signal(&self, signal: i32) {
-        // SAFETY: the child has not been waited for, so its number is still its own.
-        assert_eq!(unsafe { libc::kill(self.child().id() as i32, signal) }, 0);
+        self.program.signal(signal);
     }
 
     /// Ends it at once, in the middle of whatever it does. Once is enough.
     pub(crate) fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().and_then(|()| child.wait()).expect("it ends");
-        }
+        self.program.kill();
     }
 
     /// Sends SIGTERM and waits for the end.
@@ -66,17 +63,7 @@ impl Serving {
     }
 
     /// Waits for the end.
-    pub(crate) fn wait(mut self) -> Ran {
-        let child = self.child.take().expect("it runs");
-        child.wait_with_output().expect("it ends").into()
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+    pub(crate) fn wait(self) -> Ran {
+        self.program.wait()
     }
 }

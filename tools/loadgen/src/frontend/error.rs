@@ -45,6 +45,9 @@ pub enum Error {
         /// How long was waited.
         patience: Duration,
     },
+    /// It was told to stop.
+    #[error("stopped before its time")]
+    Stopped,
     /// The backend went away while it was set up.
     #[error("{}: the backend closed the connection at {message}; its own log should say why", .path.display())]
     Closed {

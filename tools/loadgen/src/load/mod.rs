@@ -14,7 +14,7 @@ use lane::{Failure, Lane, Source, Worker};
 use std::{
     path::Path,
     sync::{
-        Barrier,
+        Arc, Barrier,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
@@ -43,6 +43,8 @@ pub struct Limits {
     pub cpus: Vec<usize>,
     /// How long nothing may come back.
     pub patience: Duration,
+    /// Ends it early once it is true. Clones have it in common.
+    pub stop: Arc<AtomicBool>,
 }
 
 impl Default for Limits {
@@ -57,6 +59,7 @@ impl Default for Limits {
             interrupts: false,
             cpus: Vec::new(),
             patience: Duration::from_secs(20),
+            stop: Arc::default(),
         }
     }
 }
@@ -134,6 +137,8 @@ pub enum Ended {
     Complete,
     /// The backend went away. Requests may be in flight.
     Lost,
+    /// It was told to stop before its time. Requests may be in flight.
+    Stopped,
 }
 
 /// The end of a load.
@@ -265,7 +270,7 @@ impl Load {
             done: (0..count).map(|_| AtomicU64::new(0)).collect(),
         };
         let shared = &shared;
-        let mut lost = false;
+        let mut ended = Ended::Complete;
         let results = thread::scope(|scope| {
             let threads: Vec<_> = queues
                 .iter_mut()
@@ -278,15 +283,18 @@ impl Load {
             let started = Instant::now();
             while threads.iter().any(|thread| !thread.is_finished()) {
                 thread::sleep(Duration::from_millis(10));
-                if !lost && !is_alive() {
-                    lost = true;
+                if ended == Ended::Complete && !is_alive() {
+                    ended = Ended::Lost;
+                } else if ended == Ended::Complete && limits.stop.load(Ordering::Relaxed) {
+                    ended = Ended::Stopped;
+                }
+                if ended != Ended::Complete {
                     shared.stop.store(true, Ordering::Relaxed);
                 }
                 observe(progress(shared, limits, started));
             }
             threads.into_iter().map(|thread| thread.join().expect("a load's thread does not panic")).collect::<Vec<_>>()
         });
-        let ended = if lost { Ended::Lost } else { Ended::Complete };
         let queues = results
             .into_iter()
             .enumerate()
