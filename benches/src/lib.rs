@@ -1,6 +1,13 @@
 //! What the benchmarks share: a driver that offers the same requests over and over, and a clock around the device's
 //! part alone.
+//!
+//! Unsafe code is in the modules that are marked so below, and nowhere else.
 #![deny(unsafe_code)]
+
+pub mod many_queues;
+#[allow(unsafe_code)]
+pub mod reads;
+
 use pollux_core::{
     memory::GuestMemory,
     plugin::{BlockBackend, OpenOptions, Plugin},
