@@ -66,6 +66,13 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     if qemu.is_none() {
         println!("there is no qemu-storage-daemon to measure against: its rows are left out; install qemu-utils");
     }
+    // Now, not after ten minutes.
+    for path in [&arguments.json, &arguments.html, &arguments.markdown].into_iter().flatten() {
+        if path != Path::new("-") {
+            let opened = fs::File::options().append(true).create(true).open(path);
+            opened.map_err(|error| format!("cannot write {}: {error}", path.display()))?;
+        }
+    }
     let cpus = Cpus { server, driver };
     let (works, rows) = (Vec::new(), Vec::new());
     let mut report = Report { arguments, machine: Machine::new(), cpus, qemu, works, rows };

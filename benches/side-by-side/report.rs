@@ -119,7 +119,7 @@ impl Report<'_> {
         let marks = DEPTHS.map(|depth| (f64::from(depth), depth.to_string())).into();
         let depth = Axis { title: "depth", scale: Scale::Log, marks, label: |value| value.to_string() };
         let label = |value: f64| format!("{}", (value * 100.0).round() / 100.0);
-        let ratio = Axis { title: "ratio", scale: Scale::Linear, marks: Vec::new(), label };
+        let ratio = Axis { title: "ratio", scale: Scale::Log, marks: Vec::new(), label };
         page::figure(title, &names, &plot(&depth, &ratio, &lines), note)
     }
 }

@@ -5,6 +5,9 @@ use pollux_abi::block_v1::{BlockCompletion, BlockRequest, Segment};
 use pollux_core::{memory::GuestMemory, plugin::BackendQueue};
 use std::{hint::black_box, time::Instant};
 
+/// Of a slot that is free.
+const NO_TOKEN: u64 = u64::MAX;
+
 /// Requests of a batch.
 pub const BATCH: usize = 32;
 
@@ -14,6 +17,9 @@ pub struct Crossing {
     queue: BackendQueue,
     requests: Vec<BlockRequest>,
     completions: Vec<BlockCompletion>,
+    /// As core notes which requests are in flight.
+    tokens: Vec<u64>,
+    generation: u64,
     _guest: GuestMemory,
 }
 
@@ -42,7 +48,14 @@ impl Crossing {
             }
         };
         let empty = BlockCompletion { token: 0, result: -1, reserved: 0 };
-        Crossing { queue, requests: (0..BATCH).map(request).collect(), completions: vec![empty; BATCH], _guest: guest }
+        Crossing {
+            queue,
+            requests: (0..BATCH).map(request).collect(),
+            completions: vec![empty; BATCH],
+            tokens: vec![NO_TOKEN; BATCH],
+            generation: 0,
+            _guest: guest,
+        }
     }
 
     /// Nanoseconds per request of [`BackendQueue::submit`] with batches of [`BATCH`]: tokens are given and checked on the way
@@ -66,6 +79,33 @@ impl Crossing {
         for _ in 0..batches {
             self.name();
             complete(black_box(&self.requests), &mut self.completions);
+            for completion in &self.completions {
+                black_box((completion.token as u32, completion.result));
+            }
+        }
+        per_request(start, batches)
+    }
+
+    /// As [`inlined`](Self::inlined), with what [`BackendQueue`] does around the plugin's function: each request gets a token that no
+    /// other had, and each completion must be of a token in flight. What is left to [`plugin`](Self::plugin) is the way across.
+    pub fn checked(&mut self, batches: u64) -> f64 {
+        let start = Instant::now();
+        for _ in 0..batches {
+            self.name();
+            self.generation = self.generation.wrapping_add(1) & 0x7fff_ffff;
+            for request in &mut self.requests {
+                let slot = request.token as u32;
+                request.token = u64::from(slot) | self.generation << 32;
+                let entry = &mut self.tokens[slot as usize];
+                assert!(*entry == NO_TOKEN, "a slot was submitted twice");
+                *entry = request.token;
+            }
+            complete(black_box(&self.requests), &mut self.completions);
+            for completion in &self.completions {
+                let entry = &mut self.tokens[completion.token as u32 as usize];
+                assert!(*entry == completion.token, "a completion for a request that is not in flight");
+                *entry = NO_TOKEN;
+            }
             for completion in &self.completions {
                 black_box((completion.token as u32, completion.result));
             }

@@ -154,6 +154,16 @@ fn draw(svg: &mut String, line: &Line, index: usize, across: &Mapping, up: &Mapp
     let (Some(first), Some(last)) = (line.points.first(), line.points.last()) else { return };
     let colour = line.beside.unwrap_or(index) % COLOURS;
     let broken = if line.beside.is_some() { " broken" } else { "" };
+    let name = super::page::escape(&line.name);
+    if let [(x, y)] = line.points[..] {
+        // A line of one point would not be seen.
+        let (x, y) = (across.at(x), up.at(y));
+        let _ = write!(
+            svg,
+            "<circle class=\"line c{colour}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\"><title>{name}</title></circle>"
+        );
+        return;
+    }
     let mut path = String::new();
     for (number, &(x, y)) in line.points.iter().enumerate() {
         let letter = if number == 0 { 'M' } else { 'L' };
@@ -163,11 +173,7 @@ fn draw(svg: &mut String, line: &Line, index: usize, across: &Mapping, up: &Mapp
         let (from, to, floor) = (across.at(first.0), across.at(last.0), up.start);
         let _ = write!(svg, "<path class=\"area c{colour}\" d=\"{path}L{to:.1} {floor:.1}L{from:.1} {floor:.1}Z\"/>");
     }
-    let _ = write!(
-        svg,
-        "<path class=\"line c{colour}{broken}\" d=\"{path}\"><title>{}</title></path>",
-        super::page::escape(&line.name)
-    );
+    let _ = write!(svg, "<path class=\"line c{colour}{broken}\" d=\"{path}\"><title>{name}</title></path>");
 }
 
 #[cfg(test)]
