@@ -28,9 +28,10 @@ pub fn rate(samples: &[Sample], depth: u16, side: usize) -> Option<Spread> {
     Spread::new(rates(samples, depth, side).map(|(_, rate)| rate))
 }
 
-/// Requests per second of `ours` divided by those of `other`, round by round. `None`: they were never measured in the same round.
+/// Requests per second of `ours` divided by those of `other`, round by round, without those in which the other was so held up that
+/// it finished nothing. `None`: there is no such round.
 pub fn ratio(samples: &[Sample], depth: u16, ours: usize, other: usize) -> Option<Spread> {
-    let other_in = |round: u32| rates(samples, depth, other).find(|sample| sample.0 == round);
+    let other_in = |round: u32| rates(samples, depth, other).find(|sample| sample.0 == round && sample.1 > 0.0);
     let pairs = rates(samples, depth, ours).filter_map(|(round, rate)| Some(rate / other_in(round)?.1));
     Spread::new(pairs)
 }
@@ -74,6 +75,9 @@ mod tests {
         assert_eq!(ratio(&samples, 8, 0, 1).map(|found| found.max), Some(2.1));
         assert_eq!(ratio(&samples, 8, 0, 1).map(|found| found.min), Some(2.0));
         assert_eq!((ratio(&samples, 1, 0, 1), ratio(&samples, 8, 0, 7)), (None, None));
+        // Nothing is infinitely often something.
+        let held_up = [side(0, &[1.0, 4.0]), side(1, &[0.0, 2.0])].concat();
+        assert_eq!(ratio(&held_up, 8, 0, 1).map(|found| found.max), Some(2.0));
     }
 
     #[test]
