@@ -3,12 +3,7 @@
 //! By time, as the least of several rounds with the spread beside it, and by instructions as callgrind counts them, which are the same on a noisy
 //! machine. One thread plays all drivers and the worker.
 #![allow(missing_docs)]
-use pollux_benches::{Prepared, backend, callgrind, pin};
-use pollux_core::{
-    stats::clock,
-    testing::{driver::RingKind, rig::prepared_queue, turns::Turns},
-    worker::REST_AFTER,
-};
+use pollux_benches::{callgrind, many_queues::ManyQueues, pin};
 use std::env;
 
 const QUEUES: usize = 256;
@@ -20,25 +15,25 @@ fn main() {
     let arguments: Vec<String> = env::args().collect();
     if let Some(at) = arguments.iter().position(|argument| argument == "--run") {
         let number = |index: usize| arguments[at + index].parse::<u64>().expect("a number");
-        let mut case = Case::new(number(1) as usize, number(2) as usize);
+        let mut case = ManyQueues::new(number(1) as usize, number(2) as usize);
         case.rounds(number(3));
         return;
     }
     if !arguments.iter().any(|argument| argument == "--bench") {
         // As a test: the case runs.
-        Case::new(3, 1).rounds(2);
+        ManyQueues::new(3, 1).rounds(2);
         return;
     }
     pin(0);
     println!("idle turns, ns (instructions) per turn and queue; {REPEATS} repeats: least, median, most");
     for queues in [1, 16, QUEUES] {
-        let mut case = Case::new(queues, 0);
+        let mut case = ManyQueues::new(queues, 0);
         let times = repeat(|| case.rounds(10 * ROUNDS) / queues as f64);
         println!("{queues:>5} queues  {}  {}", spread(&times), instructions(queues, 0, queues as u64));
     }
     println!("one busy queue, ns (instructions) per round of requests: alone, and beside {} idle ones", QUEUES - 1);
     for depth in DEPTHS {
-        let [mut alone, mut beside] = [1, QUEUES].map(|queues| Case::new(queues, depth));
+        let [mut alone, mut beside] = [1, QUEUES].map(|queues| ManyQueues::new(queues, depth));
         // In turn, so that both meet the same machine.
         let pairs: Vec<(f64, f64)> = (0..REPEATS).map(|_| (alone.rounds(ROUNDS), beside.rounds(ROUNDS))).collect();
         let (alone, beside): (Vec<f64>, Vec<f64>) = pairs.iter().copied().unzip();
@@ -60,51 +55,6 @@ fn sorted(mut values: Vec<f64>) -> Vec<f64> {
 
 fn spread(sorted: &[f64]) -> String {
     format!("{:>8.2} {:>8.2} {:>8.2}", sorted[0], sorted[sorted.len() / 2], sorted[sorted.len() - 1])
-}
-
-/// A worker's queues, with a driver for each; the first one's has `depth` requests.
-struct Case {
-    turns: Turns,
-    drivers: Vec<Prepared>,
-    depth: usize,
-}
-
-impl Case {
-    fn new(queues: usize, depth: usize) -> Self {
-        let null = backend("null", r#"{"size": 1073741824}"#);
-        let mut turns = Turns::default();
-        let drivers: Vec<Prepared> = (0..queues).map(|_| Prepared::new(RingKind::Split, depth, false)).collect();
-        for driver in &drivers {
-            turns.add(prepared_queue(RingKind::Split, null.clone(), &driver.memory, driver.driver.config()));
-        }
-        // Idle for long enough that those rest which can.
-        (0..=REST_AFTER).for_each(|_| assert_eq!(turns.turn(), 0));
-        Case { turns, drivers, depth }
-    }
-
-    /// Nanoseconds of one round: a turn, or with requests as many turns as they take.
-    fn rounds(&mut self, rounds: u64) -> f64 {
-        let (turns, depth) = (&mut self.turns, self.depth);
-        if depth == 0 {
-            let start = clock::ticks();
-            (0..rounds).for_each(|_| assert_eq!(worker_turn(turns), 0));
-            let ticks = clock::ticks().wrapping_sub(start);
-            return clock::Scale::new().nanoseconds(ticks) as f64 / rounds as f64;
-        }
-        let time = self.drivers[0].measure(rounds, || {
-            let mut work = 0;
-            while work < depth {
-                work += worker_turn(turns);
-            }
-        });
-        time.as_nanos() as f64 / rounds as f64
-    }
-}
-
-/// What is counted. A symbol of its own, for callgrind to find.
-#[inline(never)]
-fn worker_turn(turns: &mut Turns) -> usize {
-    turns.turn()
 }
 
 /// Instructions of a round, divided by `share`.

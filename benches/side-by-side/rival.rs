@@ -1,14 +1,20 @@
 //! The servers: each a process of its own, pinned to the same CPU.
-use super::work::Work;
+use super::{
+    medium::Medium,
+    work::{Aio, Work},
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use pollux_benches::plugin;
 use pollux_core::testing::build;
 use std::{
     fs, io,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::OnceLock,
     thread,
     time::{Duration, Instant},
 };
@@ -24,28 +30,32 @@ pub(crate) struct Rival {
 
 impl Rival {
     /// `pollux serve` with one spinning worker on `cpu`.
-    pub(crate) fn pollux(work: Work, folder: &Path, cpu: usize) -> io::Result<Self> {
-        for plugin in ["null", "mem", "uring"] {
-            build::plugin(&format!("pollux-{plugin}"));
-        }
-        let (config, socket) = (folder.join("disks.toml"), folder.join("pollux.sock"));
-        let block = work.block(folder);
+    pub(crate) fn pollux(work: Work, medium: &Medium, cpu: usize) -> io::Result<Self> {
+        static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+        let program = PROGRAM.get_or_init(|| {
+            for name in ["null", "mem", "uring"] {
+                plugin(name);
+            }
+            build::program("pollux")
+        });
+        let (config, socket) = (medium.folder().join("disks.toml"), medium.folder().join("pollux.sock"));
+        let block = work.block(medium);
         let text = format!(
             "[worker.io0]\ncpu = {cpu}\n[block.disk0]\n{block}\n[device.blk0]\ntype = \"blk\"\nblock = \"disk0\"\n\
              workers = [\"io0\"]\ntransport = \"vhost-user\"\nsocket = {socket:?}\n"
         );
         fs::write(&config, text)?;
-        let mut command = Command::new(build::program("pollux"));
+        let mut command = Command::new(program);
         command.arg("serve").arg(config).arg("--quiet");
         Self::start(&mut command, socket)
     }
 
     /// qemu-storage-daemon with one I/O thread, all of it on `cpu`.
-    pub(crate) fn qemu_storage_daemon(work: Work, folder: &Path, cpu: usize) -> io::Result<Self> {
-        let socket = folder.join("qemu.sock");
+    pub(crate) fn qemu_storage_daemon(work: Work, medium: &Medium, aio: Option<Aio>, cpu: usize) -> io::Result<Self> {
+        let socket = medium.folder().join(format!("qemu-{}.sock", aio.map_or("null", Aio::name)));
         let mut command = Command::new("taskset");
         command.args(["--cpu-list", &cpu.to_string(), "qemu-storage-daemon"]);
-        command.args(["--object", "iothread,id=t", "--blockdev", &work.blockdev(folder)]);
+        command.args(["--object", "iothread,id=t", "--blockdev", &work.blockdev(medium, aio)]);
         let export = format!(
             "type=vhost-user-blk,id=e,addr.type=unix,addr.path={},node-name=n,writable=on,num-queues=1,iothread=t",
             socket.display()
@@ -55,7 +65,8 @@ impl Rival {
     }
 
     fn start(command: &mut Command, socket: PathBuf) -> io::Result<Self> {
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+        // In a group of its own, so that Ctrl-C reaches us alone, who end it.
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).process_group(0).spawn()?;
         let mut rival = Rival { child, socket };
         let start = Instant::now();
         while !rival.socket.exists() {
@@ -97,7 +108,8 @@ impl Drop for Rival {
     }
 }
 
-/// Whether there is a program of that name.
-pub(crate) fn has_program(name: &str) -> bool {
-    Command::new(name).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
+/// The first line of what a program says of its version; `None`: there is no such program.
+pub(crate) fn version(name: &str) -> Option<String> {
+    let output = Command::new(name).arg("--version").stdin(Stdio::null()).output().ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or(name).to_owned())
 }

@@ -1,99 +1,175 @@
-//! What both servers do.
+//! What all sides do, and what their figures should be.
+use super::medium::Medium;
+use pollux_benches::row::Goal;
+use pollux_core::ring::RingKind;
 use pollux_loadgen::ideal;
-use std::{fs::File, io, path::Path};
-use tempfile::TempDir;
 
-/// Bytes of each medium.
-pub(crate) const SIZE: u64 = 256 << 20;
+/// Depths that are measured.
+pub(crate) const DEPTHS: [u16; 4] = [1, 8, 32, 128];
 
 /// What stands behind the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
     /// Nothing: every request completes at once.
     Null,
-    /// Memory, a file on tmpfs: ours is mapped by the `mem` plugin, theirs read by native AIO, which is their fastest there.
+    /// The same on a packed ring, and on our own split ring.
+    Packed,
+    /// Memory, a file on tmpfs: ours is mapped by the `mem` plugin.
     Memory,
-    /// A file on a disk, past the page cache: io_uring on both sides.
+    /// The same file as a file, by the `uring` plugin.
+    Tmpfs,
+    /// A block device in memory, past the page cache.
+    Zram,
+    /// A file on a disk, past the page cache.
     File,
 }
 
+/// A way in which qemu-storage-daemon reaches a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Aio {
+    Native,
+    Threads,
+    IoUring,
+}
+
+impl Aio {
+    const ALL: [Aio; 3] = [Aio::Native, Aio::Threads, Aio::IoUring];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Aio::Native => "native",
+            Aio::Threads => "threads",
+            Aio::IoUring => "io_uring",
+        }
+    }
+}
+
+/// Who is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Who {
+    /// `pollux serve`, with the driver's kind of ring.
+    Pollux(RingKind),
+    /// qemu-storage-daemon; `None`: nothing is reached.
+    Qemu(Option<Aio>),
+    /// The loop of the load generator, which shares its process.
+    Ideal(ideal::Kind, RingKind),
+}
+
+impl Who {
+    pub(crate) fn ring(self) -> RingKind {
+        match self {
+            Who::Pollux(kind) | Who::Ideal(_, kind) => kind,
+            Who::Qemu(_) => RingKind::Split,
+        }
+    }
+
+    pub(crate) fn name(self) -> String {
+        match self {
+            Who::Pollux(RingKind::Split) => "Pollux".into(),
+            Who::Pollux(RingKind::Packed) => "Pollux, packed".into(),
+            Who::Qemu(None) => "qemu".into(),
+            Who::Qemu(Some(aio)) => format!("qemu, {}", aio.name()),
+            Who::Ideal(_, RingKind::Split) => "ideal".into(),
+            Who::Ideal(_, RingKind::Packed) => "ideal, packed".into(),
+        }
+    }
+}
+
+/// Against whom the first side is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Against {
+    Qemu,
+    Ideal,
+    OwnSplitRing,
+}
+
+impl Against {
+    pub(crate) const ALL: [Against; 3] = [Against::Qemu, Against::Ideal, Against::OwnSplitRing];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Against::Qemu => "qemu-storage-daemon",
+            Against::Ideal => "ideal",
+            Against::OwnSplitRing => "own split ring",
+        }
+    }
+
+    /// Whether a side other than the first is one of these.
+    pub(crate) fn is(self, who: Who) -> bool {
+        match self {
+            Against::Qemu => matches!(who, Who::Qemu(_)),
+            Against::Ideal => matches!(who, Who::Ideal(..)),
+            Against::OwnSplitRing => who == Who::Pollux(RingKind::Split),
+        }
+    }
+}
+
 impl Work {
-    pub(crate) const ALL: [Work; 3] = [Work::Null, Work::Memory, Work::File];
+    pub(crate) const ALL: [Work; 6] = [Work::Null, Work::Packed, Work::Memory, Work::Tmpfs, Work::Zram, Work::File];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Work::Null => "null",
+            Work::Packed => "packed",
             Work::Memory => "memory",
+            Work::Tmpfs => "tmpfs",
+            Work::Zram => "zram",
             Work::File => "file",
         }
     }
 
-    pub(crate) fn title(self) -> &'static str {
+    /// Who takes turns. The first is the one to be compared.
+    pub(crate) fn sides(self) -> Vec<Who> {
+        let (split, packed) = (RingKind::Split, RingKind::Packed);
+        let every_aio = Aio::ALL.map(|aio| Who::Qemu(Some(aio)));
         match self {
-            Work::Null => "null: the null plugin, and null-co",
-            Work::Memory => "memory: a file on tmpfs, mapped by the mem plugin, and by native AIO",
-            Work::File => "file: a file on the disk of this machine with O_DIRECT, io_uring on both sides",
+            Work::Null => vec![Who::Pollux(split), Who::Qemu(None), Who::Ideal(ideal::Kind::Null, split)],
+            Work::Packed => vec![Who::Pollux(packed), Who::Pollux(split), Who::Ideal(ideal::Kind::Null, packed)],
+            // Native AIO is their fastest way to tmpfs; the others are measured in `tmpfs`.
+            Work::Memory => {
+                let qemu = Who::Qemu(Some(Aio::Native));
+                vec![Who::Pollux(split), qemu, Who::Ideal(ideal::Kind::Memory, split)]
+            }
+            Work::Tmpfs | Work::Zram | Work::File => [Who::Pollux(split)].into_iter().chain(every_aio).collect(),
         }
     }
 
-    /// The ideal device that does the same, where there is one.
-    pub(crate) fn ideal(self) -> Option<ideal::Kind> {
-        match self {
-            Work::Null => Some(ideal::Kind::Null),
-            Work::Memory => Some(ideal::Kind::Memory),
-            Work::File => None,
-        }
-    }
-
-    /// A folder with the medium in it, where it has to be: a disk, not memory, for a file.
-    pub(crate) fn folder(self) -> io::Result<TempDir> {
-        let folder = match self {
-            Work::Memory => TempDir::new_in("/dev/shm")?,
-            Work::Null => TempDir::new()?,
-            Work::File => TempDir::new_in(env!("CARGO_TARGET_TMPDIR"))?,
+    /// What the ratio should be at the depth with this index in [`DEPTHS`]. That of latencies at depth 1, where the rate is its inverse, should
+    /// be 1.25 at most, which is 0.8 here.
+    pub(crate) fn goal(self, against: Against, depth: usize) -> Option<Goal> {
+        let goals: [f64; 4] = match (self, against) {
+            (Work::Null, Against::Qemu) => [6.0, 7.0, 10.0, 8.0],
+            (Work::Null, Against::Ideal) => [0.8; 4],
+            (Work::Memory, Against::Ideal) => [0.9; 4],
+            (Work::Tmpfs, Against::Qemu) => [2.3, 1.9, 1.9, 1.9],
+            (Work::Zram, Against::Qemu) => [2.4, 1.8, 2.1, 1.7],
+            (Work::Packed, Against::OwnSplitRing) if DEPTHS[depth] == 32 => [1.3; 4],
+            _ => return None,
         };
-        if self != Work::Null {
-            fill(&folder.path().join("medium"))?;
-        }
-        Ok(folder)
+        Some(Goal::AtLeast(goals[depth]))
     }
 
     /// Our side's `[block]`.
-    pub(crate) fn block(self, folder: &Path) -> String {
+    pub(crate) fn block(self, medium: &Medium) -> String {
+        let path = medium.path();
         match self {
-            Work::Null => format!("plugin = \"null\"\noptions = {{ size = {SIZE} }}"),
+            Work::Null | Work::Packed => format!("plugin = \"null\"\noptions = {{ size = {} }}", Medium::BYTES),
             // The same file as theirs: pages that were never written would all be one, and in the cache.
-            Work::Memory => {
-                let path = folder.join("medium");
-                format!("plugin = \"mem\"\noptions = {{ path = {path:?}, lock = false }}")
-            }
-            Work::File => {
-                let path = folder.join("medium");
+            Work::Memory => format!("plugin = \"mem\"\noptions = {{ path = {path:?}, lock = false }}"),
+            Work::Tmpfs | Work::Zram | Work::File => {
                 format!("plugin = \"uring\"\noptions = {{ path = {path:?}, direct = true, lock = false }}")
             }
         }
     }
 
     /// Their side's `--blockdev`.
-    pub(crate) fn blockdev(self, folder: &Path) -> String {
-        let path = folder.join("medium");
-        let path = path.display();
-        match self {
-            Work::Null => format!("driver=null-co,node-name=n,size={SIZE},read-zeroes=off"),
-            Work::Memory => {
-                format!("driver=file,node-name=n,filename={path},aio=native,cache.direct=on,locking=off")
-            }
-            Work::File => format!("driver=file,node-name=n,filename={path},aio=io_uring,cache.direct=on,locking=off"),
-        }
+    pub(crate) fn blockdev(self, medium: &Medium, aio: Option<Aio>) -> String {
+        let Some(aio) = aio else {
+            return format!("driver=null-co,node-name=n,size={},read-zeroes=off", Medium::BYTES);
+        };
+        let driver = if self == Work::Zram { "host_device" } else { "file" };
+        let (path, aio) = (medium.path().display(), aio.name());
+        // Direct on tmpfs as well: native AIO does nothing else, and there is no page cache to pass by.
+        format!("driver={driver},node-name=n,filename={path},aio={aio},cache.direct=on,locking=off")
     }
-}
-
-/// A file with all of its blocks: holes are answered without the disk.
-fn fill(path: &Path) -> io::Result<()> {
-    let file = File::create(path)?;
-    let block = vec![0x5a; 1 << 20];
-    for _ in 0..SIZE >> 20 {
-        io::Write::write_all(&mut &file, &block)?;
-    }
-    file.sync_all()
 }

@@ -1,7 +1,16 @@
 //! What the benchmarks share: a driver that offers the same requests over and over, and a clock around the device's
 //! part alone.
+//!
+//! Unsafe code is in the modules that are marked so below, and nowhere else.
 #![deny(unsafe_code)]
+
 pub mod callgrind;
+pub mod contest;
+pub mod crossing;
+pub mod many_queues;
+#[allow(unsafe_code)]
+pub mod reads;
+pub mod row;
 
 use pollux_core::{
     memory::GuestMemory,
@@ -13,7 +22,12 @@ use pollux_core::{
         driver::{Buffer, RingDriver, RingKind},
     },
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 pub use pollux_loadgen::roundtrip::{median, pin};
 
@@ -97,11 +111,24 @@ fn clock_overhead() -> u64 {
         .unwrap_or(0)
 }
 
+/// The shared library of a plugin, built once by each process that asks.
+pub fn plugin(name: &str) -> PathBuf {
+    static BUILT: Mutex<BTreeMap<String, PathBuf>> = Mutex::new(BTreeMap::new());
+    let mut built = BUILT.lock().expect("no build has panicked");
+    built.entry(name.to_owned()).or_insert_with(|| build::plugin(&format!("pollux-{name}"))).clone()
+}
+
 /// Opens a backend of the plugin through the real shared library.
 pub fn backend(name: &str, options: &str) -> Arc<BlockBackend> {
-    let plugin = Plugin::load(&build::plugin(&format!("pollux-{name}"))).expect("the plugin");
+    let plugin = Plugin::load(&plugin(name)).expect("the plugin");
     BlockBackend::open(&plugin, name, &OpenOptions { json: options.into(), ..OpenOptions::default() })
         .expect("a backend")
+}
+
+/// User and system time of the calling thread so far.
+pub fn thread_time() -> Duration {
+    let clock = nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID;
+    nix::time::clock_gettime(clock).expect("Linux has this clock").into()
 }
 
 /// The time in nanoseconds that a cache line takes from one CPU to another and back.

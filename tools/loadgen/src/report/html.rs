@@ -1,6 +1,7 @@
 //! The report as one file for a browser: no script, nothing from any network.
 use super::{
-    Report,
+    Report, page,
+    page::escape,
     plot::{Axis, Line, Scale, plot},
 };
 use crate::{
@@ -11,7 +12,6 @@ use crate::{
 };
 use std::fmt::Write;
 
-const STYLE: &str = include_str!("report.css");
 /// Steps of histograms in each power of ten.
 const STEPS: u32 = 20;
 /// Where the line of quantiles has its points: so many in each step to ten times fewer requests.
@@ -19,30 +19,21 @@ const POINTS: u32 = 20;
 
 /// The page.
 pub fn html(report: &Report) -> String {
-    let names: Vec<String> = report.plan.targets.iter().map(|target| escape(&target.to_string())).collect();
+    let names: Vec<String> = report.plan.targets.iter().map(ToString::to_string).collect();
     let title = format!("pollux bench: {}", names.join(" and "));
-    let mut page = format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width\"><title>{title}</title>\n<style>\n{STYLE}</style></head>\n<body>\n\
-         <h1>{title}</h1>\n"
-    );
+    let mut body = String::new();
     let _ =
-        writeln!(page, "<p><code>{}</code></p>\n<p>{}</p>", escape(&report.command), escape(&report.machine.line()));
-    let _ = writeln!(page, "<pre>{}</pre>", escape(&super::table::about(report)));
+        writeln!(body, "<p><code>{}</code></p>\n<p>{}</p>", escape(&report.command), escape(&report.machine.line()));
+    let _ = writeln!(body, "<pre>{}</pre>", escape(&super::table::about(report)));
     let verdict = super::verdict(report);
     if !verdict.is_empty() {
         let class = if report.fault_count() == 0 { "good" } else { "bad" };
-        let _ = writeln!(page, "<pre class=\"{class}\">{}</pre>", escape(&verdict));
+        let _ = writeln!(body, "<pre class=\"{class}\">{}</pre>", escape(&verdict));
     }
-    page += &summary_table(report);
-    page += &plots(report);
-    page += &run_table(report);
-    page + "</body></html>\n"
-}
-
-/// Text as it may stand in HTML.
-pub(super) fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+    body += &summary_table(report);
+    body += &plots(report);
+    body += &run_table(report);
+    page::page(&title, &body)
 }
 
 fn series_name(report: &Report, target: usize, depth: u16) -> String {
@@ -61,8 +52,13 @@ fn plots(report: &Report) -> String {
     let name = |index: usize| series_name(report, summaries[index].target, summaries[index].depth);
     let lines = |filled: bool, points: &dyn Fn(&Latencies) -> Vec<(f64, f64)>| -> Vec<Line> {
         let made = summaries.iter().enumerate();
-        made.map(|(index, summary)| Line { name: name(index), points: points(&summary.total.latencies), filled })
-            .collect()
+        made.map(|(index, summary)| Line {
+            name: name(index),
+            points: points(&summary.total.latencies),
+            filled,
+            beside: None,
+        })
+        .collect()
     };
     let latency = |title| Axis { title, scale: Scale::Log, marks: Vec::new(), label: time };
     let most = summaries.iter().map(|summary| nines_max(&summary.total.latencies)).fold(1.0, f64::max);
@@ -75,15 +71,8 @@ fn plots(report: &Report) -> String {
     let seconds = Axis { title: "seconds", scale: Scale::Linear, marks: Vec::new(), label: |value| trim(value) };
     let iops = Axis { title: "IOPS", scale: Scale::Linear, marks: Vec::new(), label: rate };
     let throughput = plot(&seconds, &iops, &throughput_lines(report));
-    let mut keys = String::from("<p class=\"keys\">");
-    for index in 0..summaries.len() {
-        let _ =
-            write!(keys, "<span><i class=\"c{}\"></i>{}</span>", index % super::plot::COLOURS, escape(&name(index)));
-    }
-    keys += "</p>";
-    let figure = |title: &str, svg: String, text: &str| {
-        format!("<section><h2>{title}</h2>{keys}<figure>{svg}</figure><p class=\"note\">{text}</p></section>\n")
-    };
+    let names: Vec<String> = (0..summaries.len()).map(name).collect();
+    let figure = |title: &str, svg: String, text: &str| page::figure(title, &names, &svg, text);
     figure("Latency by percentile", quantiles, "Each step to the right leaves a tenth of the requests above the line.")
         + &figure(
             "Latency histogram",
@@ -127,7 +116,7 @@ fn throughput_lines(report: &Report) -> Vec<Line> {
     let line = |run: &Run| {
         let (step, rates) = run.total.series.rates(run.total.elapsed_ns);
         let points = rates.into_iter().enumerate().map(|(index, rate)| ((index as f64 + 0.5) * step, rate)).collect();
-        Line { name: series_name(report, run.target, run.depth), points, filled: false }
+        Line { name: series_name(report, run.target, run.depth), points, filled: false, beside: None }
     };
     // In the order of the summaries: depth by depth, in each the targets.
     report.runs.iter().filter(|run| run.round == last).map(line).collect()
@@ -148,15 +137,7 @@ fn trim(value: f64) -> String {
 }
 
 fn table(headings: &[String], rows: &[Vec<String>]) -> String {
-    let mut text = String::from("<table><thead><tr>");
-    headings.iter().for_each(|heading| text += &format!("<th>{}</th>", escape(heading)));
-    text += "</tr></thead><tbody>\n";
-    for row in rows {
-        text += "<tr>";
-        row.iter().for_each(|cell| text += &format!("<td>{}</td>", escape(cell)));
-        text += "</tr>\n";
-    }
-    text + "</tbody></table>\n"
+    page::table(headings, rows, |_, _| "")
 }
 
 fn strings(texts: &[&str]) -> Vec<String> {

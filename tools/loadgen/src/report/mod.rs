@@ -2,13 +2,14 @@
 mod bars;
 mod html;
 mod json;
-mod plot;
+pub mod page;
+pub mod plot;
 mod table;
 
 pub use bars::histogram;
 pub use html::html;
 pub use json::json;
-pub use table::{summary, verdict};
+pub use table::{align, summary, verdict};
 
 use crate::{
     campaign::{Plan, Run},

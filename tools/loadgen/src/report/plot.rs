@@ -8,11 +8,11 @@ const RIGHT: f64 = 36.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 44.0;
 /// Number of colours; then they come again.
-pub(super) const COLOURS: usize = 8;
+pub const COLOURS: usize = 8;
 
 /// How values lie along an axis.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Scale {
+pub enum Scale {
     /// Evenly, from zero.
     Linear,
     /// By their logarithm.
@@ -20,21 +20,29 @@ pub(super) enum Scale {
 }
 
 /// An axis.
-pub(super) struct Axis<'a> {
-    pub(super) title: &'a str,
-    pub(super) scale: Scale,
+#[derive(Clone, Debug)]
+pub struct Axis<'a> {
+    /// What stands beside it.
+    pub title: &'a str,
+    /// How values lie along it.
+    pub scale: Scale,
     /// Positions of the marks with their labels; empty: they are found.
-    pub(super) marks: Vec<(f64, String)>,
+    pub marks: Vec<(f64, String)>,
     /// Text of a value.
-    pub(super) label: fn(f64) -> String,
+    pub label: fn(f64) -> String,
 }
 
 /// A line.
-pub(super) struct Line {
-    pub(super) name: String,
-    pub(super) points: Vec<(f64, f64)>,
+#[derive(Clone, Debug, Default)]
+pub struct Line {
+    /// What is shown where it is pointed at.
+    pub name: String,
+    /// Its points, from left to right.
+    pub points: Vec<(f64, f64)>,
     /// Whether the space below is filled.
-    pub(super) filled: bool,
+    pub filled: bool,
+    /// It has the colour of the line with this index and is broken, for what that line is compared with.
+    pub beside: Option<usize>,
 }
 
 /// Maps values of an axis to the drawing.
@@ -87,7 +95,7 @@ impl Mapping {
 }
 
 /// The lines over the axes as an SVG element. Lines have the classes `c0` to `c7`.
-pub(super) fn plot(x: &Axis<'_>, y: &Axis<'_>, lines: &[Line]) -> String {
+pub fn plot(x: &Axis<'_>, y: &Axis<'_>, lines: &[Line]) -> String {
     let points = || lines.iter().flat_map(|line| line.points.iter());
     let x_marks = x.marks.iter().map(|mark| mark.0);
     let across = Mapping::new(x.scale, points().map(|point| point.0).chain(x_marks), LEFT, WIDTH - RIGHT);
@@ -144,7 +152,18 @@ fn marks(axis: &Axis<'_>, mapping: &Mapping) -> Vec<(f64, String)> {
 
 fn draw(svg: &mut String, line: &Line, index: usize, across: &Mapping, up: &Mapping) {
     let (Some(first), Some(last)) = (line.points.first(), line.points.last()) else { return };
-    let colour = index % COLOURS;
+    let colour = line.beside.unwrap_or(index) % COLOURS;
+    let broken = if line.beside.is_some() { " broken" } else { "" };
+    let name = super::page::escape(&line.name);
+    if let [(x, y)] = line.points[..] {
+        // A line of one point would not be seen.
+        let (x, y) = (across.at(x), up.at(y));
+        let _ = write!(
+            svg,
+            "<circle class=\"line c{colour}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\"><title>{name}</title></circle>"
+        );
+        return;
+    }
     let mut path = String::new();
     for (number, &(x, y)) in line.points.iter().enumerate() {
         let letter = if number == 0 { 'M' } else { 'L' };
@@ -154,11 +173,7 @@ fn draw(svg: &mut String, line: &Line, index: usize, across: &Mapping, up: &Mapp
         let (from, to, floor) = (across.at(first.0), across.at(last.0), up.start);
         let _ = write!(svg, "<path class=\"area c{colour}\" d=\"{path}L{to:.1} {floor:.1}L{from:.1} {floor:.1}Z\"/>");
     }
-    let _ = write!(
-        svg,
-        "<path class=\"line c{colour}\" d=\"{path}\"><title>{}</title></path>",
-        super::html::escape(&line.name)
-    );
+    let _ = write!(svg, "<path class=\"line c{colour}{broken}\" d=\"{path}\"><title>{name}</title></path>");
 }
 
 #[cfg(test)]
@@ -184,7 +199,7 @@ mod tests {
     fn every_point_lies_in_the_picture_whatever_the_values() {
         for points in [vec![], vec![(0.0, 0.0)], vec![(1.0, 5.0), (2.0, 5.0)], vec![(1e-3, 1e12), (1e9, 1.0)]] {
             for scale in [Scale::Linear, Scale::Log] {
-                let line = Line { name: "a<b".into(), points: points.clone(), filled: true };
+                let line = Line { name: "a<b".into(), points: points.clone(), filled: true, beside: None };
                 let svg = plot(&axis(scale), &axis(scale), &[line]);
                 assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
                 assert!(!svg.contains("a<b"), "names are escaped");

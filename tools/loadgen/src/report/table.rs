@@ -8,7 +8,7 @@ use crate::{
 };
 
 /// Rows of cells, the first of them headings: columns aligned, the first `names` to the left.
-fn align(rows: &[Vec<String>], names: usize) -> String {
+pub fn align(rows: &[Vec<String>], names: usize) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
