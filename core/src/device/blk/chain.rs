@@ -1,5 +1,5 @@
 //! One request's chain: where its header, data and status are (virtio 1.3, 5.2.6), and the slot that remembers it.
-use super::request::{Action, Data, HEADER_BYTES, Header, Limits, MAX_DATA_SEGMENTS, RANGE_BYTES, Range};
+use super::request::{Action, Data, HEADER_BYTES, Header, Limits, MAX_DATA_SEGMENTS, RANGE_BYTES, Range, Status};
 use crate::{
     memory::{Translator, prefetch},
     ring::{Ring, RingError, SegmentList},
@@ -185,9 +185,28 @@ fn take_scattered(segments: &mut [Segment], mut target: &mut [u8]) -> usize {
 #[cold]
 pub(super) fn range_action(operation: u32, data: &Data<'_>, limits: &Limits, durable: bool) -> Action {
     if data.readable != RANGE_BYTES as u64 || data.writable != 0 {
-        return Action::Complete(super::request::Status::IoError);
+        return Action::Complete(Status::IoError);
     }
     let mut bytes = [0; RANGE_BYTES];
     take_scattered(&mut data.segments.to_vec(), &mut bytes);
     Range::new(bytes).action(operation, limits, durable)
+}
+
+/// GET_ID: the name, filled up with zeroes to 20 bytes (virtio 1.3, 5.2.6).
+#[cold]
+pub(super) fn answer_id(data: &Data<'_>, name: &str) -> Status {
+    let mut id = [0; 20];
+    let length = name.len().min(id.len());
+    id[..length].copy_from_slice(&name.as_bytes()[..length]);
+    if data.readable > 0 || data.writable == 0 {
+        return Status::IoError;
+    }
+    let mut rest = &id[..];
+    for segment in data.segments {
+        let length = segment.length.min(rest.len());
+        // SAFETY: the segment was translated for this request, and no Rust reference covers guest memory.
+        unsafe { std::ptr::copy_nonoverlapping(rest.as_ptr(), segment.base, length) };
+        rest = &rest[length..];
+    }
+    Status::Ok
 }

@@ -5,9 +5,9 @@
 //! driver once. What changes while a queue runs is in `change`, how it ends in `ending`, interrupts that wait in `interrupt`.
 use super::{
     Shared,
-    chain::{ChainParts, Inline, NO_SEGMENT, OLD_MEMORY, OVERFLOWN, Overflow, Slot, range_action},
+    chain::{ChainParts, Inline, NO_SEGMENT, OLD_MEMORY, OVERFLOWN, Overflow, Slot, answer_id, range_action},
     change::Retiring,
-    request::{Action, Data, Limits, Status},
+    request::{Action, Limits, Status},
     tally::Tally,
 };
 use crate::{
@@ -364,31 +364,12 @@ impl<R: Ring> BlkQueue<R> {
                 self.pending.push(transfer.request(head, if moves_data { data.segments } else { &[] }));
             }
             Action::GetId => {
-                let status = self.answer_id(&data);
+                let status = answer_id(&data, &self.serial);
                 self.complete_alone(head, status);
             }
             Action::Complete(status) => self.complete_alone(head, status),
             Action::Range(_) => unreachable!("a range has been turned into a request"),
         }
-    }
-
-    /// GET_ID: the name, filled up with zeroes to 20 bytes (virtio 1.3, 5.2.6).
-    #[cold]
-    fn answer_id(&self, data: &Data<'_>) -> Status {
-        let mut id = [0; 20];
-        let length = self.serial.len().min(id.len());
-        id[..length].copy_from_slice(&self.serial.as_bytes()[..length]);
-        let status = if data.readable == 0 && data.writable > 0 { Status::Ok } else { Status::IoError };
-        if status == Status::Ok {
-            let mut rest = &id[..];
-            for segment in data.segments {
-                let length = segment.length.min(rest.len());
-                // SAFETY: the segment was translated for this request, and no Rust reference covers guest memory.
-                unsafe { std::ptr::copy_nonoverlapping(rest.as_ptr(), segment.base, length) };
-                rest = &rest[length..];
-            }
-        }
-        status
     }
 
     /// Ends a request that does not come from the backend.
