@@ -3,12 +3,14 @@
 //! Everything in a ring is written by the guest, at any time. A value is read once, checked once and never read
 //! again; a ring that breaks the rules yields a [`RingError`], after which it is not touched any more.
 mod chain;
+mod in_order;
 mod inflight;
 mod packed;
 mod split;
 mod table;
 
 pub use chain::{Chain, SegmentList};
+pub use in_order::{InOrder, UsedRuns};
 pub use inflight::InflightPlace;
 use inflight::InflightQueue;
 pub use packed::PackedRing;

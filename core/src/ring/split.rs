@@ -1,6 +1,6 @@
 //! The split virtqueue (virtio 1.3, 2.7), device side.
 use super::{
-    Chain, InflightQueue, MAX_QUEUE_SIZE, QueueConfig, Ring, RingError, RingStart, SegmentList,
+    Chain, InflightQueue, MAX_QUEUE_SIZE, QueueConfig, Ring, RingError, RingStart, SegmentList, UsedRuns,
     table::{Buffer, DESCRIPTOR_INDIRECT, DESCRIPTOR_NEXT, MAX_CHAIN, Table},
 };
 use crate::{
@@ -155,7 +155,7 @@ impl Ring for SplitRing {
         self.size
     }
 
-    #[inline]
+    #[inline(always)]
     fn pop(&mut self, heads: &mut [u16]) -> Result<usize, RingError> {
         // Partner: the driver's write barrier between filling the ring and storing the index (virtio 1.3, 2.7.13.3).
         let ready = self.available_index(Ordering::Acquire).wrapping_sub(self.next_available);
@@ -211,7 +211,7 @@ impl Ring for SplitRing {
         self.available_index(Ordering::Acquire) != self.next_available
     }
 
-    #[inline]
+    #[inline(always)]
     fn walk(&mut self, head: u16, data: &mut Translator, segments: &mut SegmentList<'_>) -> Result<Chain, RingError> {
         let mut chain = Chain::default();
         let mut table = Table::Host(self.descriptors, self.size);
@@ -310,6 +310,19 @@ impl Ring for SplitRing {
         // 2.7.13.4.1).
         fence(Ordering::SeqCst);
         self.has_available()
+    }
+}
+
+impl UsedRuns for SplitRing {
+    #[inline]
+    fn push_used_run(&mut self, chains: &[u16], written: u32) {
+        let Some((&last, skipped)) = chains.split_last() else { return };
+        // In the place of the first one; those of the others are passed over (virtio 1.3, 2.7.9).
+        self.push_used(last, written);
+        self.next_used = self.next_used.wrapping_add(skipped.len() as u16);
+        if let Some(inflight) = &mut self.inflight {
+            skipped.iter().for_each(|&head| inflight.give_back(head));
+        }
     }
 }
 

@@ -9,7 +9,7 @@ mod recovery;
 pub(super) use inflight::inflight_bytes;
 
 use super::{
-    Chain, MAX_QUEUE_SIZE, QueueConfig, Ring, RingError, RingKind, RingStart, SegmentList,
+    Chain, MAX_QUEUE_SIZE, QueueConfig, Ring, RingError, RingKind, RingStart, SegmentList, UsedRuns,
     table::{Buffer, DESCRIPTOR_INDIRECT, DESCRIPTOR_NEXT, DESCRIPTOR_WRITE, MAX_CHAIN, Table},
 };
 use crate::memory::{DirtyLog, Translator, prefetch};
@@ -209,7 +209,7 @@ impl Ring for PackedRing {
         self.size
     }
 
-    #[inline]
+    #[inline(always)]
     fn pop(&mut self, ids: &mut [u16]) -> Result<usize, RingError> {
         let (mut popped, mut kept) = (0, 0);
         for slot in ids.iter_mut() {
@@ -250,7 +250,7 @@ impl Ring for PackedRing {
         flags_of(rest) & BOTH == self.available.flags
     }
 
-    #[inline]
+    #[inline(always)]
     fn walk(&mut self, id: u16, data: &mut Translator, segments: &mut SegmentList<'_>) -> Result<Chain, RingError> {
         let Place { mut index, kept, count, table } = self.places[usize::from(id)];
         if index == LEFT_OVER {
@@ -350,6 +350,25 @@ impl Ring for PackedRing {
         // 2.8.21.3).
         fence(Ordering::SeqCst);
         self.has_available()
+    }
+}
+
+impl UsedRuns for PackedRing {
+    #[inline]
+    fn push_used_run(&mut self, chains: &[u16], written: u32) {
+        let Some((&last, skipped)) = chains.split_last() else { return };
+        // In the place of the first descriptor of the first one; those up to the last of the run are passed over (virtio 1.3, 2.8.8).
+        self.push_used(last, written);
+        for &id in skipped {
+            let count = std::mem::take(&mut self.places[usize::from(id)].count);
+            debug_assert!(count > 0, "a chain is given back once");
+            self.taken -= count;
+            self.pushed += count;
+            self.used.advance(count, self.size);
+            if let Some(inflight) = &mut self.inflight {
+                inflight.give_back(id);
+            }
+        }
     }
 }
 
