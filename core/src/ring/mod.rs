@@ -169,9 +169,7 @@ pub trait Ring: Debug + Send + Sized + 'static {
     fn has_available(&self) -> bool;
 
     /// What changes when the driver makes a chain available, for an owner that has popped all there are. `None`: it is to be polled.
-    fn watch(&self) -> Option<Watch> {
-        None
-    }
+    fn watch(&self) -> Option<Watch>;
 
     /// Follows the chain `head` and puts its buffers into `segments`, those to read first. Empty buffers are left out.
     ///

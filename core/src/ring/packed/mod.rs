@@ -12,11 +12,14 @@ use super::{
     Chain, MAX_QUEUE_SIZE, QueueConfig, Ring, RingError, RingKind, RingStart, SegmentList, UsedRuns,
     table::{Buffer, DESCRIPTOR_INDIRECT, DESCRIPTOR_NEXT, DESCRIPTOR_WRITE, MAX_CHAIN, Table},
 };
-use crate::memory::{DirtyLog, Translator, prefetch};
+use crate::{
+    memory::{DirtyLog, Translator, prefetch},
+    worker::Watch,
+};
 use inflight::{LeftOver, PackedInflight};
 use std::{
     ptr::read_volatile,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
+    sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence},
 };
 
 /// In a descriptor's flags: available in this lap of the driver's wrap counter, used in this lap of ours (virtio 1.3, 2.8.1).
@@ -248,6 +251,21 @@ impl Ring for PackedRing {
     fn has_available(&self) -> bool {
         let rest = u64::from_le(second_half(self.descriptors, self.available.index).load(Ordering::Acquire));
         flags_of(rest) & BOTH == self.available.flags
+    }
+
+    fn watch(&self) -> Option<Watch> {
+        // The flags of the next chain's first descriptor, by which the driver makes it available. What else they say now does not
+        // matter: they must change for that.
+        // SAFETY: the index is below the ring's size, which `find` checked to lie in guest memory; the translator keeps it mapped as
+        // long as the ring is not dropped or moved to another map. The flags are the last two bytes of a descriptor.
+        let flags = unsafe { self.descriptors.add(self.available.index.into()).cast::<u16>().add(7) };
+        // SAFETY: as above.
+        let idle = u16::from_le(unsafe { AtomicU16::from_ptr(flags) }.load(Ordering::Relaxed));
+        if idle & BOTH == self.available.flags {
+            return None;
+        }
+        // SAFETY: as above.
+        Some(unsafe { Watch::new(flags, idle.to_le()) })
     }
 
     #[inline(always)]
