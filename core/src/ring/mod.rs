@@ -6,14 +6,15 @@ mod chain;
 mod in_order;
 mod inflight;
 mod packed;
+mod region;
 mod split;
 mod table;
 
 pub use chain::{Chain, SegmentList};
 pub use in_order::{InOrder, UsedRuns};
-pub use inflight::InflightPlace;
 use inflight::InflightQueue;
 pub use packed::PackedRing;
+pub use region::InflightPlace;
 pub use split::SplitRing;
 
 use crate::{

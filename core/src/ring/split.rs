@@ -356,15 +356,10 @@ impl SplitRing {
             inflight.published(self.next_used);
         }
         let Some((log, ring)) = &self.log else { return };
-        // Flags and index, then the elements, which may reach over the end of the ring.
+        // Flags and index, then the elements.
         log.mark(*ring, 4);
-        let size = u32::from(self.size);
-        let first = u32::from(self.published_used) & (size - 1);
-        let count = u32::from(self.next_used.wrapping_sub(self.published_used)).min(size);
-        let before_end = count.min(size - first);
-        for (start, count) in [(first, before_end), (0, count - before_end)] {
-            log.mark(ring.wrapping_add(4 + 8 * u64::from(start)), 8 * u64::from(count));
-        }
+        let (first, count) = (self.published_used & (self.size - 1), self.next_used.wrapping_sub(self.published_used));
+        log.mark_around(ring.wrapping_add(4), 8, self.size, first, count);
     }
 
     fn available_index(&self, order: Ordering) -> u16 {

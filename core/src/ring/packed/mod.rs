@@ -4,12 +4,13 @@
 //! by following it to its end, where its buffer ID is: so [`pop`](Ring::pop) reads the second half of each descriptor (length, ID,
 //! flags) and keeps it for [`walk`](Ring::walk), which reads the first half (address). Nothing is read twice.
 mod inflight;
+mod parts;
 mod recovery;
 
 pub(super) use inflight::inflight_bytes;
 
 use super::{
-    Chain, MAX_QUEUE_SIZE, QueueConfig, Ring, RingError, RingKind, RingStart, SegmentList, UsedRuns,
+    Chain, QueueConfig, Ring, RingError, RingKind, RingStart, SegmentList, UsedRuns,
     table::{Buffer, DESCRIPTOR_INDIRECT, DESCRIPTOR_NEXT, DESCRIPTOR_WRITE, MAX_CHAIN, Table},
 };
 use crate::{
@@ -17,6 +18,7 @@ use crate::{
     worker::Watch,
 };
 use inflight::{LeftOver, PackedInflight};
+use parts::Parts;
 use std::{
     ptr::read_volatile,
     sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence},
@@ -111,34 +113,6 @@ pub struct PackedRing {
     log: Option<(DirtyLog, u64)>,
     /// The guest address of the ring, for the log.
     address: u64,
-}
-
-/// The three parts of a ring in host memory.
-struct Parts {
-    descriptors: *mut [u64; 2],
-    driver_events: *const u32,
-    device_events: *mut u32,
-}
-
-impl Parts {
-    /// # Errors
-    /// The size is not allowed, or a part does not lie in guest memory or is not aligned (virtio 1.3, 2.8.10.1).
-    fn find(config: &QueueConfig, tables: &mut Translator) -> Result<Self, RingError> {
-        if config.size == 0 || config.size > MAX_QUEUE_SIZE {
-            return Err(RingError::PackedSize(config.size));
-        }
-        let mut place = |address: u64, length: u64, align: u64, what| {
-            tables
-                .translate(address, length)
-                .filter(|host| address.is_multiple_of(align) && host.addr().is_multiple_of(align as usize))
-                .ok_or(RingError::Placement(what))
-        };
-        Ok(Parts {
-            descriptors: place(config.descriptors, 16 * u64::from(config.size), 16, "descriptor ring")?.cast(),
-            driver_events: place(config.driver_area, 4, 4, "driver event suppression structure")?.cast_const().cast(),
-            device_events: place(config.device_area, 4, 4, "device event suppression structure")?.cast(),
-        })
-    }
 }
 
 // SAFETY: the pointers lead to a shared mapping that the translator keeps alive, and the ring has one owner at a time.
@@ -476,12 +450,8 @@ impl PackedRing {
         }
         let Some((log, events)) = &self.log else { return };
         log.mark(*events, 4);
-        // From the first to the last that was written, which may be over the end of the ring. What was skipped in between does no harm.
-        let first = u32::from(self.first.0);
-        let before_end = u32::from(self.pushed).min(u32::from(self.size) - first);
-        for (start, count) in [(first, before_end), (0, u32::from(self.pushed) - before_end)] {
-            log.mark(self.address.wrapping_add(16 * u64::from(start)), 16 * u64::from(count));
-        }
+        // From the first to the last that was written. What was skipped in between does no harm.
+        log.mark_around(self.address, 16, self.size, self.first.0, self.pushed);
     }
 
     #[inline(always)]
