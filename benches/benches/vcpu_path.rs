@@ -64,6 +64,7 @@ fn run(transport: Transport, depth: u64) -> Result<Measured, Box<dyn Error>> {
         workers: vec![worker.handle()],
         latency_sample: 16,
         coalescing: Coalescing::Off,
+        in_order: false,
     };
     machine.attach(Box::new(Blk::new(options, backend("null", "{}"), &stats)), transport)?;
     let (exits, kicks) = run_measured(&mut machine)?;

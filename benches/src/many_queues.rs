@@ -17,11 +17,16 @@ pub struct ManyQueues {
 impl ManyQueues {
     /// `queues` queues, all of them at rest that can be, and `depth` requests of the first one's driver.
     pub fn new(queues: usize, depth: usize) -> Self {
+        Self::with_rings(RingKind::Split, queues, depth)
+    }
+
+    /// As [`new`](Self::new), for the kind of ring named.
+    pub fn with_rings(kind: RingKind, queues: usize, depth: usize) -> Self {
         let null = backend("null", r#"{"size": 1073741824}"#);
         let mut turns = Turns::default();
-        let drivers: Vec<Prepared> = (0..queues).map(|_| Prepared::new(RingKind::Split, depth, false)).collect();
+        let drivers: Vec<Prepared> = (0..queues).map(|_| Prepared::new(kind, depth, false)).collect();
         for driver in &drivers {
-            turns.add(prepared_queue(RingKind::Split, null.clone(), &driver.memory, driver.driver.config()));
+            turns.add(prepared_queue(kind, null.clone(), &driver.memory, driver.driver.config()));
         }
         // Idle for long enough that those rest which can.
         (0..=REST_AFTER).for_each(|_| assert_eq!(turns.turn(), 0));

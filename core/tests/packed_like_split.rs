@@ -1,5 +1,5 @@
 //! A device on a packed ring does what one on a split ring does: the same requests, in the same cuts and batches, end in the same
-//! order with the same status, length and data. And whatever bytes are in a packed ring, the device stays within guest memory.
+//! order with the same status, length and data; and in the order of the driver with IN_ORDER. And whatever bytes are in a packed ring, the device stays within guest memory.
 use pollux_abi::block_v1::Segment;
 use pollux_core::{
     memory::GuestMemory,
@@ -80,8 +80,10 @@ impl Request {
 /// Ends of requests in the order in which they came back: number of the request, status, length and data.
 type Ends = Vec<(usize, u8, u32, Vec<u8>)>;
 
-fn run(kind: RingKind, batches: &[Vec<Request>], behaviour: Behaviour) -> Ends {
-    let mut rig = Rig::new(kind, disk::open("alike", 256 * 512, behaviour).expect("disk"), 256, true);
+fn run(kind: RingKind, in_order: bool, batches: &[Vec<Request>], behaviour: Behaviour) -> Ends {
+    let disk = disk::open("alike", 256 * 512, behaviour).expect("disk");
+    let new = if in_order { Rig::in_order } else { Rig::new };
+    let mut rig = new(kind, disk, 256, true);
     let mut ends = Vec::new();
     let mut number = 0;
     for batch in batches {
@@ -113,7 +115,12 @@ proptest! {
         batches in prop::collection::vec(prop::collection::vec(request(), 1..20), 1..12),
         behaviour in prop::sample::select(vec![Behaviour::Inline, Behaviour::Deferred, Behaviour::Slow, Behaviour::Reversed]),
     ) {
-        prop_assert_eq!(run(RingKind::Split, &batches, behaviour), run(RingKind::Packed, &batches, behaviour));
+        let mut ends = run(RingKind::Split, false, &batches, behaviour);
+        prop_assert_eq!(&ends, &run(RingKind::Packed, false, &batches, behaviour));
+        ends.sort_by_key(|(number, ..)| *number);
+        for kind in RingKind::BOTH {
+            prop_assert_eq!(&ends, &run(kind, true, &batches, behaviour), "in order");
+        }
     }
 
     #[test]

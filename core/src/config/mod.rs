@@ -29,6 +29,7 @@
 //! transport = "pci"             # default; or "mmio"
 //! latency_sample = 16           # default: the latency of one batch in 16 is measured; 0: of none
 //! coalesce = "off"              # default; or "adaptive", { count = 32, time_us = 50 }: interrupts wait for others to be merged with
+//! in_order = false              # default; true: a driver may have its requests given back in the order in which it made them
 //! ```
 //!
 //! A file without `[vm]` describes devices that are served to the machines of other programs:
@@ -208,6 +209,8 @@ pub struct Blk {
     pub latency_sample: u32,
     /// How interrupts are merged.
     pub coalescing: Coalescing,
+    /// Whether IN_ORDER is offered.
+    pub in_order: bool,
 }
 
 /// What a file is read for.

@@ -32,6 +32,16 @@ impl DirtyLog {
         }
     }
 
+    /// As [`mark`](Self::mark), of `count` entries of `bytes` each in a ring of `size` of them at `address`: those from `first` on,
+    /// around the end.
+    pub fn mark_around(&self, address: u64, bytes: u64, size: u16, first: u16, count: u16) {
+        let count = count.min(size);
+        let before_end = count.min(size - first);
+        for (start, count) in [(first, before_end), (0, count - before_end)] {
+            self.mark(address.wrapping_add(bytes * u64::from(start)), bytes * u64::from(count));
+        }
+    }
+
     fn byte(&self, index: u64) -> &AtomicU8 {
         assert!(index < self.mapping.len() as u64);
         // SAFETY: the byte was just checked to lie in the mapping, which lives as long as we. Partner: the front end's atomic
@@ -44,6 +54,25 @@ impl DirtyLog {
 mod tests {
     use super::*;
     use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn entries_of_a_ring_are_marked_around_its_end() {
+        let file = crate::memory::anonymous_file(c"log").expect("a file");
+        file.set_len(4096).expect("a length");
+        // A ring of 8 entries of a page each, from the second page on.
+        let marked = |first, count| {
+            file.write_all_at(&[0; 8], 0).expect("a file");
+            let log = DirtyLog::new(Arc::new(ForeignMapping::map(&file, 0, 8, true).expect("a mapping")));
+            log.mark_around(4096, 4096, 8, first, count);
+            let mut bits = [0; 8];
+            file.read_exact_at(&mut bits, 0).expect("bits");
+            u64::from_le_bytes(bits)
+        };
+        assert_eq!(marked(2, 3), 0b1_1100 << 1);
+        assert_eq!(marked(6, 3), 0b1100_0001 << 1);
+        assert_eq!(marked(6, 2), 0b1100_0000 << 1);
+        assert_eq!([marked(3, 8), marked(3, 9), marked(3, 0)], [0xff << 1, 0xff << 1, 0]);
+    }
 
     #[test]
     fn marks_every_page_that_a_range_touches_and_none_beyond_the_log() {

@@ -5,49 +5,24 @@
 //! from it. The order of the stores is the document's: at whatever instruction the process is killed, each request is found
 //! either given back, or in flight and done once more. The front end may write to the region at any time, so nothing that is
 //! read from it is trusted to be more than a number.
-use crate::memory::ForeignMapping;
-use std::sync::{
-    Arc,
-    atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering},
-};
+use super::region::{InflightPlace, Region};
+use std::sync::atomic::Ordering;
 
-/// Bytes of the region's header: features, version, number of descriptors, last batch head, used index.
-const HEADER_BYTES: u64 = 16;
-/// Bytes of a descriptor's state: in flight, padding, next, counter.
-const STATE_BYTES: u64 = 16;
-/// Each queue's region starts at a multiple of this.
-const ALIGNMENT: u64 = 64;
-/// The layout that we know. 0 means that nobody has used the region yet.
-const VERSION: u16 = 1;
-
-/// Where the in-flight region of one queue is.
-#[derive(Clone, Debug)]
-pub struct InflightPlace {
-    /// The regions of all queues.
-    pub mapping: Arc<ForeignMapping>,
-    /// Index of the queue.
-    pub index: usize,
-    /// Entries that each region has room for.
-    pub queue_size: u16,
-}
+/// Offsets in the header: the head of the batch that is given back last, and the used index then.
+const LAST_BATCH_HEAD: usize = 12;
+const USED_INDEX: usize = 14;
+/// Offset in an entry, which is a descriptor's state: the next one of that batch.
+const NEXT: usize = 6;
 
 /// The region of one queue.
 #[derive(Debug)]
 pub(super) struct InflightQueue {
-    region: *mut u8,
-    /// Entries that the region has room for.
-    room: u16,
-    /// Entries of the queue.
-    size: u16,
+    region: Region<16, 16>,
     /// Orders the requests in flight.
     counter: u64,
     /// Given back since the last publication. Never grows beyond its capacity, the size of the queue.
     batch: Vec<u16>,
-    _mapping: Arc<ForeignMapping>,
 }
-
-// SAFETY: the pointer leads into the mapping that the queue holds; the queue has one owner at a time.
-unsafe impl Send for InflightQueue {}
 
 /// What was found in a region.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,27 +35,14 @@ pub(super) struct Recovered {
 
 /// Bytes that a queue of `size` entries takes.
 pub(super) fn inflight_bytes(size: u16) -> u64 {
-    (HEADER_BYTES + STATE_BYTES * u64::from(size)).next_multiple_of(ALIGNMENT)
+    Region::<16, 16>::bytes(size)
 }
 
 impl InflightQueue {
     /// The region of a queue of `size` entries. `None`: it does not lie in the mapping, or is not aligned.
     pub(super) fn new(place: InflightPlace, size: u16) -> Option<Self> {
-        let InflightPlace { mapping, index, queue_size } = place;
-        let bytes = inflight_bytes(queue_size);
-        let offset = bytes.checked_mul(index as u64)?;
-        let fits = size <= queue_size && offset.checked_add(bytes)? <= mapping.len() as u64;
-        let region = mapping.as_ptr().wrapping_add(usize::try_from(offset).ok()?);
-        let aligned = region.addr().is_multiple_of(align_of::<AtomicU64>());
-        let batch = Vec::with_capacity(size.into());
-        (fits && aligned).then_some(InflightQueue {
-            region,
-            room: queue_size,
-            size,
-            counter: 0,
-            batch,
-            _mapping: mapping,
-        })
+        let region = Region::new(place, size)?;
+        Some(InflightQueue { region, counter: 0, batch: Vec::with_capacity(size.into()) })
     }
 
     /// Finds out what the process before had in flight, given the used index that the driver can see. `None`: nobody has used
@@ -89,69 +51,50 @@ impl InflightQueue {
     /// # Errors
     /// The region is of a layout or a queue size other than ours: the number found.
     pub(super) fn recover(&mut self, used: u16) -> Result<Option<Recovered>, u16> {
-        let (version, size) = (self.half(8).load(Ordering::Relaxed), self.half(10).load(Ordering::Relaxed));
-        match version {
-            0 => {
-                self.begin(used);
-                return Ok(None);
-            }
-            VERSION if size == self.size => {}
-            // A driver that came after a reset may have chosen another size, with nothing in flight from before.
-            VERSION if (0..self.room).all(|head| self.flag(head).load(Ordering::Relaxed) == 0) => {
-                self.begin(used);
-                return Ok(None);
-            }
-            VERSION => return Err(size),
-            other => return Err(other),
+        if !self.region.is_ours()? {
+            self.region.make_ours(|region| {
+                region.header(LAST_BATCH_HEAD).store(0, Ordering::Relaxed);
+                region.header(USED_INDEX).store(used, Ordering::Relaxed);
+            });
+            return Ok(None);
         }
         self.finish_last_batch(used);
-        let mut found: Vec<(u64, u16)> = (0..self.size)
-            .filter(|&head| self.flag(head).load(Ordering::Relaxed) != 0)
-            .map(|head| (self.order(head).load(Ordering::Relaxed), head))
-            .collect();
-        found.sort_unstable();
-        self.counter = found.last().map_or(0, |(counter, _)| counter.wrapping_add(1));
-        let heads: Vec<u16> = found.into_iter().map(|(_, head)| head).collect();
+        let (heads, counter) = self.region.in_flight();
+        self.counter = counter;
         // Whatever was taken has been given back or is in flight, so this holds whatever base the front end says.
         Ok(Some(Recovered { available: used.wrapping_add(heads.len() as u16), heads }))
     }
 
-    fn begin(&self, used: u16) {
-        self.half(10).store(self.size, Ordering::Relaxed);
-        self.half(12).store(0, Ordering::Relaxed);
-        self.half(14).store(used, Ordering::Relaxed);
-        self.half(8).store(VERSION, Ordering::Release);
-    }
-
     /// The process may have died after it had shown a batch to the driver, and before it had noted that: notes it now.
     fn finish_last_batch(&mut self, used: u16) {
-        let shown = used.wrapping_sub(self.half(14).load(Ordering::Relaxed));
-        let mut head = self.half(12).load(Ordering::Relaxed);
-        for _ in 0..shown.min(self.size) {
-            if head >= self.size {
+        let region = &self.region;
+        let shown = used.wrapping_sub(region.header(USED_INDEX).load(Ordering::Relaxed));
+        let mut head = region.header(LAST_BATCH_HEAD).load(Ordering::Relaxed);
+        for _ in 0..shown.min(region.size()) {
+            if head >= region.size() {
                 break;
             }
-            self.flag(head).store(0, Ordering::Relaxed);
-            head = self.link(head).load(Ordering::Relaxed);
+            region.flag(head).store(0, Ordering::Relaxed);
+            head = region.half(head, NEXT).load(Ordering::Relaxed);
         }
-        self.half(14).store(used, Ordering::Release);
+        region.header(USED_INDEX).store(used, Ordering::Release);
     }
 
     /// Notes that chains were taken, before anything is done with them. The heads are below the size of the queue.
     pub(super) fn take(&mut self, heads: &[u16]) {
         for &head in heads {
-            self.order(head).store(self.counter, Ordering::Relaxed);
+            self.region.counter(head).store(self.counter, Ordering::Relaxed);
             self.counter = self.counter.wrapping_add(1);
             // After the counter: a request without one is not in flight.
-            self.flag(head).store(1, Ordering::Release);
+            self.region.flag(head).store(1, Ordering::Release);
         }
     }
 
     /// Notes that a chain is about to be given back: it belongs to the batch that is shown to the driver next.
     #[inline]
     pub(super) fn give_back(&mut self, head: u16) {
-        let last = self.half(12);
-        self.link(head).store(last.load(Ordering::Relaxed), Ordering::Relaxed);
+        let last = self.region.header(LAST_BATCH_HEAD);
+        self.region.half(head, NEXT).store(last.load(Ordering::Relaxed), Ordering::Relaxed);
         last.store(head, Ordering::Release);
         debug_assert!(self.batch.len() < self.batch.capacity());
         self.batch.push(head);
@@ -161,42 +104,17 @@ impl InflightQueue {
     pub(super) fn published(&mut self, used: u16) {
         while let Some(head) = self.batch.pop() {
             // Release: after the store to the used index, by which the next process would find the batch.
-            self.flag(head).store(0, Ordering::Release);
+            self.region.flag(head).store(0, Ordering::Release);
         }
-        self.half(14).store(used, Ordering::Release);
-    }
-
-    fn half(&self, offset: usize) -> &AtomicU16 {
-        // SAFETY: `new` checked that header and states lie in the mapping, which is aligned to 8 bytes and lives as long as we;
-        // the offsets are even. Both processes access it by plain loads and stores.
-        unsafe { AtomicU16::from_ptr(self.region.add(offset).cast()) }
-    }
-
-    fn state(&self, head: u16) -> *mut u8 {
-        debug_assert!(head < self.room);
-        self.region.wrapping_add((HEADER_BYTES + STATE_BYTES * u64::from(head)) as usize)
-    }
-
-    fn flag(&self, head: u16) -> &AtomicU8 {
-        // SAFETY: the first byte of a state, as in `half`.
-        unsafe { AtomicU8::from_ptr(self.state(head)) }
-    }
-
-    fn link(&self, head: u16) -> &AtomicU16 {
-        // SAFETY: bytes 6 and 7 of a state, as in `half`.
-        unsafe { AtomicU16::from_ptr(self.state(head).add(6).cast()) }
-    }
-
-    fn order(&self, head: u16) -> &AtomicU64 {
-        // SAFETY: bytes 8 to 15 of a state, as in `half`.
-        unsafe { AtomicU64::from_ptr(self.state(head).add(8).cast()) }
+        self.region.header(USED_INDEX).store(used, Ordering::Release);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::File;
+    use crate::memory::ForeignMapping;
+    use std::{fs::File, sync::Arc};
 
     const SIZE: u16 = 8;
 
@@ -286,15 +204,15 @@ mod tests {
         assert_eq!(queue.recover(0), Ok(None));
         queue.take(&[0]);
         // A last batch head out of range, links in a circle, and a used index far away.
-        queue.half(12).store(0xffff, Ordering::Relaxed);
-        queue.half(14).store(0x1234, Ordering::Relaxed);
+        queue.region.header(LAST_BATCH_HEAD).store(0xffff, Ordering::Relaxed);
+        queue.region.header(USED_INDEX).store(0x1234, Ordering::Relaxed);
         assert!(region(&file).recover(0).is_ok());
-        queue.half(12).store(1, Ordering::Relaxed);
-        queue.link(1).store(1, Ordering::Relaxed);
-        queue.half(14).store(0x1234, Ordering::Relaxed);
+        queue.region.header(LAST_BATCH_HEAD).store(1, Ordering::Relaxed);
+        queue.region.half(1, NEXT).store(1, Ordering::Relaxed);
+        queue.region.header(USED_INDEX).store(0x1234, Ordering::Relaxed);
         assert!(region(&file).recover(0).is_ok());
-        queue.flag(2).store(1, Ordering::Relaxed);
-        queue.half(10).store(SIZE * 2, Ordering::Relaxed);
+        queue.region.flag(2).store(1, Ordering::Relaxed);
+        queue.region.header(10).store(SIZE * 2, Ordering::Relaxed);
         assert_eq!(region(&file).recover(0), Err(SIZE * 2), "a queue of another size");
     }
 

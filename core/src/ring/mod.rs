@@ -3,15 +3,18 @@
 //! Everything in a ring is written by the guest, at any time. A value is read once, checked once and never read
 //! again; a ring that breaks the rules yields a [`RingError`], after which it is not touched any more.
 mod chain;
+mod in_order;
 mod inflight;
 mod packed;
+mod region;
 mod split;
 mod table;
 
 pub use chain::{Chain, SegmentList};
-pub use inflight::InflightPlace;
+pub use in_order::{InOrder, UsedRuns};
 use inflight::InflightQueue;
 pub use packed::PackedRing;
+pub use region::InflightPlace;
 pub use split::SplitRing;
 
 use crate::{
@@ -167,9 +170,7 @@ pub trait Ring: Debug + Send + Sized + 'static {
     fn has_available(&self) -> bool;
 
     /// What changes when the driver makes a chain available, for an owner that has popped all there are. `None`: it is to be polled.
-    fn watch(&self) -> Option<Watch> {
-        None
-    }
+    fn watch(&self) -> Option<Watch>;
 
     /// Follows the chain `head` and puts its buffers into `segments`, those to read first. Empty buffers are left out.
     ///

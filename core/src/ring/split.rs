@@ -1,6 +1,6 @@
 //! The split virtqueue (virtio 1.3, 2.7), device side.
 use super::{
-    Chain, InflightQueue, MAX_QUEUE_SIZE, QueueConfig, Ring, RingError, RingStart, SegmentList,
+    Chain, InflightQueue, MAX_QUEUE_SIZE, QueueConfig, Ring, RingError, RingStart, SegmentList, UsedRuns,
     table::{Buffer, DESCRIPTOR_INDIRECT, DESCRIPTOR_NEXT, MAX_CHAIN, Table},
 };
 use crate::{
@@ -155,7 +155,7 @@ impl Ring for SplitRing {
         self.size
     }
 
-    #[inline]
+    #[inline(always)]
     fn pop(&mut self, heads: &mut [u16]) -> Result<usize, RingError> {
         // Partner: the driver's write barrier between filling the ring and storing the index (virtio 1.3, 2.7.13.3).
         let ready = self.available_index(Ordering::Acquire).wrapping_sub(self.next_available);
@@ -211,7 +211,7 @@ impl Ring for SplitRing {
         self.available_index(Ordering::Acquire) != self.next_available
     }
 
-    #[inline]
+    #[inline(always)]
     fn walk(&mut self, head: u16, data: &mut Translator, segments: &mut SegmentList<'_>) -> Result<Chain, RingError> {
         let mut chain = Chain::default();
         let mut table = Table::Host(self.descriptors, self.size);
@@ -313,6 +313,19 @@ impl Ring for SplitRing {
     }
 }
 
+impl UsedRuns for SplitRing {
+    #[inline]
+    fn push_used_run(&mut self, chains: &[u16], written: u32) {
+        let Some((&last, skipped)) = chains.split_last() else { return };
+        // In the place of the first one; those of the others are passed over (virtio 1.3, 2.7.9).
+        self.push_used(last, written);
+        self.next_used = self.next_used.wrapping_add(skipped.len() as u16);
+        if let Some(inflight) = &mut self.inflight {
+            skipped.iter().for_each(|&head| inflight.give_back(head));
+        }
+    }
+}
+
 impl SplitRing {
     /// Goes on where somebody else has stopped, or died.
     fn resume(&mut self) -> Result<(), RingError> {
@@ -343,15 +356,10 @@ impl SplitRing {
             inflight.published(self.next_used);
         }
         let Some((log, ring)) = &self.log else { return };
-        // Flags and index, then the elements, which may reach over the end of the ring.
+        // Flags and index, then the elements.
         log.mark(*ring, 4);
-        let size = u32::from(self.size);
-        let first = u32::from(self.published_used) & (size - 1);
-        let count = u32::from(self.next_used.wrapping_sub(self.published_used)).min(size);
-        let before_end = count.min(size - first);
-        for (start, count) in [(first, before_end), (0, count - before_end)] {
-            log.mark(ring.wrapping_add(4 + 8 * u64::from(start)), 8 * u64::from(count));
-        }
+        let (first, count) = (self.published_used & (self.size - 1), self.next_used.wrapping_sub(self.published_used));
+        log.mark_around(ring.wrapping_add(4), 8, self.size, first, count);
     }
 
     fn available_index(&self, order: Ordering) -> u16 {

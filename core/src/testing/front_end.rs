@@ -22,7 +22,7 @@ use vhost::{
         },
     },
 };
-use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_bindings::{virtio_config::VIRTIO_F_IN_ORDER, virtio_ring::VIRTIO_RING_F_EVENT_IDX};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -80,8 +80,15 @@ impl FrontEnd {
         front.negotiate();
         let event_idx = front.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         let memory = &front.memory;
+        let in_order = front.features & 1 << VIRTIO_F_IN_ORDER != 0;
         front.drivers = (0..queues)
-            .map(|index| BlkDriver::new(kind, memory, index as u64 * each, QUEUE_SIZE, DEPTH, event_idx))
+            .map(|index| {
+                let mut driver = BlkDriver::new(kind, memory, index as u64 * each, QUEUE_SIZE, DEPTH, event_idx);
+                if in_order {
+                    driver.ring.set_in_order();
+                }
+                driver
+            })
             .collect();
         front
     }

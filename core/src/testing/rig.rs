@@ -19,7 +19,10 @@ use crate::{
     worker::{Task, WorkerHandle},
 };
 use std::sync::Arc;
-use virtio_bindings::{virtio_config::VIRTIO_F_VERSION_1, virtio_ring::VIRTIO_RING_F_EVENT_IDX};
+use virtio_bindings::{
+    virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1},
+    virtio_ring::VIRTIO_RING_F_EVENT_IDX,
+};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Requests that a rig's driver can have in flight.
@@ -35,6 +38,7 @@ pub fn options(name: &str, queues: usize, workers: &[WorkerHandle]) -> BlkOption
         workers: workers.into(),
         latency_sample: 1,
         coalescing: Coalescing::Off,
+        in_order: false,
     }
 }
 
@@ -63,7 +67,15 @@ impl Rig {
         Self::with_driver(kind, backend, driver, event_idx)
     }
 
-    /// A device for a driver that has its memory already.
+    /// As [`new`](Self::new), with IN_ORDER.
+    pub fn in_order(kind: RingKind, backend: Arc<BlockBackend>, size: u16, event_idx: bool) -> Self {
+        let memory = GuestMemory::create(&[(0, BlkDriver::bytes(size, DEPTH))], None).expect("guest memory");
+        let mut driver = BlkDriver::new(kind, &memory, 0, size, DEPTH, event_idx);
+        driver.ring.set_in_order();
+        Self::with_driver(kind, backend, driver, event_idx)
+    }
+
+    /// A device for a driver that has its memory already, and keeps the order that it expects.
     pub fn with_driver(kind: RingKind, backend: Arc<BlockBackend>, driver: BlkDriver, event_idx: bool) -> Self {
         Self::with_options(kind, backend, driver, event_idx, options("blk0", 1, &[]))
     }
@@ -81,7 +93,8 @@ impl Rig {
         let call = Arc::new(EventFd::new(EFD_NONBLOCK).expect("eventfd"));
         let interrupts = Arc::<InterruptState>::default();
         // As if the driver had accepted FLUSH, so that writes need not be durable at once.
-        let features = u64::from(event_idx) << VIRTIO_RING_F_EVENT_IDX | kind.feature();
+        let in_order = u64::from(driver.ring.order().is_some()) << VIRTIO_F_IN_ORDER;
+        let features = u64::from(event_idx) << VIRTIO_RING_F_EVENT_IDX | kind.feature() | in_order;
         let active = ActiveQueue {
             index: 0,
             config: driver.ring.config(),
@@ -186,7 +199,7 @@ impl Guest {
         Self::with_options(kind, backend, options(name, queues, workers))
     }
 
-    /// As [`with_rings`](Self::with_rings), with any options.
+    /// As [`with_rings`](Self::with_rings), of a device with these options and queues of 256 entries.
     pub fn with_options(kind: RingKind, backend: Arc<BlockBackend>, options: BlkOptions) -> Self {
         let queues = options.queues;
         let each = BlkDriver::bytes(256, DEPTH).next_multiple_of(4096);
@@ -222,7 +235,10 @@ impl Guest {
         self.drivers.clear();
         for index in 0..device.queue_count() {
             let base = index as u64 * BlkDriver::bytes(256, DEPTH).next_multiple_of(4096);
-            let driver = BlkDriver::new(kind, &memory, base, 256, DEPTH, event_idx);
+            let mut driver = BlkDriver::new(kind, &memory, base, 256, DEPTH, event_idx);
+            if features & 1 << VIRTIO_F_IN_ORDER != 0 {
+                driver.ring.set_in_order();
+            }
             let config = driver.ring.config();
             let queue = device.queue_mut(index).expect("a queue that is not enabled");
             queue.set_size(config.size);

@@ -1,7 +1,8 @@
 //! What a task at rest waits for.
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// A word of 16 bits in memory, and the value as long as which there is nothing to do: the index of a ring's available entries, say.
+/// A word of 16 bits in memory, and the value as long as which there is nothing to do: the index of a ring's available entries, or the
+/// flags of its next descriptor.
 ///
 /// To look at it costs one load. It tells no more than that the task should be polled.
 #[derive(Clone, Copy, Debug)]

@@ -97,6 +97,9 @@ pub(crate) struct Arguments {
     /// CPU on which the backend runs: the round trip of a cache line is measured between it and the first of --cpu.
     #[arg(long, value_name = "NUMBER")]
     peer_cpu: Option<usize>,
+    /// Have requests given back in the order in which they are made; the device must offer that.
+    #[arg(long)]
+    in_order: bool,
     /// Show the device all requests that can go out at once, not one by one as Linux does (which asks once for all of them whether it is to kick).
     #[arg(long)]
     batch: bool,
@@ -320,6 +323,7 @@ fn plan(arguments: &Arguments) -> Result<Plan, Error> {
             queue_size: arguments.queue_size,
             depth: arguments.depth.iter().copied().max().unwrap_or(1),
             block_bytes,
+            in_order: arguments.in_order,
             ring: match arguments.ring {
                 Ring::Split => RingKind::Split,
                 Ring::Packed => RingKind::Packed,

@@ -135,6 +135,27 @@ fn devices_of_files_and_sockets_are_compared() {
 }
 
 #[test]
+fn a_device_gives_requests_back_in_order_if_both_say_so() {
+    let folder = Folder::new();
+    folder.write("plain.toml", disk::config("mem", disk::FILE, 1, "p.sock"));
+    folder.write("order.toml", disk::config("mem", disk::FILE, 1, "o.sock") + "in_order = true\n");
+    let image = fs::read(folder.path().join("disk.img")).expect("an image");
+    for ring in ["split", "packed"] {
+        // Without the records of the run before.
+        folder.write("disk.img", &image);
+        let json = bench(&folder, &["order.toml", "--ring", ring, "--in-order", "--batch", "--verify"]);
+        assert_eq!(json["targets"][0]["device"]["in_order"], true, "{ring}");
+        // Whoever does not ask for it does not have it.
+        let json = bench(&folder, &["order.toml", "--ring", ring]);
+        assert_eq!(json["targets"][0]["device"]["in_order"], false, "{ring}");
+    }
+    let ran = folder.run(&["bench", "plain.toml", "--in-order"]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (Some(1), ""));
+    let words = "the backend does not offer VIRTIO_F_IN_ORDER; leave --in-order out, or set in_order = true on a device of pollux serve";
+    assert!(ran.stderr.contains(words), "{}", ran.stderr);
+}
+
+#[test]
 fn what_cannot_be_started_is_said_with_its_file() {
     let folder = Folder::new();
     folder.write("disks.toml", two_devices().replace("\"blk1.sock\"", "3"));

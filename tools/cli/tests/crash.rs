@@ -1,7 +1,7 @@
 //! `pollux serve` is killed under load, over and over, and started again. Its guest, which keeps its memory and the record of
 //! requests in flight as QEMU does, must not lose, see twice, or find damaged anything.
 //!
-//! `POLLUX_CRASH_ROUNDS` sets the number of rounds of all tests together (280), `POLLUX_CRASH_SEED` repeats the choice of
+//! `POLLUX_CRASH_ROUNDS` sets the number of rounds of all tests together (360), `POLLUX_CRASH_SEED` repeats the choice of
 //! their lengths: `POLLUX_CRASH_ROUNDS=10000 cargo test --release -p pollux --test crash -- --nocapture`.
 mod common;
 
@@ -14,8 +14,8 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-/// Tests that share the rounds.
-const TESTS: u64 = 7;
+/// Runs that share the rounds.
+const RUNS: u64 = 11;
 /// Completions after which a round ends, at most.
 const ROUND_MAX: u64 = 1500;
 
@@ -48,7 +48,7 @@ fn from_environment<T: FromStr>(name: &str) -> Option<T> {
 }
 
 fn rounds() -> u64 {
-    from_environment("POLLUX_CRASH_ROUNDS").unwrap_or(280_u64).div_ceil(TESTS)
+    from_environment("POLLUX_CRASH_ROUNDS").unwrap_or(360_u64).div_ceil(RUNS)
 }
 
 fn random() -> (u64, fastrand::Rng) {
@@ -150,4 +150,24 @@ fn a_packed_ring_of_chains_in_the_ring_itself() {
     let disk = Disk::new("mem", FILE, 1);
     let options = Options { ring: RingKind::Packed, indirect: Indirect::Never, event_idx: false, ..Options::default() };
     crash("a_packed_ring_of_chains_in_the_ring_itself", &disk, options);
+}
+
+/// What has ended out of its order waits in the backend, and is done once more by the next one.
+#[test]
+fn requests_in_order_with_four_queues_and_direct_io() {
+    let test = "requests_in_order_with_four_queues_and_direct_io";
+    let disk = Disk::in_order("uring", DIRECT, 4);
+    if disk.takes_direct(test) {
+        for (ring, indirect) in [(RingKind::Split, Indirect::Auto), (RingKind::Packed, Indirect::Never)] {
+            crash(test, &disk, Options { ring, indirect, in_order: true, ..Options::default() });
+        }
+    }
+}
+
+#[test]
+fn requests_in_order_that_end_at_once() {
+    let disk = Disk::in_order("mem", FILE, 1);
+    for ring in RingKind::BOTH {
+        crash("requests_in_order_that_end_at_once", &disk, Options { ring, in_order: true, ..Options::default() });
+    }
 }

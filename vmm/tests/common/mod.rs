@@ -51,6 +51,7 @@ pub(crate) fn rig(idle: IdlePolicy, plan: &[(usize, u64)]) -> Rig {
             workers: vec![worker.handle()],
             latency_sample: 0,
             coalescing: Coalescing::Off,
+            in_order: false,
         };
         machine.attach(Box::new(Blk::new(options, backend, &stats)), transport).expect("room on the bus");
     }

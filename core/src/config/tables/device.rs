@@ -104,6 +104,7 @@ fn blk(table: &Table<'_>, queue_size: u16) -> Option<Blk> {
         table.report(Diagnostic::error(message).at(&serial.span, "").help(help));
     }
     let coalescing = coalesce::coalesce(table);
+    let in_order = table.optional::<bool>("in_order", "in_order = true").is_some_and(|value| value.value);
     let queue_span = queues.1.unwrap_or_else(|| table.span().clone());
     Some(Blk {
         block: block?,
@@ -113,6 +114,7 @@ fn blk(table: &Table<'_>, queue_size: u16) -> Option<Blk> {
         serial: serial.value,
         latency_sample: latency_sample.0 as u32,
         coalescing,
+        in_order,
     })
 }
 

@@ -96,6 +96,7 @@ fn a_whole_file_becomes_typed_values() {
         serial = "root disk"
         latency_sample = 0
         coalesce = { count = 32, time_us = 50 }
+        in_order = true
         [device.extra]
         type = "blk"
         block = "zero"
@@ -129,7 +130,7 @@ fn a_whole_file_becomes_typed_values() {
         config.devices.iter().map(|device| (device.name.value.as_str(), device.transport.clone())).collect();
     assert_eq!(devices, [("root", Transport::Pci), ("extra", Transport::Mmio)], "in the order of the file");
     let DeviceKind::Blk(root) = &config.devices[0].kind;
-    assert_eq!((root.queues.value, root.queue_size, root.latency_sample), (4, 1024, 0));
+    assert_eq!((root.queues.value, root.queue_size, root.latency_sample, root.in_order), (4, 1024, 0, true));
     assert_eq!((root.serial.as_str(), root.block.value.as_str()), ("root disk", "disk0"));
     assert_eq!(root.workers[0].value, "io0");
     assert_eq!(root.coalescing, Coalescing::Limits { count: 32, time_us: 50 });
@@ -154,7 +155,7 @@ fn what_is_left_out_has_a_default() {
     assert!(!config.blocks[0].read_only);
     assert_eq!(config.devices[0].transport, Transport::Pci);
     let DeviceKind::Blk(blk) = &config.devices[0].kind;
-    assert_eq!((blk.queues.value, blk.queue_size, blk.latency_sample), (1, 256, 16));
+    assert_eq!((blk.queues.value, blk.queue_size, blk.latency_sample, blk.in_order), (1, 256, 16, false));
     assert_eq!((blk.serial.as_str(), blk.coalescing), ("", Coalescing::Off));
 }
 

@@ -17,7 +17,7 @@ use super::{ActivateError, Activation, ActiveQueue, DeviceModel, coalescing::Coa
 use crate::{
     memory::GuestMemory,
     plugin::BlockBackend,
-    ring::{PackedRing, QueueConfig, RingError, RingKind, SplitRing},
+    ring::{InOrder, PackedRing, QueueConfig, Ring, RingError, RingKind, SplitRing},
     stats::{QueueStatsHandle, StatsSegment},
     worker::{Position, QueueUpdate, Task, WorkerHandle},
 };
@@ -38,6 +38,7 @@ use virtio_bindings::{
         VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
         VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
     },
+    virtio_config::VIRTIO_F_IN_ORDER,
     virtio_ids::VIRTIO_ID_BLOCK,
     virtio_ring::VIRTIO_RING_F_EVENT_IDX,
 };
@@ -59,6 +60,8 @@ pub struct BlkOptions {
     pub latency_sample: u32,
     /// How interrupts are merged.
     pub coalescing: Coalescing,
+    /// Whether the driver may have its requests given back in the order in which it made them (IN_ORDER).
+    pub in_order: bool,
 }
 
 /// What the transport's thread writes and workers read, once a batch.
@@ -136,9 +139,12 @@ impl Blk {
             latency_sample: self.options.latency_sample,
             coalescing: self.options.coalescing,
         };
-        let task: Result<Box<dyn Task>, RingError> = match RingKind::of_features(activation.features) {
-            RingKind::Split => BlkQueue::<SplitRing>::new(setup).map(|queue| Box::new(queue) as _),
-            RingKind::Packed => BlkQueue::<PackedRing>::new(setup).map(|queue| Box::new(queue) as _),
+        let in_order = activation.features & 1 << VIRTIO_F_IN_ORDER != 0;
+        let task = match (RingKind::of_features(activation.features), in_order) {
+            (RingKind::Split, false) => task::<SplitRing>(setup),
+            (RingKind::Split, true) => task::<InOrder<SplitRing>>(setup),
+            (RingKind::Packed, false) => task::<PackedRing>(setup),
+            (RingKind::Packed, true) => task::<InOrder<PackedRing>>(setup),
         };
         task.map_err(|error| error.to_string())
     }
@@ -146,6 +152,10 @@ impl Blk {
     fn error(&self, reason: impl ToString) -> ActivateError {
         ActivateError { device: self.options.name.clone(), reason: reason.to_string() }
     }
+}
+
+fn task<R: Ring>(setup: QueueSetup) -> Result<Box<dyn Task>, RingError> {
+    Ok(Box::new(BlkQueue::<R>::new(setup)?))
 }
 
 fn features(backend: &BlockBackend, limits: &Limits, options: &BlkOptions) -> u64 {
@@ -158,6 +168,7 @@ fn features(backend: &BlockBackend, limits: &Limits, options: &BlkOptions) -> u6
     let mut offer = |bit: u32, when: bool| features |= u64::from(when) << bit;
     offer(VIRTIO_BLK_F_RO, !writable);
     offer(VIRTIO_BLK_F_MQ, options.queues > 1);
+    offer(VIRTIO_F_IN_ORDER, options.in_order);
     offer(VIRTIO_BLK_F_FLUSH, info.offers(POLLUX_BLOCK_FLUSH));
     // The cache mode can be changed only where there is a flush to make writes durable with.
     offer(VIRTIO_BLK_F_CONFIG_WCE, writable && info.offers(POLLUX_BLOCK_FLUSH));

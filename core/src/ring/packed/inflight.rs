@@ -4,28 +4,14 @@
 //! We keep our own list of free entries and write it through to the region, from which nothing is read but in a recovery. A batch of
 //! used chains changes the region when it is published and not before: then chains that are taken meanwhile find the free list as it
 //! was committed last, as the document's order of steps needs it.
-use crate::{
-    memory::ForeignMapping,
-    ring::{InflightPlace, RingError},
+use crate::ring::{
+    RingError,
+    region::{InflightPlace, Region},
 };
-use std::sync::{
-    Arc,
-    atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering},
-};
-
-/// Bytes of the header: features, version, number of descriptors, free head (and the one committed last), used index (and that), wrap
-/// counter of the device (and that), padding.
-const HEADER_BYTES: u64 = 32;
-/// Bytes of an entry: in flight, padding, next, last, num, counter; then the descriptor as ID, flags, length, address.
-const ENTRY_BYTES: u64 = 32;
-const ALIGNMENT: u64 = 64;
-/// The layout that we know. 0 means that nobody has used the region yet.
-const VERSION: u16 = 1;
+use std::sync::atomic::Ordering;
 
 /// Offsets in the header.
 mod header {
-    pub(super) const VERSION: usize = 8;
-    pub(super) const SIZE: usize = 10;
     pub(super) const FREE_HEAD: usize = 12;
     pub(super) const OLD_FREE_HEAD: usize = 14;
     pub(super) const USED: usize = 16;
@@ -34,9 +20,19 @@ mod header {
     pub(super) const OLD_USED_WRAP: usize = 21;
 }
 
+/// Offsets in an entry: the next one of its chain or of the free list, the last one of the chain, their number; then the descriptor as
+/// ID, flags, length, and the address.
+mod entry {
+    pub(super) const NEXT: usize = 2;
+    pub(super) const LAST: usize = 4;
+    pub(super) const NUM: usize = 6;
+    pub(super) const REST: usize = 16;
+    pub(super) const ADDRESS: usize = 24;
+}
+
 /// Bytes that a packed queue of `size` entries takes.
 pub(in crate::ring) fn inflight_bytes(size: u16) -> u64 {
-    (HEADER_BYTES + ENTRY_BYTES * u64::from(size)).next_multiple_of(ALIGNMENT)
+    Region::<32, 32>::bytes(size)
 }
 
 /// A chain that the process before had taken and not given back.
@@ -59,11 +55,7 @@ pub(super) struct Recovered {
 /// The region of one queue.
 #[derive(Debug)]
 pub(super) struct PackedInflight {
-    region: *mut u8,
-    /// Entries that the region has room for.
-    room: u16,
-    /// Entries of the queue.
-    size: u16,
+    region: Region<32, 32>,
     /// Orders the chains in flight.
     counter: u64,
     /// Our own list of entries: what follows each. `size` is the end.
@@ -73,31 +65,18 @@ pub(super) struct PackedInflight {
     heads: Vec<(u16, u16)>,
     /// Buffer IDs that are given back and not yet published. Never grows beyond its capacity, the size of the queue.
     batch: Vec<u16>,
-    _mapping: Arc<ForeignMapping>,
 }
-
-// SAFETY: the pointer leads into the mapping that the queue holds; the queue has one owner at a time.
-unsafe impl Send for PackedInflight {}
 
 impl PackedInflight {
     /// The region of a queue of `size` entries. `None`: it does not lie in the mapping, or is not aligned.
     pub(super) fn new(place: InflightPlace, size: u16) -> Option<Self> {
-        let InflightPlace { mapping, index, queue_size } = place;
-        let bytes = inflight_bytes(queue_size);
-        let offset = bytes.checked_mul(index as u64)?;
-        let fits = size <= queue_size && offset.checked_add(bytes)? <= mapping.len() as u64;
-        let region = mapping.as_ptr().wrapping_add(usize::try_from(offset).ok()?);
-        let aligned = region.addr().is_multiple_of(align_of::<AtomicU64>());
-        (fits && aligned).then(|| PackedInflight {
-            region,
-            room: queue_size,
-            size,
+        Some(PackedInflight {
+            region: Region::new(place, size)?,
             counter: 0,
             next: (1..=size).collect(),
             free_head: 0,
             heads: vec![(0, 0); size.into()],
             batch: Vec::with_capacity(size.into()),
-            _mapping: mapping,
         })
     }
 
@@ -111,18 +90,16 @@ impl PackedInflight {
         used: u16,
         is_available: impl Fn(u16, bool) -> bool,
     ) -> Result<Option<Recovered>, RingError> {
-        let (version, size) = (self.header(header::VERSION), self.header(header::SIZE));
-        let is_idle = || (0..self.room).all(|entry| self.flag(entry).load(Ordering::Relaxed) == 0);
-        match version {
-            0 => return Ok(self.begin(used)),
-            VERSION if size == self.size => {}
-            // A driver that came after a reset may have chosen another size, with nothing in flight from before.
-            VERSION if is_idle() => return Ok(self.begin(used)),
-            VERSION => return Err(RingError::Inflight(size)),
-            other => return Err(RingError::Inflight(other)),
+        if !self.region.is_ours().map_err(RingError::Inflight)? {
+            self.begin(used);
+            return Ok(None);
         }
-        let old = (self.header(header::OLD_USED), self.byte(header::OLD_USED_WRAP) != 0);
-        let new = (self.header(header::USED), self.byte(header::USED_WRAP) != 0);
+        let size = self.region.size();
+        let old = (
+            self.header(header::OLD_USED),
+            self.region.header_byte(header::OLD_USED_WRAP).load(Ordering::Relaxed) != 0,
+        );
+        let new = (self.header(header::USED), self.region.header_byte(header::USED_WRAP).load(Ordering::Relaxed) != 0);
         if old.0 >= size || new.0 >= size {
             return Err(RingError::InflightDamaged);
         }
@@ -140,50 +117,54 @@ impl PackedInflight {
         Ok(Some(Recovered { used: used.0 | u16::from(used.1) << 15, chains }))
     }
 
-    fn begin(&mut self, used: u16) -> Option<Recovered> {
-        (0..self.size).for_each(|entry| self.flag(entry).store(0, Ordering::Relaxed));
-        self.set_header(header::SIZE, self.size);
-        self.link_free(&vec![false; self.size.into()]);
-        self.commit((used & 0x7fff, used & 0x8000 != 0));
-        self.set_header(header::VERSION, VERSION);
-        None
+    fn begin(&mut self, used: u16) {
+        let size = self.region.size();
+        self.next = (1..=size).collect();
+        self.free_head = 0;
+        let next = &self.next;
+        self.region.make_ours(|region| {
+            for (entry, &next) in (0..size).zip(next) {
+                region.flag(entry).store(0, Ordering::Relaxed);
+                region.half(entry, entry::NEXT).store(next, Ordering::Relaxed);
+            }
+            commit(region, 0, (used & 0x7fff, used & 0x8000 != 0));
+        });
     }
 
     /// Entries of the free list are not in flight, whatever they say of themselves.
     fn clear_free(&self, head: u16) {
         let mut entry = head;
-        for _ in 0..self.size {
-            if entry >= self.size {
+        for _ in 0..self.region.size() {
+            if entry >= self.region.size() {
                 return;
             }
-            self.flag(entry).store(0, Ordering::Relaxed);
-            entry = self.half(entry, 2).load(Ordering::Relaxed);
+            self.region.flag(entry).store(0, Ordering::Relaxed);
+            entry = self.region.half(entry, entry::NEXT).load(Ordering::Relaxed);
         }
     }
 
     /// Reads the chains in flight, and builds our lists anew around them.
     fn chains(&mut self) -> Result<Vec<LeftOver>, RingError> {
-        let mut heads: Vec<(u64, u16)> = (0..self.size)
-            .filter(|&entry| self.flag(entry).load(Ordering::Relaxed) != 0)
-            .map(|entry| (self.word(entry, 8).load(Ordering::Relaxed), entry))
-            .collect();
-        heads.sort_unstable();
-        self.counter = heads.last().map_or(0, |(counter, _)| counter.wrapping_add(1));
-        let mut is_taken = vec![false; self.size.into()];
+        let (heads, counter) = self.region.in_flight();
+        self.counter = counter;
+        let mut is_taken = vec![false; self.region.size().into()];
         let mut is_known = is_taken.clone();
         let mut chains = Vec::new();
-        for (_, head) in heads {
+        for head in heads {
             let (mut entry, mut last) = (head, head);
             let mut descriptors = Vec::new();
-            for _ in 0..self.half(head, 6).load(Ordering::Relaxed) {
+            for _ in 0..self.region.half(head, entry::NUM).load(Ordering::Relaxed) {
                 // Each entry once: a front end that made another list of it harms itself alone.
                 let slot = is_taken.get_mut(usize::from(entry)).filter(|slot| !**slot);
                 *slot.ok_or(RingError::InflightDamaged)? = true;
-                let rest = self.word(entry, 16).load(Ordering::Relaxed);
+                let rest = self.region.word(entry, entry::REST).load(Ordering::Relaxed);
                 let (id_flags, length) = (rest as u32, rest >> 32);
-                descriptors.push([self.word(entry, 24).load(Ordering::Relaxed), length | u64::from(id_flags) << 32]);
+                descriptors.push([
+                    self.region.word(entry, entry::ADDRESS).load(Ordering::Relaxed),
+                    length | u64::from(id_flags) << 32,
+                ]);
                 last = entry;
-                entry = self.half(entry, 2).load(Ordering::Relaxed);
+                entry = self.region.half(entry, entry::NEXT).load(Ordering::Relaxed);
                 self.next[usize::from(last)] = entry;
             }
             let id = (descriptors.last().ok_or(RingError::InflightDamaged)?[1] >> 32) as u16;
@@ -198,21 +179,16 @@ impl PackedInflight {
 
     /// Links all entries that are not taken.
     fn link_free(&mut self, is_taken: &[bool]) {
-        self.free_head = self.size;
-        for entry in (0..self.size).rev().filter(|&entry| !is_taken[usize::from(entry)]) {
+        self.free_head = self.region.size();
+        for entry in (0..self.region.size()).rev().filter(|&entry| !is_taken[usize::from(entry)]) {
             self.link(entry, self.free_head);
             self.free_head = entry;
         }
     }
 
     /// Notes that the free list and the used position hold as they are.
-    fn commit(&self, (index, wrap): (u16, bool)) {
-        self.set_header(header::FREE_HEAD, self.free_head);
-        self.set_header(header::USED, index);
-        self.set_byte(header::USED_WRAP, wrap.into());
-        self.set_header(header::OLD_FREE_HEAD, self.free_head);
-        self.set_header(header::OLD_USED, index);
-        self.set_byte(header::OLD_USED_WRAP, wrap.into());
+    fn commit(&self, used: (u16, bool)) {
+        commit(&self.region, self.free_head, used);
     }
 
     /// Notes that a chain was taken, before anything is done with it. There is room: no more is taken than the ring has.
@@ -220,21 +196,21 @@ impl PackedInflight {
         let head = self.free_head;
         let (mut entry, mut last, mut count) = (head, head, 0);
         for [address, rest] in descriptors {
-            self.word(entry, 24).store(address, Ordering::Relaxed);
-            self.word(entry, 16).store(rest.rotate_left(32), Ordering::Relaxed);
+            self.region.word(entry, entry::ADDRESS).store(address, Ordering::Relaxed);
+            self.region.word(entry, entry::REST).store(rest.rotate_left(32), Ordering::Relaxed);
             (last, entry) = (entry, self.next[usize::from(entry)]);
             count += 1;
         }
         self.heads[usize::from(id)] = (head, last);
-        self.half(head, 4).store(last, Ordering::Relaxed);
-        self.half(head, 6).store(count, Ordering::Relaxed);
-        self.word(head, 8).store(self.counter, Ordering::Relaxed);
+        self.region.half(head, entry::LAST).store(last, Ordering::Relaxed);
+        self.region.half(head, entry::NUM).store(count, Ordering::Relaxed);
+        self.region.counter(head).store(self.counter, Ordering::Relaxed);
         self.counter = self.counter.wrapping_add(1);
-        self.flag(head).store(1, Ordering::Release);
+        self.region.flag(head).store(1, Ordering::Release);
         self.free_head = entry;
-        self.set_header(header::FREE_HEAD, entry);
+        set_header(&self.region, header::FREE_HEAD, entry);
         // From here on it is in flight: while it was in the free list, it was not.
-        self.set_header(header::OLD_FREE_HEAD, entry);
+        set_header(&self.region, header::OLD_FREE_HEAD, entry);
     }
 
     /// Notes that a chain belongs to the batch that is published next.
@@ -251,74 +227,49 @@ impl PackedInflight {
             self.link(last, self.free_head);
             self.free_head = head;
         }
-        self.set_header(header::FREE_HEAD, self.free_head);
-        self.set_header(header::USED, used & 0x7fff);
-        self.set_byte(header::USED_WRAP, (used >> 15) as u8);
+        set_header(&self.region, header::FREE_HEAD, self.free_head);
+        set_header(&self.region, header::USED, used & 0x7fff);
+        self.region.header_byte(header::USED_WRAP).store((used >> 15) as u8, Ordering::Release);
     }
 
     /// Just after it.
     pub(super) fn published(&mut self, used: u16) {
         while let Some(id) = self.batch.pop() {
             // Release: after the store to the ring, by which the next process would find the batch.
-            self.flag(self.heads[usize::from(id)].0).store(0, Ordering::Release);
+            self.region.flag(self.heads[usize::from(id)].0).store(0, Ordering::Release);
         }
         self.commit((used & 0x7fff, used & 0x8000 != 0));
     }
 
     fn link(&mut self, entry: u16, next: u16) {
         self.next[usize::from(entry)] = next;
-        self.half(entry, 2).store(next, Ordering::Relaxed);
+        self.region.half(entry, entry::NEXT).store(next, Ordering::Relaxed);
     }
 
     fn header(&self, offset: usize) -> u16 {
-        self.header_half(offset).load(Ordering::Relaxed)
+        self.region.header(offset).load(Ordering::Relaxed)
     }
+}
 
-    fn set_header(&self, offset: usize, value: u16) {
-        self.header_half(offset).store(value, Ordering::Release);
-    }
+fn set_header(region: &Region<32, 32>, offset: usize, value: u16) {
+    region.header(offset).store(value, Ordering::Release);
+}
 
-    fn header_half(&self, offset: usize) -> &AtomicU16 {
-        // SAFETY: `new` checked that header and entries lie in the mapping, which is aligned to 8 bytes and lives as long as we; the
-        // offsets are even. Both processes access it by plain loads and stores.
-        unsafe { AtomicU16::from_ptr(self.region.add(offset).cast()) }
-    }
-
-    fn byte(&self, offset: usize) -> u8 {
-        // SAFETY: as in `header_half`.
-        unsafe { AtomicU8::from_ptr(self.region.add(offset)) }.load(Ordering::Relaxed)
-    }
-
-    fn set_byte(&self, offset: usize, value: u8) {
-        // SAFETY: as in `header_half`.
-        unsafe { AtomicU8::from_ptr(self.region.add(offset)) }.store(value, Ordering::Release);
-    }
-
-    fn entry(&self, entry: u16) -> *mut u8 {
-        assert!(entry < self.room);
-        self.region.wrapping_add((HEADER_BYTES + ENTRY_BYTES * u64::from(entry)) as usize)
-    }
-
-    fn flag(&self, entry: u16) -> &AtomicU8 {
-        // SAFETY: the first byte of an entry, as in `header_half`.
-        unsafe { AtomicU8::from_ptr(self.entry(entry)) }
-    }
-
-    fn half(&self, entry: u16, offset: usize) -> &AtomicU16 {
-        // SAFETY: next, last or num of an entry, as in `header_half`.
-        unsafe { AtomicU16::from_ptr(self.entry(entry).add(offset).cast()) }
-    }
-
-    fn word(&self, entry: u16, offset: usize) -> &AtomicU64 {
-        // SAFETY: the counter, the second half or the address of an entry, as in `header_half`.
-        unsafe { AtomicU64::from_ptr(self.entry(entry).add(offset).cast()) }
-    }
+/// Notes that a free list and a used position hold.
+fn commit(region: &Region<32, 32>, free_head: u16, (index, wrap): (u16, bool)) {
+    set_header(region, header::FREE_HEAD, free_head);
+    set_header(region, header::USED, index);
+    region.header_byte(header::USED_WRAP).store(wrap.into(), Ordering::Release);
+    set_header(region, header::OLD_FREE_HEAD, free_head);
+    set_header(region, header::OLD_USED, index);
+    region.header_byte(header::OLD_USED_WRAP).store(wrap.into(), Ordering::Release);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs::File;
+    use crate::memory::ForeignMapping;
+    use std::{fs::File, sync::Arc};
 
     const SIZE: u16 = 8;
     /// Where a ring begins: index 0, wrap counter 1.
@@ -450,14 +401,14 @@ mod tests {
     #[test]
     fn nonsense_in_the_region_stays_within_bounds() {
         let spoils: [fn(&PackedInflight); 8] = [
-            |queue| queue.set_header(header::OLD_USED, SIZE),
-            |queue| queue.set_header(header::USED, 0xffff),
-            |queue| queue.half(0, 6).store(0, Ordering::Relaxed),
-            |queue| queue.half(0, 6).store(0xffff, Ordering::Relaxed),
-            |queue| queue.half(0, 2).store(0, Ordering::Relaxed),
-            |queue| queue.half(0, 2).store(0xffff, Ordering::Relaxed),
-            |queue| queue.word(1, 16).store(u64::MAX, Ordering::Relaxed),
-            |queue| queue.word(4, 16).store(3, Ordering::Relaxed),
+            |queue| set_header(&queue.region, header::OLD_USED, SIZE),
+            |queue| set_header(&queue.region, header::USED, 0xffff),
+            |queue| queue.region.half(0, 6).store(0, Ordering::Relaxed),
+            |queue| queue.region.half(0, 6).store(0xffff, Ordering::Relaxed),
+            |queue| queue.region.half(0, 2).store(0, Ordering::Relaxed),
+            |queue| queue.region.half(0, 2).store(0xffff, Ordering::Relaxed),
+            |queue| queue.region.word(1, 16).store(u64::MAX, Ordering::Relaxed),
+            |queue| queue.region.word(4, 16).store(3, Ordering::Relaxed),
         ];
         for (index, spoil) in spoils.iter().enumerate() {
             let file = file();
@@ -471,8 +422,8 @@ mod tests {
         let file = file();
         let queue = ready(&file);
         // A free list that bites its tail, and ends elsewhere.
-        queue.half(3, 2).store(0, Ordering::Relaxed);
-        queue.set_header(header::FREE_HEAD, 0xffff);
+        queue.region.half(3, 2).store(0, Ordering::Relaxed);
+        set_header(&queue.region, header::FREE_HEAD, 0xffff);
         assert!(found(&file, true).1.is_empty());
     }
 
@@ -488,7 +439,7 @@ mod tests {
         assert_eq!(region(&file).recover(START, |_, _| true), Ok(None), "and back");
         take(&mut queue, 1, 1);
         assert_eq!(smaller.recover(START, |_, _| true), Err(RingError::Inflight(SIZE)));
-        queue.set_header(header::VERSION, 2);
+        set_header(&queue.region, 8, 2);
         assert_eq!(region(&file).recover(START, |_, _| true), Err(RingError::Inflight(2)));
     }
 }

@@ -4,19 +4,24 @@
 //! by following it to its end, where its buffer ID is: so [`pop`](Ring::pop) reads the second half of each descriptor (length, ID,
 //! flags) and keeps it for [`walk`](Ring::walk), which reads the first half (address). Nothing is read twice.
 mod inflight;
+mod parts;
 mod recovery;
 
 pub(super) use inflight::inflight_bytes;
 
 use super::{
-    Chain, MAX_QUEUE_SIZE, QueueConfig, Ring, RingError, RingKind, RingStart, SegmentList,
+    Chain, QueueConfig, Ring, RingError, RingKind, RingStart, SegmentList, UsedRuns,
     table::{Buffer, DESCRIPTOR_INDIRECT, DESCRIPTOR_NEXT, DESCRIPTOR_WRITE, MAX_CHAIN, Table},
 };
-use crate::memory::{DirtyLog, Translator, prefetch};
+use crate::{
+    memory::{DirtyLog, Translator, prefetch},
+    worker::Watch,
+};
 use inflight::{LeftOver, PackedInflight};
+use parts::Parts;
 use std::{
     ptr::read_volatile,
-    sync::atomic::{AtomicU32, AtomicU64, Ordering, fence},
+    sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence},
 };
 
 /// In a descriptor's flags: available in this lap of the driver's wrap counter, used in this lap of ours (virtio 1.3, 2.8.1).
@@ -110,34 +115,6 @@ pub struct PackedRing {
     address: u64,
 }
 
-/// The three parts of a ring in host memory.
-struct Parts {
-    descriptors: *mut [u64; 2],
-    driver_events: *const u32,
-    device_events: *mut u32,
-}
-
-impl Parts {
-    /// # Errors
-    /// The size is not allowed, or a part does not lie in guest memory or is not aligned (virtio 1.3, 2.8.10.1).
-    fn find(config: &QueueConfig, tables: &mut Translator) -> Result<Self, RingError> {
-        if config.size == 0 || config.size > MAX_QUEUE_SIZE {
-            return Err(RingError::PackedSize(config.size));
-        }
-        let mut place = |address: u64, length: u64, align: u64, what| {
-            tables
-                .translate(address, length)
-                .filter(|host| address.is_multiple_of(align) && host.addr().is_multiple_of(align as usize))
-                .ok_or(RingError::Placement(what))
-        };
-        Ok(Parts {
-            descriptors: place(config.descriptors, 16 * u64::from(config.size), 16, "descriptor ring")?.cast(),
-            driver_events: place(config.driver_area, 4, 4, "driver event suppression structure")?.cast_const().cast(),
-            device_events: place(config.device_area, 4, 4, "device event suppression structure")?.cast(),
-        })
-    }
-}
-
 // SAFETY: the pointers lead to a shared mapping that the translator keeps alive, and the ring has one owner at a time.
 unsafe impl Send for PackedRing {}
 
@@ -209,7 +186,7 @@ impl Ring for PackedRing {
         self.size
     }
 
-    #[inline]
+    #[inline(always)]
     fn pop(&mut self, ids: &mut [u16]) -> Result<usize, RingError> {
         let (mut popped, mut kept) = (0, 0);
         for slot in ids.iter_mut() {
@@ -250,7 +227,22 @@ impl Ring for PackedRing {
         flags_of(rest) & BOTH == self.available.flags
     }
 
-    #[inline]
+    fn watch(&self) -> Option<Watch> {
+        // The flags of the next chain's first descriptor, by which the driver makes it available. What else they say now does not
+        // matter: they must change for that.
+        // SAFETY: the index is below the ring's size, which `find` checked to lie in guest memory; the translator keeps it mapped as
+        // long as the ring is not dropped or moved to another map. The flags are the last two bytes of a descriptor.
+        let flags = unsafe { self.descriptors.add(self.available.index.into()).cast::<u16>().add(7) };
+        // SAFETY: as above.
+        let idle = u16::from_le(unsafe { AtomicU16::from_ptr(flags) }.load(Ordering::Relaxed));
+        if idle & BOTH == self.available.flags {
+            return None;
+        }
+        // SAFETY: as above.
+        Some(unsafe { Watch::new(flags, idle.to_le()) })
+    }
+
+    #[inline(always)]
     fn walk(&mut self, id: u16, data: &mut Translator, segments: &mut SegmentList<'_>) -> Result<Chain, RingError> {
         let Place { mut index, kept, count, table } = self.places[usize::from(id)];
         if index == LEFT_OVER {
@@ -353,6 +345,25 @@ impl Ring for PackedRing {
     }
 }
 
+impl UsedRuns for PackedRing {
+    #[inline]
+    fn push_used_run(&mut self, chains: &[u16], written: u32) {
+        let Some((&last, skipped)) = chains.split_last() else { return };
+        // In the place of the first descriptor of the first one; those up to the last of the run are passed over (virtio 1.3, 2.8.8).
+        self.push_used(last, written);
+        for &id in skipped {
+            let count = std::mem::take(&mut self.places[usize::from(id)].count);
+            debug_assert!(count > 0, "a chain is given back once");
+            self.taken -= count;
+            self.pushed += count;
+            self.used.advance(count, self.size);
+            if let Some(inflight) = &mut self.inflight {
+                inflight.give_back(id);
+            }
+        }
+    }
+}
+
 impl PackedRing {
     /// Takes the chain whose first descriptor is next, of which `rest` is the second half, and keeps those of its descriptors from
     /// `kept` on. Returns its buffer ID, and the number of its descriptors.
@@ -439,12 +450,8 @@ impl PackedRing {
         }
         let Some((log, events)) = &self.log else { return };
         log.mark(*events, 4);
-        // From the first to the last that was written, which may be over the end of the ring. What was skipped in between does no harm.
-        let first = u32::from(self.first.0);
-        let before_end = u32::from(self.pushed).min(u32::from(self.size) - first);
-        for (start, count) in [(first, before_end), (0, u32::from(self.pushed) - before_end)] {
-            log.mark(self.address.wrapping_add(16 * u64::from(start)), 16 * u64::from(count));
-        }
+        // From the first to the last that was written. What was skipped in between does no harm.
+        log.mark_around(self.address, 16, self.size, self.first.0, self.pushed);
     }
 
     #[inline(always)]

@@ -1,7 +1,9 @@
 //! The driver's side of a virtqueue, for tests and benchmarks. It can follow the rules, and can break each of them.
+mod in_order;
 mod packed;
 mod split;
 
+pub use in_order::Order;
 pub use packed::{AVAILABLE, PackedDescriptor, PackedDriver, USED};
 pub use split::{Descriptor, SplitDriver};
 
@@ -65,6 +67,16 @@ impl RingDriver {
     /// Where the ring is, for the device.
     pub fn config(&self) -> QueueConfig {
         either!(self, ring => ring.config())
+    }
+
+    /// From now on, which is before the first chain, the device gives chains back in their order (IN_ORDER).
+    pub fn set_in_order(&mut self) {
+        either!(self, ring => ring.set_in_order());
+    }
+
+    /// The order that the device keeps, if it does.
+    pub fn order(&self) -> Option<&Order> {
+        either!(self, ring => ring.order())
     }
 
     /// Describes `buffers` as one chain, without showing it to the device yet. Returns the head or the buffer ID. `None`: not

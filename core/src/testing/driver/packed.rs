@@ -1,5 +1,5 @@
 //! The driver's side of a packed virtqueue (virtio 1.3, 2.8).
-use super::{Buffer, INDIRECT, NEXT, WRITE};
+use super::{Buffer, INDIRECT, NEXT, WRITE, in_order::Order};
 use crate::{
     memory::{GuestMemory, Translator},
     ring::QueueConfig,
@@ -66,6 +66,8 @@ pub struct PackedDriver {
     free_ids: Vec<u16>,
     /// Number of descriptors, by buffer ID; 0: not on its way.
     counts: Vec<u16>,
+    /// The chains that the device has, if it keeps their order.
+    order: Option<Order>,
     /// The first descriptor that the device cannot see yet, and its flags.
     held: Option<(u16, u16)>,
     /// Descriptors added since the last publication.
@@ -102,6 +104,7 @@ impl PackedDriver {
             // Taken from the end, so that IDs are not the places in the ring.
             free_ids: (0..size).collect(),
             counts: vec![0; size.into()],
+            order: None,
             held: None,
             added: 0,
             event_idx,
@@ -128,7 +131,7 @@ impl PackedDriver {
             let flags = if buffer.writable { WRITE } else { 0 } | if index == last { 0 } else { NEXT };
             self.push(PackedDescriptor { address: buffer.address, length: buffer.length, id, flags });
         }
-        self.take(id, buffers.len() as u16);
+        self.take(id, buffers, buffers.len() as u16);
         Some(id)
     }
 
@@ -146,11 +149,24 @@ impl PackedDriver {
         }
         let length = 16 * buffers.len() as u32;
         self.push(PackedDescriptor { address: table, length, id, flags: INDIRECT });
-        self.take(id, 1);
+        self.take(id, buffers, 1);
         Some(id)
     }
 
-    fn take(&mut self, id: u16, count: u16) {
+    /// From now on, which is before the first chain, the device gives chains back in their order (IN_ORDER).
+    pub fn set_in_order(&mut self) {
+        self.order = Some(Order::default());
+    }
+
+    /// The order that the device keeps.
+    pub fn order(&self) -> Option<&Order> {
+        self.order.as_ref()
+    }
+
+    fn take(&mut self, id: u16, buffers: &[Buffer], count: u16) {
+        if let Some(order) = &mut self.order {
+            order.add(id, buffers);
+        }
         self.counts[usize::from(id)] = count;
         self.free -= count;
     }
@@ -200,13 +216,28 @@ impl PackedDriver {
 
     /// The next chain that the device has given back: its buffer ID and the number of bytes written. Its descriptors are free again.
     pub fn pop_used(&mut self) -> Option<(u16, u32)> {
-        let used = self.used_at(self.used)?;
-        let count = std::mem::take(&mut self.counts[usize::from(used.id)]);
-        assert!(count > 0, "buffer {} is given back, which is not on its way", used.id);
+        let (id, written) = match &self.order {
+            None => self.used_chain(self.used)?,
+            Some(order) if order.is_within_run() => self.order.as_mut()?.pop()?,
+            Some(_) => {
+                let (last, written) = self.used_chain(self.used)?;
+                let order = self.order.as_mut()?;
+                order.begin_run(last, written);
+                order.pop()?
+            }
+        };
+        let count = std::mem::take(&mut self.counts[usize::from(id)]);
+        assert!(count > 0, "buffer {id} is given back, which is not on its way");
         self.used = self.used.advanced(count, self.config.size);
         self.free += count;
         // The oldest is taken next, so that IDs keep changing places.
-        self.free_ids.insert(0, used.id);
+        self.free_ids.insert(0, id);
+        Some((id, written))
+    }
+
+    /// Buffer ID and bytes written of the used descriptor at a place, if there is one.
+    fn used_chain(&self, place: Place) -> Option<(u16, u32)> {
+        let used = self.used_at(place)?;
         Some((used.id, if used.flags & WRITE != 0 { used.length } else { 0 }))
     }
 
@@ -217,6 +248,9 @@ impl PackedDriver {
 
     /// Number of chains given back and not yet popped, and where the device puts the next.
     fn given_back(&self) -> (u16, Place) {
+        if let Some(order) = &self.order {
+            return self.given_back_in(order);
+        }
         let (mut number, mut place) = (0, self.used);
         while let Some(used) = self.used_at(place)
             && number < self.config.size
@@ -225,6 +259,21 @@ impl PackedDriver {
             place = place.advanced(self.counts[usize::from(used.id)].max(1), self.config.size);
         }
         (number, place)
+    }
+
+    /// As [`given_back`](Self::given_back), of runs.
+    fn given_back_in(&self, order: &Order) -> (u16, Place) {
+        let (mut number, mut place) = (order.run_length(), self.used);
+        let descriptors = |number: usize| order.chains().take(number).map(|id| self.counts[usize::from(id)]).sum();
+        let start = place;
+        loop {
+            place = start.advanced(descriptors(number), self.config.size);
+            let Some((last, _)) = self.used_chain(place).filter(|_| number < order.chains().count()) else { break };
+            let length = order.length_to(last);
+            assert!(length > number, "chain {last} is given back twice");
+            number = length;
+        }
+        (number as u16, place)
     }
 
     /// The used descriptor at a place, if there is one.

@@ -1,10 +1,13 @@
 //! The driver's side of a split virtqueue (virtio 1.3, 2.7).
-use super::{Buffer, INDIRECT, NEXT, WRITE};
+use super::{Buffer, INDIRECT, NEXT, WRITE, in_order::Order};
 use crate::{
     memory::{GuestMemory, Translator},
     ring::QueueConfig,
 };
-use std::sync::atomic::{AtomicU16, Ordering, fence};
+use std::{
+    collections::VecDeque,
+    sync::atomic::{AtomicU16, Ordering, fence},
+};
 
 /// A descriptor as it lies in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,7 +35,10 @@ pub struct SplitDriver {
     /// The index that the device can see.
     published_index: u16,
     last_used: u16,
-    free: Vec<u16>,
+    /// Taken from the front; in use in ring order if the device keeps the order (virtio 1.3, 2.7.5), otherwise the newest first.
+    free: VecDeque<u16>,
+    /// The chains that the device has, if it keeps their order.
+    order: Option<Order>,
     event_idx: bool,
 }
 
@@ -64,7 +70,8 @@ impl SplitDriver {
             available_index: 0,
             published_index: 0,
             last_used: 0,
-            free: (0..size).rev().collect(),
+            free: (0..size).collect(),
+            order: None,
             event_idx,
             memory: translator,
         }
@@ -81,26 +88,44 @@ impl SplitDriver {
         if self.free.len() < buffers.len() || buffers.is_empty() {
             return None;
         }
-        let chain: Vec<u16> = (0..buffers.len()).filter_map(|_| self.free.pop()).collect();
+        let chain: Vec<u16> = (0..buffers.len()).filter_map(|_| self.free.pop_front()).collect();
         for (index, buffer) in buffers.iter().enumerate() {
             let next = chain.get(index + 1);
             self.write_descriptor(chain[index], describe(buffer, next.copied()));
         }
+        self.note(chain[0], buffers);
         self.push_head(chain[0]);
         Some(chain[0])
     }
 
     /// As [`add`](Self::add), by an indirect table at guest-physical `table`.
     pub fn add_indirect(&mut self, buffers: &[Buffer], table: u64) -> Option<u16> {
-        let head = self.free.pop()?;
+        let head = self.free.pop_front()?;
         for (index, buffer) in buffers.iter().enumerate() {
             let next = (index + 1 < buffers.len()).then_some(index as u16 + 1);
             self.write(table + 16 * index as u64, describe(buffer, next));
         }
         let length = 16 * buffers.len() as u32;
         self.write_descriptor(head, Descriptor { address: table, length, flags: INDIRECT, next: 0 });
+        self.note(head, buffers);
         self.push_head(head);
         Some(head)
+    }
+
+    /// From now on, which is before the first chain, the device gives chains back in their order (IN_ORDER).
+    pub fn set_in_order(&mut self) {
+        self.order = Some(Order::default());
+    }
+
+    /// The order that the device keeps.
+    pub fn order(&self) -> Option<&Order> {
+        self.order.as_ref()
+    }
+
+    fn note(&mut self, head: u16, buffers: &[Buffer]) {
+        if let Some(order) = &mut self.order {
+            order.add(head, buffers);
+        }
     }
 
     /// Puts `head` into the available ring, whatever it is.
@@ -143,7 +168,21 @@ impl SplitDriver {
     /// The next chain that the device has given back: its head and the number of bytes written. Its descriptors are
     /// free again.
     pub fn pop_used(&mut self) -> Option<(u16, u32)> {
-        let (head, length) = self.peek_used()?;
+        let (head, length) = match &self.order {
+            None => self.peek_used()?,
+            Some(order) if order.is_within_run() => self.order.as_mut()?.pop()?,
+            Some(_) => {
+                let (last, written) = self.peek_used()?;
+                let count = self.used_count();
+                let order = self.order.as_mut()?;
+                order.begin_run(last, written);
+                assert!(
+                    order.run_length() <= count.into(),
+                    "chain {last} is not among the {count} that were given back"
+                );
+                order.pop()?
+            }
+        };
         self.last_used = self.last_used.wrapping_add(1);
         self.release(head);
         Some((head, length))
@@ -188,7 +227,11 @@ impl SplitDriver {
         let mut index = head;
         for _ in 0..self.config.size {
             let descriptor = self.read_descriptor(index);
-            self.free.push(index);
+            if self.order.is_some() {
+                self.free.push_back(index)
+            } else {
+                self.free.push_front(index)
+            }
             if descriptor.flags & NEXT == 0 || descriptor.flags & INDIRECT != 0 {
                 return;
             }

@@ -102,6 +102,7 @@ fn model(
         workers: blk.workers.iter().map(|worker| handle(&worker.value).clone()).collect(),
         latency_sample: blk.latency_sample,
         coalescing: blk.coalescing,
+        in_order: blk.in_order,
     };
     Box::new(Blk::new(options, backend, stats))
 }

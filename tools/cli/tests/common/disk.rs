@@ -42,6 +42,15 @@ impl Disk {
         Disk { folder, queues, _turn: turn }
     }
 
+    /// As [`new`](Self::new), and requests may be had back in their order.
+    pub(crate) fn in_order(plugin: &str, options: &str, queues: u16) -> Self {
+        let disk = Disk::new(plugin, options, queues);
+        // The device's table is the last one.
+        let text = config(plugin, options, queues, "blk0.sock") + "in_order = true\n";
+        disk.folder.write("disks.toml", text);
+        disk
+    }
+
     /// Whether the file system of these tests takes direct I/O. If not, that is said.
     pub(crate) fn takes_direct(&self, test: &str) -> bool {
         let image = self.folder.path().join("disk.img");

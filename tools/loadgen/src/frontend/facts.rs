@@ -6,7 +6,7 @@ use virtio_bindings::{
         VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
         VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY,
     },
-    virtio_config::VIRTIO_F_VERSION_1,
+    virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1},
     virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC},
 };
 
@@ -44,6 +44,8 @@ pub struct Facts {
     pub read_only: bool,
     /// Whether it takes flushes.
     pub flush: bool,
+    /// Whether it gives requests back in the order in which they were made.
+    pub in_order: bool,
     /// Whether requests go through indirect tables.
     pub indirect: bool,
     /// Whether notifications follow event indices.
@@ -66,6 +68,7 @@ impl Facts {
             size_max: has(VIRTIO_BLK_F_SIZE_MAX).then(|| word(8)).filter(|&bytes| bytes > 0),
             read_only: has(VIRTIO_BLK_F_RO),
             flush: has(VIRTIO_BLK_F_FLUSH),
+            in_order: has(VIRTIO_F_IN_ORDER),
             indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
             event_idx: has(VIRTIO_RING_F_EVENT_IDX),
             packed: RingKind::of_features(features) == RingKind::Packed,

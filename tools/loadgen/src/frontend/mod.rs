@@ -36,7 +36,7 @@ use vhost::{
     },
 };
 use virtio_bindings::{
-    virtio_config::VIRTIO_F_VERSION_1,
+    virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1},
     virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC},
 };
 
@@ -75,6 +75,8 @@ pub struct Options {
     pub block_bytes: u32,
     /// The kind of ring; a device that does not offer packed ones is not measured with them.
     pub ring: RingKind,
+    /// Whether requests are to be given back in the order in which they are made; a device that does not offer that is not measured.
+    pub in_order: bool,
     /// Indirect descriptor tables.
     pub indirect: Indirect,
     /// Notification by event index, if the device offers it.
@@ -93,6 +95,7 @@ impl Default for Options {
             depth: 32,
             block_bytes: 4096,
             ring: RingKind::Split,
+            in_order: false,
             indirect: Indirect::Auto,
             event_idx: true,
             hugepages: None,
@@ -192,6 +195,7 @@ impl FrontEnd {
             block_bytes: 512,
             queues: options.queues.into(),
             flush: true,
+            in_order: options.in_order,
             indirect: options.indirect != Indirect::Never,
             event_idx: options.event_idx,
             packed: options.ring == RingKind::Packed,
@@ -218,7 +222,10 @@ impl FrontEnd {
             .map(|index| {
                 let base = index * each;
                 let slots = (size, options.depth);
-                let ring = EitherRing::new(kind, &memory, base, slots, facts.indirect, facts.event_idx);
+                let mut ring = EitherRing::new(kind, &memory, base, slots, facts.indirect, facts.event_idx);
+                if facts.in_order {
+                    ring.set_in_order();
+                }
                 Queue::new(ring, Slots::new(&memory, base + ring_bytes, options.depth, options.block_bytes))
             })
             .collect::<Result<_, _>>()
@@ -457,5 +464,9 @@ fn driver_features(offered: u64, options: &Options) -> Result<u64, (&'static str
     if offered & options.ring.feature() != options.ring.feature() {
         return Err(("VIRTIO_F_RING_PACKED", "use --ring split"));
     }
-    Ok(features | options.ring.feature())
+    let in_order = u64::from(options.in_order) << VIRTIO_F_IN_ORDER;
+    if offered & in_order != in_order {
+        return Err(("VIRTIO_F_IN_ORDER", "leave --in-order out, or set in_order = true on a device of pollux serve"));
+    }
+    Ok(features | options.ring.feature() | in_order)
 }

@@ -79,6 +79,7 @@ fn plan(report: &Report) -> Value {
         "batch": batch,
         "interrupts": interrupts,
         "ring": ring,
+        "in_order": plan.options.in_order,
         "indirect": indirect,
         "event_idx": plan.options.event_idx,
         "hugepages": plan.options.hugepages,

@@ -136,6 +136,7 @@ fn target_line(report: &Report, index: usize) -> String {
     let parts = [
         yes(facts.read_only, "read-only"),
         yes(facts.packed, "packed rings"),
+        yes(facts.in_order, "IN_ORDER"),
         yes(facts.event_idx, "EVENT_IDX"),
         yes(facts.indirect, "indirect descriptors"),
         yes(facts.inflight, "in-flight record"),

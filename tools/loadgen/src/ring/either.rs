@@ -42,6 +42,16 @@ impl EitherRing {
     }
 }
 
+impl EitherRing {
+    /// From now on, which is before the first request, the device gives requests back in their order (IN_ORDER).
+    pub fn set_in_order(&mut self) {
+        match self {
+            EitherRing::Split(ring) => ring.set_in_order(),
+            EitherRing::Packed(ring) => ring.set_in_order(),
+        }
+    }
+}
+
 impl From<SplitRing> for EitherRing {
     fn from(ring: SplitRing) -> Self {
         EitherRing::Split(ring)

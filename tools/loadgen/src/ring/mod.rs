@@ -1,5 +1,6 @@
 //! The driver's side of a virtqueue, made for measuring: requests have fixed places, and nothing is allocated.
 mod either;
+mod order;
 mod packed;
 mod split;
 
@@ -36,6 +37,9 @@ pub enum RingError {
     /// The used index ran ahead of the available index.
     #[error("its used index jumped by {0} with {1} requests in flight")]
     UsedIndex(u16, u16),
+    /// It said that more requests had been used than could have been.
+    #[error("it returned a run of {0} requests by one element, of which there can be {1}")]
+    Run(u16, u16),
 }
 
 /// A virtqueue as a driver works with it.

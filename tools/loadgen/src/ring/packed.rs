@@ -1,5 +1,5 @@
 //! A packed virtqueue (virtio 1.3, 2.8) as the Linux driver runs it.
-use super::{CHAIN_LENGTH, Chain, Ring, RingError};
+use super::{CHAIN_LENGTH, Chain, Ring, RingError, order::Order};
 use pollux_core::{
     memory::{GuestMemory, Translator},
     ring::QueueConfig,
@@ -68,6 +68,8 @@ pub struct PackedRing {
     /// Descriptors of the request in each slot; 0: it is not in flight.
     lengths: Box<[u8]>,
     count: u16,
+    /// The requests in flight, if the device keeps their order.
+    order: Option<Order>,
     config: QueueConfig,
     _memory: Translator,
 }
@@ -109,11 +111,17 @@ impl PackedRing {
             added: 0,
             lengths: vec![0; slots.into()].into(),
             count: 0,
+            order: None,
             config,
             _memory: translator,
         };
         ring.write_events(EVENTS_DISABLE);
         ring
+    }
+
+    /// From now on, which is before the first request, the device gives requests back in their order (IN_ORDER).
+    pub fn set_in_order(&mut self) {
+        self.order = Some(Order::new(self.lengths.len() as u16));
     }
 
     /// Puts a descriptor into the next place. The first one after a publication is held back, so that the device sees none of them.
@@ -167,6 +175,9 @@ impl Ring for PackedRing {
     fn add(&mut self, slot: u16, chain: &Chain) {
         debug_assert_eq!(self.lengths[usize::from(slot)], 0, "slot {slot} is free");
         self.count += 1;
+        if let Some(order) = &mut self.order {
+            order.add(slot);
+        }
         let mut length = 0;
         if self.tables.is_null() {
             for (address, bytes, flags) in buffers(chain) {
@@ -221,12 +232,25 @@ impl Ring for PackedRing {
 
     #[inline]
     fn pop(&mut self) -> Result<Option<u16>, RingError> {
-        let Some(rest) = self.next_used() else { return Ok(None) };
-        let slot = (rest >> 32) as u16;
-        let Some(length) = self.lengths.get_mut(usize::from(slot)).filter(|length| **length > 0) else {
-            return Err(RingError::NotInFlight(slot.into()));
+        let slot = match &mut self.order {
+            Some(order) if order.is_within_run() => order.pop(),
+            _ => {
+                let Some(rest) = self.next_used() else { return Ok(None) };
+                let slot = (rest >> 32) as u16;
+                if self.lengths.get(usize::from(slot)).is_none_or(|&length| length == 0) {
+                    return Err(RingError::NotInFlight(slot.into()));
+                }
+                match &mut self.order {
+                    Some(order) => {
+                        order.begin_run(slot, self.count)?;
+                        order.pop()
+                    }
+                    None => slot,
+                }
+            }
         };
-        self.used.advance(u16::from(std::mem::take(length)), self.size);
+        let length = std::mem::take(&mut self.lengths[usize::from(slot)]);
+        self.used.advance(length.into(), self.size);
         self.count -= 1;
         Ok(Some(slot))
     }
@@ -240,7 +264,8 @@ impl Ring for PackedRing {
         self.write_events(if self.event_idx { EVENTS_DESCRIPTOR | self.used.bits() } else { 0 });
         // Partner: the device's fence between its used descriptors and its look at our event (2.8.22).
         fence(Ordering::SeqCst);
-        let nothing = self.next_used().is_none();
+        let is_within_run = self.order.as_ref().is_some_and(Order::is_within_run);
+        let nothing = !is_within_run && self.next_used().is_none();
         if !nothing {
             self.write_events(EVENTS_DISABLE);
         }

@@ -1,5 +1,5 @@
 //! A split virtqueue (virtio 1.3, 2.7) as the Linux driver runs it.
-use super::{CHAIN_LENGTH, Chain, Ring, RingError};
+use super::{CHAIN_LENGTH, Chain, Ring, RingError, order::Order};
 use pollux_core::{
     memory::{GuestMemory, Translator},
     ring::QueueConfig,
@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 /// Bytes that an indirect table takes: three descriptors, and not two tables in one cache line.
 const TABLE_BYTES: u64 = 64;
+/// Descriptors that it has room for.
+const TABLE_LENGTH: u16 = 4;
 /// `flags` of the available ring: no interrupts. `flags` of the used ring: no kicks.
 const NO_NOTIFICATION: u16 = 1;
 
@@ -31,8 +33,33 @@ pub struct SplitRing {
     silenced_at: u16,
     in_flight: Box<[bool]>,
     count: u16,
+    /// If the device keeps the order of requests.
+    in_order: Option<InOrder>,
     config: QueueConfig,
     _memory: Translator,
+}
+
+/// What is known of requests whose device keeps their order. Their descriptors are used in the order of the table then, around its
+/// end (virtio 1.3, 2.7.5), and not by slots.
+#[derive(Debug)]
+struct InOrder {
+    order: Order,
+    next_descriptor: u16,
+    /// By slot: the head of its chain.
+    heads: Box<[u16]>,
+    /// By descriptor: the slot of the last chain that began there.
+    slots: Box<[u16]>,
+}
+
+impl InOrder {
+    /// A request of `slot` is made next, whose chain takes `count` descriptors of a table of `size`.
+    fn add(&mut self, slot: u16, count: u16, size: u16) {
+        let head = self.next_descriptor;
+        self.heads[usize::from(slot)] = head;
+        self.slots[usize::from(head)] = slot;
+        self.next_descriptor = head.wrapping_add(count) & (size - 1);
+        self.order.add(slot);
+    }
 }
 
 // SAFETY: the pointers lead to a shared mapping that `_memory` keeps alive; one thread at a time has the ring.
@@ -78,11 +105,23 @@ impl SplitRing {
             silenced_at: 0,
             in_flight: vec![false; slots.into()].into(),
             count: 0,
+            in_order: None,
             config,
             _memory: translator,
         };
         ring.silence_now();
         ring
+    }
+
+    /// From now on, which is before the first request, the device gives requests back in their order (IN_ORDER).
+    pub fn set_in_order(&mut self) {
+        let slots = self.in_flight.len() as u16;
+        self.in_order = Some(InOrder {
+            order: Order::new(slots),
+            next_descriptor: 0,
+            heads: vec![0; slots.into()].into(),
+            slots: vec![0; self.size.into()].into(),
+        });
     }
 
     /// The used index as the device left it.
@@ -118,12 +157,22 @@ impl SplitRing {
     }
 
     fn head(&self, slot: u16) -> u16 {
+        if let Some(in_order) = &self.in_order {
+            return in_order.heads[usize::from(slot)];
+        }
         if self.tables.is_null() { slot * CHAIN_LENGTH } else { slot }
     }
 
     /// The slot in flight whose head is `head`.
     #[inline(always)]
     fn slot(&self, head: u32) -> Result<u16, RingError> {
+        if let Some(InOrder { heads, slots, .. }) = &self.in_order {
+            let slot = slots.get(head as usize).filter(|slot| {
+                let slot = usize::from(**slot);
+                self.in_flight[slot] && u32::from(heads[slot]) == head
+            });
+            return slot.copied().ok_or(RingError::NotInFlight(head));
+        }
         let stride = if self.tables.is_null() { u32::from(CHAIN_LENGTH) } else { 1 };
         let slot = head / stride;
         if head.is_multiple_of(stride) && self.in_flight.get(slot as usize) == Some(&true) {
@@ -140,16 +189,17 @@ impl SplitRing {
     }
 }
 
-/// Writes the chain into `table`, whose first descriptor has the number `first`.
+/// Writes the chain into `table`, from descriptor `first` on and around the end.
 ///
 /// # Safety
-/// `table` has room for [`CHAIN_LENGTH`] descriptors.
+/// `table` has `mask + 1` descriptors, a power of two.
 #[inline(always)]
-unsafe fn write_chain(table: *mut Descriptor, first: u16, chain: &Chain) -> u16 {
+unsafe fn write_chain(table: *mut Descriptor, mask: u16, first: u16, chain: &Chain) -> u16 {
     let write = |index: u16, address: u64, length: u32, flags: u16| {
-        let next = if flags & NEXT != 0 { first + index + 1 } else { 0 };
-        // SAFETY: the index is below CHAIN_LENGTH, for which the caller has room.
-        unsafe { table.add(index.into()).write_volatile(Descriptor { address, length, flags, next }) };
+        let next = if flags & NEXT != 0 { first.wrapping_add(index + 1) & mask } else { 0 };
+        let at = first.wrapping_add(index) & mask;
+        // SAFETY: the caller has so many.
+        unsafe { table.add(at.into()).write_volatile(Descriptor { address, length, flags, next }) };
     };
     write(0, chain.header, 16, NEXT);
     let mut last = 1;
@@ -168,18 +218,22 @@ impl Ring for SplitRing {
         debug_assert!(!*flag, "slot {slot} is free");
         *flag = true;
         self.count += 1;
-        let head = self.head(slot);
-        // SAFETY: `new` checked that the slots' descriptors fit the table, and reserved a table for each slot.
-        unsafe {
-            let own = self.descriptors.add(head.into());
+        let head = self.in_order.as_ref().map_or_else(|| self.head(slot), |in_order| in_order.next_descriptor);
+        // SAFETY: `new` checked that the slots' descriptors fit the table, and reserved a table of a power of two for each slot.
+        let count = unsafe {
             if self.tables.is_null() {
-                write_chain(own, head, chain);
+                write_chain(self.descriptors, self.size - 1, head, chain)
             } else {
                 let offset = TABLE_BYTES * u64::from(slot);
-                let count = write_chain(self.tables.byte_add(offset as usize), 0, chain);
+                let count = write_chain(self.tables.byte_add(offset as usize), TABLE_LENGTH - 1, 0, chain);
                 let (address, length) = (self.tables_address + offset, 16 * u32::from(count));
+                let own = self.descriptors.add(head.into());
                 own.write_volatile(Descriptor { address, length, flags: INDIRECT, next: 0 });
+                1
             }
+        };
+        if let Some(in_order) = &mut self.in_order {
+            in_order.add(slot, count, self.size);
         }
         self.write_available(self.available_index, head);
         self.available_index = self.available_index.wrapping_add(1);
@@ -218,7 +272,14 @@ impl Ring for SplitRing {
         if ahead > self.count {
             return Err(RingError::UsedIndex(ahead, self.count));
         }
-        let slot = self.slot(self.used_head(self.last_used))?;
+        let is_within_run = self.in_order.as_ref().is_some_and(|in_order| in_order.order.is_within_run());
+        let mut slot = if is_within_run { 0 } else { self.slot(self.used_head(self.last_used))? };
+        if let Some(InOrder { order, .. }) = &mut self.in_order {
+            if !is_within_run {
+                order.begin_run(slot, ahead)?;
+            }
+            slot = order.pop();
+        }
         self.last_used = self.last_used.wrapping_add(1);
         self.in_flight[usize::from(slot)] = false;
         self.count -= 1;
@@ -258,6 +319,10 @@ impl Ring for SplitRing {
     }
 
     fn replay(&mut self) -> bool {
+        if self.in_order.is_some() {
+            // Those in flight are the newest, and named where they were.
+            return true;
+        }
         // What the device gave back and nobody has popped is finished.
         let used = self.used_index();
         let mut pending = self.in_flight.clone();
