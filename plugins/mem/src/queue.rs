@@ -14,6 +14,16 @@ impl MemQueue {
         MemQueue { medium }
     }
 
+    /// A hint for the request after this one.
+    #[inline]
+    fn fetch(&self, next: &Request) {
+        if next.operation() == Some(Operation::Read)
+            && let Some(part) = self.medium.range(next.offset(), next.length())
+        {
+            self.medium.fetch(&part);
+        }
+    }
+
     #[inline]
     fn execute(&self, request: &Request) -> i32 {
         let medium = &*self.medium;
@@ -38,7 +48,10 @@ impl MemQueue {
 
 impl BlockQueue for MemQueue {
     fn submit(&mut self, requests: &[Request], done: &mut Completions) -> usize {
-        for request in requests {
+        for (index, request) in requests.iter().enumerate() {
+            if let Some(next) = requests.get(index + 1) {
+                self.fetch(next);
+            }
             done.complete(request.token(), self.execute(request));
         }
         requests.len()
