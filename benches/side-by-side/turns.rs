@@ -111,7 +111,7 @@ pub(crate) fn measure(
         for round in 0..arguments.rounds {
             for (index, side) in sides.iter().enumerate() {
                 progress.step(&format!("{} depth {depth} round {}: {}", work.name(), round + 1, side.who.name()))?;
-                let plan = plan(side, depth, arguments, cpus);
+                let plan = plan(work, side, depth, arguments, cpus);
                 side.run(true)?;
                 let measured = plan.execute(&mut |_, _| {});
                 side.run(false)?;
@@ -128,13 +128,13 @@ pub(crate) fn measure(
     Ok(Some(Measured { work, sides: sides.iter().map(|side| side.who).collect(), samples }))
 }
 
-fn plan(side: &Side, depth: u16, arguments: &Arguments, Cpus { server, driver }: Cpus) -> Plan {
+fn plan(work: Work, side: &Side, depth: u16, arguments: &Arguments, Cpus { server, driver }: Cpus) -> Plan {
     Plan {
         targets: vec![side.target()],
         depths: vec![depth],
         rounds: 1,
         workload: Workload { size: Some(Medium::BYTES), ..Workload::default() },
-        options: Options { depth, ring: side.who.ring(), ..Options::default() },
+        options: Options { depth, ring: side.who.ring(), indirect: work.indirect(), ..Options::default() },
         limits: Limits {
             warm_up: arguments.duration / 5,
             duration: Some(arguments.duration),

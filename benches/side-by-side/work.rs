@@ -2,7 +2,7 @@
 use super::medium::Medium;
 use pollux_benches::row::Goal;
 use pollux_core::ring::RingKind;
-use pollux_loadgen::ideal;
+use pollux_loadgen::{Indirect, ideal};
 
 /// Depths that are measured.
 pub(crate) const DEPTHS: [u16; 4] = [1, 8, 32, 128];
@@ -12,8 +12,10 @@ pub(crate) const DEPTHS: [u16; 4] = [1, 8, 32, 128];
 pub(crate) enum Work {
     /// Nothing: every request completes at once.
     Null,
-    /// The same on a packed ring, and on our own split ring.
+    /// The same on a packed ring, and on our own split ring; through indirect tables, as Linux.
     Packed,
+    /// The same with the chains in the rings themselves.
+    PackedDirect,
     /// Memory, a file on tmpfs: ours is mapped by the `mem` plugin.
     Memory,
     /// The same file as a file, by the `uring` plugin.
@@ -105,17 +107,24 @@ impl Against {
 }
 
 impl Work {
-    pub(crate) const ALL: [Work; 6] = [Work::Null, Work::Packed, Work::Memory, Work::Tmpfs, Work::Zram, Work::File];
+    pub(crate) const ALL: [Work; 7] =
+        [Work::Null, Work::Packed, Work::PackedDirect, Work::Memory, Work::Tmpfs, Work::Zram, Work::File];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Work::Null => "null",
             Work::Packed => "packed",
+            Work::PackedDirect => "packed-direct",
             Work::Memory => "memory",
             Work::Tmpfs => "tmpfs",
             Work::Zram => "zram",
             Work::File => "file",
         }
+    }
+
+    /// Whether the driver has tables of its own for the chains.
+    pub(crate) fn indirect(self) -> Indirect {
+        if self == Work::PackedDirect { Indirect::Never } else { Indirect::Auto }
     }
 
     /// Who takes turns. The first is the one to be compared.
@@ -124,7 +133,9 @@ impl Work {
         let every_aio = Aio::ALL.map(|aio| Who::Qemu(Some(aio)));
         match self {
             Work::Null => vec![Who::Pollux(split), Who::Qemu(None), Who::Ideal(ideal::Kind::Null, split)],
-            Work::Packed => vec![Who::Pollux(packed), Who::Pollux(split), Who::Ideal(ideal::Kind::Null, packed)],
+            Work::Packed | Work::PackedDirect => {
+                vec![Who::Pollux(packed), Who::Pollux(split), Who::Ideal(ideal::Kind::Null, packed)]
+            }
             // Native AIO is their fastest way to tmpfs; the others are measured in `tmpfs`.
             Work::Memory => {
                 let qemu = Who::Qemu(Some(Aio::Native));
@@ -143,7 +154,7 @@ impl Work {
             (Work::Memory, Against::Ideal) => [0.9; 4],
             (Work::Tmpfs, Against::Qemu) => [2.3, 1.9, 1.9, 1.9],
             (Work::Zram, Against::Qemu) => [2.4, 1.8, 2.1, 1.7],
-            (Work::Packed, Against::OwnSplitRing) if DEPTHS[depth] == 32 => [1.3; 4],
+            (Work::Packed | Work::PackedDirect, Against::OwnSplitRing) if DEPTHS[depth] == 32 => [1.3; 4],
             _ => return None,
         };
         Some(Goal::AtLeast(goals[depth]))
@@ -153,7 +164,9 @@ impl Work {
     pub(crate) fn block(self, medium: &Medium) -> String {
         let path = medium.path();
         match self {
-            Work::Null | Work::Packed => format!("plugin = \"null\"\noptions = {{ size = {} }}", Medium::BYTES),
+            Work::Null | Work::Packed | Work::PackedDirect => {
+                format!("plugin = \"null\"\noptions = {{ size = {} }}", Medium::BYTES)
+            }
             // The same file as theirs: pages that were never written would all be one, and in the cache.
             Work::Memory => format!("plugin = \"mem\"\noptions = {{ path = {path:?}, lock = false }}"),
             Work::Tmpfs | Work::Zram | Work::File => {
