@@ -3,6 +3,8 @@ mod either;
 mod order;
 mod packed;
 mod split;
+#[cfg(test)]
+mod tests;
 
 pub use either::EitherRing;
 pub use packed::PackedRing;

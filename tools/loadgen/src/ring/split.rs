@@ -348,10 +348,11 @@ impl Ring for SplitRing {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::tests::{CHAIN, take},
+        *,
+    };
     use pollux_core::ring::Ring as _;
-
-    const CHAIN: Chain = Chain { header: 0x8000, data: 0x9000, length: 512, device_writes: true, status: 0x8010 };
 
     /// A ring of 16 with 5 slots, and the device's side of it from the dataplane.
     fn pair(indirect: bool, event_idx: bool) -> (SplitRing, pollux_core::ring::SplitRing) {
@@ -359,85 +360,6 @@ mod tests {
         let ring = SplitRing::new(&memory, 0, 16, 5, indirect, event_idx);
         let device = pollux_core::ring::SplitRing::new(&ring.config(), memory.translator(), event_idx).expect("a ring");
         (ring, device)
-    }
-
-    fn take(device: &mut pollux_core::ring::SplitRing) -> Vec<u16> {
-        let mut heads = [0; 16];
-        let count = device.pop(&mut heads).expect("an honest driver");
-        heads[..count].to_vec()
-    }
-
-    #[test]
-    fn chains_arrive_as_they_were_described_and_come_back_in_any_order() {
-        use pollux_abi::block_v1::Segment;
-        for indirect in [false, true] {
-            let (mut ring, mut device) = pair(indirect, true);
-            let flush = Chain { length: 0, ..CHAIN };
-            ring.add(3, &CHAIN);
-            ring.add(1, &flush);
-            assert!(take(&mut device).is_empty(), "nothing is shown before publish");
-            ring.publish();
-            let heads = take(&mut device);
-            let empty = Segment { base: std::ptr::null_mut(), length: 0 };
-            let (mut inline, mut overflow) = ([empty; 8], [empty; 8]);
-            let mut list = pollux_core::ring::SegmentList::new(&mut inline, &mut overflow);
-            let mut data = ring._memory.memory().translator();
-            let chain = device.walk(heads[0], &mut data, &mut list).expect("a good chain");
-            assert_eq!((chain.readable_bytes, chain.writable_bytes), (16, 513), "indirect: {indirect}");
-            let mut list = pollux_core::ring::SegmentList::new(&mut inline, &mut overflow);
-            let chain = device.walk(heads[1], &mut data, &mut list).expect("a good chain");
-            assert_eq!((chain.readable_bytes, chain.writable_bytes), (16, 1), "indirect: {indirect}");
-            device.push_used(heads[1], 1);
-            device.push_used(heads[0], 513);
-            device.publish();
-            assert_eq!((ring.pop(), ring.pop(), ring.pop()), (Ok(Some(1)), Ok(Some(3)), Ok(None)));
-        }
-    }
-
-    #[test]
-    fn the_driver_kicks_exactly_when_the_device_asks_for_it() {
-        for event_idx in [false, true] {
-            let (mut ring, mut device) = pair(false, event_idx);
-            let mut kicks = Vec::new();
-            for turn in 0..40_000u32 {
-                let asked = turn % 1000 == 7;
-                if asked {
-                    device.enable_kicks();
-                }
-                ring.add(0, &CHAIN);
-                if ring.publish() {
-                    kicks.push(turn);
-                }
-                device.disable_kicks();
-                for head in take(&mut device) {
-                    device.push_used(head, 1);
-                }
-                device.publish();
-                assert_eq!(ring.pop(), Ok(Some(0)));
-                ring.silence();
-                assert!(!device.needs_signal(), "turn {turn}: the driver polls");
-            }
-            assert_eq!(
-                kicks,
-                (0..40).map(|thousand| thousand * 1000 + 7).collect::<Vec<_>>(),
-                "EVENT_IDX: {event_idx}"
-            );
-        }
-    }
-
-    #[test]
-    fn an_armed_ring_gets_one_interrupt() {
-        for event_idx in [false, true] {
-            let (mut ring, mut device) = pair(true, event_idx);
-            ring.add(0, &CHAIN);
-            ring.publish();
-            assert!(ring.arm(), "nothing has come back");
-            let heads = take(&mut device);
-            device.push_used(heads[0], 1);
-            device.publish();
-            assert!(device.needs_signal(), "EVENT_IDX: {event_idx}");
-            assert!(!ring.arm(), "something has come back");
-        }
     }
 
     #[test]
