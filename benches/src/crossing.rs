@@ -1,7 +1,7 @@
 //! What it costs to reach a backend behind the ABI of plugins: the queue of `null`, through its real shared library, and a static
 //! function in its place.
-use crate::{BLOCK_BYTES, backend};
-use pollux_abi::block_v1::{BlockCompletion, BlockRequest, Segment};
+use crate::{backend, started_reads};
+use pollux_abi::block_v1::{BlockCompletion, BlockRequest};
 use pollux_core::{memory::GuestMemory, plugin::BackendQueue};
 use std::{hint::black_box, time::Instant};
 
@@ -27,30 +27,11 @@ impl Crossing {
     /// Opens the backend. The calling thread is the worker.
     pub fn new() -> Self {
         let null = backend("null", r#"{"size": 1073741824}"#);
-        let guest = GuestMemory::create(&[(0, BATCH as u64 * BLOCK_BYTES)], None).expect("guest memory");
-        null.add_memory(&guest).expect("the memory is announced");
-        let mut queue = null.open_queue(0, BATCH as u32).expect("a queue");
-        queue.start().expect("the queue starts");
-        let memory = guest.regions()[0].base;
-        let request = |slot: usize| {
-            let base = memory.wrapping_add(slot * BLOCK_BYTES as usize);
-            let segment: &[Segment] = vec![Segment { base, length: BLOCK_BYTES as usize }].leak();
-            BlockRequest {
-                operation: 0,
-                flags: 0,
-                token: slot as u64,
-                offset: slot as u64 * BLOCK_BYTES,
-                length: BLOCK_BYTES,
-                segments: segment.as_ptr(),
-                segment_count: 1,
-                reserved0: 0,
-                reserved: [0; 2],
-            }
-        };
+        let (queue, requests, guest) = started_reads(&null, BATCH);
         let empty = BlockCompletion { token: 0, result: -1, reserved: 0 };
         Crossing {
             queue,
-            requests: (0..BATCH).map(request).collect(),
+            requests,
             completions: vec![empty; BATCH],
             tokens: vec![NO_TOKEN; BATCH],
             generation: 0,

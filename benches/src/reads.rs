@@ -1,8 +1,8 @@
 //! Random reads of 4 KiB from a file: by the plugin `uring`, its queue called as a device calls it, and by a bare loop that does the same
 //! reads and nothing else.
-use crate::{BLOCK_BYTES, backend};
+use crate::{BLOCK_BYTES, backend, started_reads};
 use io_uring::{IoUring, opcode, types::Fixed};
-use pollux_abi::block_v1::{BlockRequest, Segment};
+use pollux_abi::block_v1::BlockRequest;
 use pollux_core::{memory::GuestMemory, plugin::BackendQueue};
 use std::{
     fs::{self, File},
@@ -120,28 +120,7 @@ impl Plugin {
         let options =
             format!(r#"{{"path": {path:?}, "direct": {direct}, "engine": "{engine}", "lock": false{options}}}"#);
         let backend = backend("uring", &options);
-        let guest = GuestMemory::create(&[(0, depth as u64 * BLOCK_BYTES)], None).expect("guest memory");
-        backend.add_memory(&guest).expect("the memory is announced");
-        let memory = guest.regions()[0].base;
-        let mut queue = backend.open_queue(0, depth as u32).expect("a queue");
-        queue.start().expect("the queue starts");
-        let requests = (0..depth)
-            .map(|slot| {
-                let base = memory.wrapping_add(slot * BLOCK_BYTES as usize);
-                let segment: &[Segment] = vec![Segment { base, length: BLOCK_BYTES as usize }].leak();
-                BlockRequest {
-                    operation: 0,
-                    flags: 0,
-                    token: slot as u64,
-                    offset: 0,
-                    length: BLOCK_BYTES,
-                    segments: segment.as_ptr(),
-                    segment_count: 1,
-                    reserved0: 0,
-                    reserved: [0; 2],
-                }
-            })
-            .collect();
+        let (queue, requests, guest) = started_reads(&backend, depth);
         Plugin { queue, requests, offsets: Offsets(1), _guest: guest }
     }
 

@@ -7,16 +7,10 @@ use pollux_core::{
         blk::{Cut, GET_ID, IN, IOERR, OK, OUT, pattern, wait_for},
         disk::{self, Behaviour, control},
         driver::RingKind,
-        front_end::FrontEnd,
+        front_end::{self, FrontEnd},
         rig::{Guest, Rig, options},
     },
-    transport::{
-        STATUS_NEEDS_RESET,
-        vhost_user::{
-            Server,
-            socket::{Listener, SocketSpec},
-        },
-    },
+    transport::{STATUS_NEEDS_RESET, vhost_user::Server},
     worker::{IdlePolicy, Worker},
 };
 use std::path::Path;
@@ -190,8 +184,7 @@ fn serve(kind: RingKind, path: &Path, worker: &Worker, name: &str, behaviour: Be
     let backend = disk::open(&unique(kind, name), 1 << 20, behaviour).expect("a disk");
     let options = BlkOptions { in_order: true, ..options(name, 1, &[worker.handle()]) };
     let model = Blk::new(options, backend, &StatsSegment::anonymous(1).expect("statistics"));
-    let spec = SocketSpec { path: path.to_owned(), mode: None, user: None, group: None };
-    Server::start(Box::new(model), Listener::bind(&spec).expect("a socket")).expect("a server")
+    front_end::serve(model, path)
 }
 
 /// Over vhost-user: one device holds the first request, so that those it answers itself wait; the front end goes over to another.

@@ -9,16 +9,10 @@ use pollux_core::{
         blk::{BlkDriver, Cut, IN, OK, OUT, pattern, wait_for},
         disk::{self, Behaviour, ReleasedAtEnd},
         driver::RingKind,
-        front_end::FrontEnd,
+        front_end::{self, FrontEnd},
         rig::{Guest, options},
     },
-    transport::{
-        STATUS_NEEDS_RESET,
-        vhost_user::{
-            Server,
-            socket::{Listener, SocketSpec},
-        },
-    },
+    transport::STATUS_NEEDS_RESET,
     worker::{IdlePolicy, Worker},
 };
 use vhost::VhostBackend;
@@ -119,7 +113,6 @@ fn no_sleeping_driver_is_forgotten_by_a_worker(kind: RingKind) {
 fn over_vhost_user_queues_hold_their_interrupts_and_send_them(kind: RingKind) {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("disk.sock");
-    let spec = SocketSpec { path: path.clone(), mode: None, user: None, group: None };
     let worker = Worker::spawn("io0", None, IdlePolicy::Spin).expect("a worker");
     let stats = StatsSegment::anonymous(2).expect("statistics");
     let name = format!("vu-held-{kind:?}");
@@ -127,7 +120,7 @@ fn over_vhost_user_queues_hold_their_interrupts_and_send_them(kind: RingKind) {
     // Held until four requests can be told of, or for more than an hour.
     let by_count = Coalescing::Limits { count: 4, time_us: u32::MAX };
     let model = Blk::new(with(by_count, options(&name, 2, &[worker.handle()])), backend, &stats);
-    let _server = Server::start(Box::new(model), Listener::bind(&spec).expect("a socket")).expect("a server");
+    let _server = front_end::serve(model, &path);
     let disk = ReleasedAtEnd(disk::control(&name));
     let mut front = FrontEnd::with_rings(kind, &path, 2);
     front.start();

@@ -7,13 +7,10 @@ use pollux_core::{
         blk::{Cut, FLUSH, GET_ID, IN, IOERR, OK, OUT, pattern, wait_for},
         disk::{self, Behaviour, control},
         driver::RingKind,
-        front_end::{FrontEnd, regions},
+        front_end::{self, FrontEnd, regions},
         rig::options,
     },
-    transport::vhost_user::{
-        Server,
-        socket::{Listener, SocketSpec},
-    },
+    transport::vhost_user::Server,
     worker::{IdlePolicy, Worker},
 };
 use std::{
@@ -74,14 +71,13 @@ impl Host {
     fn with_policy(kind: RingKind, name: &str, queues: usize, behaviour: Behaviour, policy: IdlePolicy) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("disk.sock");
-        let spec = SocketSpec { path: path.clone(), mode: None, user: None, group: None };
         let workers: Vec<Worker> =
             (0..2).map(|index| Worker::spawn(&format!("io{index}"), None, policy).expect("a worker")).collect();
         let handles: Vec<_> = workers.iter().map(Worker::handle).collect();
         let stats = StatsSegment::anonymous(queues).expect("statistics");
         let backend = disk::open(&unique(kind, name), 1 << 20, behaviour).expect("a disk");
         let model = Blk::new(options(name, queues, &handles), backend, &stats);
-        let server = Server::start(Box::new(model), Listener::bind(&spec).expect("a socket")).expect("a server");
+        let server = front_end::serve(model, &path);
         Host { kind, server, path, stats, _workers: workers, _folder: folder }
     }
 

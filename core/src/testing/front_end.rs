@@ -3,7 +3,14 @@ use super::{
     blk::{BlkDriver, Cut, Finished, wait_for},
     driver::RingKind,
 };
-use crate::memory::GuestMemory;
+use crate::{
+    device::DeviceModel,
+    memory::GuestMemory,
+    transport::vhost_user::{
+        Server,
+        socket::{Listener, SocketSpec},
+    },
+};
 use std::{
     fs::File,
     os::{
@@ -32,6 +39,12 @@ const DEPTH: usize = 64;
 pub const QUEUE_SIZE: u16 = 128;
 const LOG_VRING: u32 = 1;
 const NEED_REPLY: u32 = 1 << 3;
+
+/// The back end: serves a device on the socket `path`.
+pub fn serve(model: impl DeviceModel + 'static, path: &Path) -> Server {
+    let spec = SocketSpec { path: path.to_owned(), mode: None, user: None, group: None };
+    Server::start(Box::new(model), Listener::bind(&spec).expect("a socket")).expect("a server")
+}
 
 /// What the guest keeps through every crash of the back end.
 #[expect(missing_debug_implementations, reason = "the crate's front end has none")]

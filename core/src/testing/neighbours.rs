@@ -2,16 +2,13 @@
 use super::{
     blk::{Cut, IN, OK, OUT, pattern, wait_for},
     disk::{self, Behaviour},
-    front_end::FrontEnd,
+    front_end::{self, FrontEnd},
     rig::options,
 };
 use crate::{
     device::blk::Blk,
     stats::StatsSegment,
-    transport::vhost_user::{
-        Server,
-        socket::{Listener, SocketSpec},
-    },
+    transport::vhost_user::Server,
     worker::{IdlePolicy, Worker},
 };
 use std::{
@@ -51,12 +48,10 @@ impl Neighbours {
         let handles: Vec<_> = workers.iter().map(Worker::handle).collect();
         let serve = |name: &str, behaviour| {
             let path = folder.join(format!("{name}.sock"));
-            let spec = SocketSpec { path: path.clone(), mode: None, user: None, group: None };
             let stats = StatsSegment::anonymous(QUEUES).expect("statistics");
             let backend = disk::open(name, 1 << 20, behaviour).expect("a disk");
             let model = Blk::new(options(name, QUEUES, &handles), backend, &stats);
-            let server = Server::start(Box::new(model), Listener::bind(&spec).expect("a socket")).expect("a server");
-            (server, path, stats)
+            (front_end::serve(model, &path), path, stats)
         };
         let (server, path, stats) = serve(name, behaviour);
         let (neighbour, its_path, _) = serve(&format!("{name}-neighbour"), Behaviour::Threaded);

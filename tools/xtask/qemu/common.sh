@@ -14,6 +14,15 @@ await_word() {
   fail "the console closed before the host said $1"
 }
 
+# Writes a disk and compares until the host says stop.
+load_until_stop() {
+  load run "$1" until=/tmp/stop &
+  running=$!
+  await_word stop
+  touch /tmp/stop
+  wait $running || fail "the load"
+}
+
 # Waits until a test comes true: await "what" [ TEST ].
 await() {
   what=$1; shift

@@ -1,8 +1,4 @@
 # Writes /dev/vda and compares until the host says stop.
 . /common.sh
-load run /dev/vda until=/tmp/stop &
-load=$!
-await_word stop
-touch /tmp/stop
-wait $load || fail "the load"
+load_until_stop /dev/vda
 echo "GUEST PASSED"

@@ -1,10 +1,12 @@
 //! The driver's side of a virtqueue, for tests and benchmarks. It can follow the rules, and can break each of them.
 mod in_order;
 mod packed;
+mod place;
 mod split;
 
 pub use in_order::Order;
 pub use packed::{AVAILABLE, PackedDescriptor, PackedDriver, USED};
+pub use place::Place;
 pub use split::{Descriptor, SplitDriver};
 
 pub use crate::ring::RingKind;

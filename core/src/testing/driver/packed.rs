@@ -1,5 +1,5 @@
 //! The driver's side of a packed virtqueue (virtio 1.3, 2.8).
-use super::{Buffer, INDIRECT, NEXT, WRITE, in_order::Order};
+use super::{Buffer, INDIRECT, NEXT, Place, WRITE, in_order::Order};
 use crate::{
     memory::{GuestMemory, Translator},
     ring::QueueConfig,
@@ -23,31 +23,6 @@ pub struct PackedDescriptor {
     pub id: u16,
     /// `NEXT`, `WRITE`, `INDIRECT`, `AVAILABLE`, `USED`.
     pub flags: u16,
-}
-
-/// A place in the ring and the wrap counter there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
-    index: u16,
-    wrap: bool,
-}
-
-impl Place {
-    const START: Self = Place { index: 0, wrap: true };
-
-    fn advanced(self, count: u16, size: u16) -> Self {
-        let index = self.index + count;
-        if index < size { Place { index, ..self } } else { Place { index: index - size, wrap: !self.wrap } }
-    }
-
-    fn bits(self) -> u16 {
-        self.index | u16::from(self.wrap) << 15
-    }
-
-    /// AVAILABLE and USED of an available descriptor here.
-    fn available(self) -> u16 {
-        if self.wrap { AVAILABLE } else { USED }
-    }
 }
 
 /// The driver of one packed ring.
@@ -280,8 +255,7 @@ impl PackedDriver {
     fn used_at(&self, place: Place) -> Option<PackedDescriptor> {
         // Partner: the device's store in `PackedRing::publish`.
         let flags = self.flags(place.index).load(Ordering::Acquire);
-        let expected = if place.wrap { AVAILABLE | USED } else { 0 };
-        (flags & (AVAILABLE | USED) == expected).then(|| self.descriptor(place.index))
+        (flags & (AVAILABLE | USED) == place.used()).then(|| self.descriptor(place.index))
     }
 
     /// See [`RingDriver::base`](super::RingDriver::base).

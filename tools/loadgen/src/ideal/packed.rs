@@ -3,7 +3,7 @@ use super::{BATCH, INDIRECT, Memory, NEXT, Queue, Request, WRITE};
 use pollux_core::{
     memory::GuestMemory,
     ring::QueueConfig,
-    testing::driver::{AVAILABLE, PackedDescriptor, USED},
+    testing::driver::{AVAILABLE, PackedDescriptor, Place, USED},
 };
 use std::{
     ptr::read_volatile,
@@ -13,24 +13,6 @@ use std::{
 const BOTH: u16 = AVAILABLE | USED;
 /// In the device's event suppression structure: no kicks.
 const EVENTS_DISABLE: u32 = 1 << 16;
-
-/// A place in the ring, and AVAILABLE and USED of an available descriptor there.
-#[derive(Clone, Copy)]
-struct Place {
-    index: u16,
-    flags: u16,
-}
-
-impl Place {
-    #[inline(always)]
-    fn advance(&mut self, count: u16, size: u16) {
-        self.index += count;
-        if self.index >= size {
-            self.index -= size;
-            self.flags ^= BOTH;
-        }
-    }
-}
 
 /// A packed queue. Requests end in their order, so that there is one place for both.
 pub(super) struct PackedQueue {
@@ -49,28 +31,26 @@ impl Queue for PackedQueue {
             memory,
             descriptors: memory.at(config.descriptors).cast(),
             size: config.size,
-            place: Place { index: 0, flags: AVAILABLE },
+            place: Place::START,
         }
     }
 
     fn turn(&mut self, medium: &mut [u8]) -> u16 {
         let (start, mut first, mut count) = (self.place.index, None, 0);
         while count < BATCH {
-            let (index, flags) = (self.place.index, self.place.flags);
+            let Place { index, .. } = self.place;
             // Partner: the driver's release of the flags.
             let rest = self.second_half(index).load(Ordering::Acquire);
-            if (rest >> 48) as u16 & BOTH != flags {
+            if (rest >> 48) as u16 & BOTH != self.place.available() {
                 break;
             }
             let (id, written, length) = self.serve(index, rest, medium);
-            // AVAILABLE and USED are the driver's wrap counter, both of them.
-            let used = if flags & AVAILABLE != 0 { BOTH } else { 0 } | WRITE;
-            let used = u64::from(written) | u64::from(id) << 32 | u64::from(used) << 48;
+            let used = u64::from(written) | u64::from(id) << 32 | u64::from(self.place.used() | WRITE) << 48;
             match first {
                 None => first = Some(used),
                 Some(_) => self.second_half(index).store(used, Ordering::Relaxed),
             }
-            self.place.advance(length, self.size);
+            self.place = self.place.advanced(length, self.size);
             count += 1;
         }
         if let Some(used) = first {

@@ -3,7 +3,7 @@ use super::{CHAIN_LENGTH, Chain, Ring, RingError, order::Order};
 use pollux_core::{
     memory::{GuestMemory, Translator},
     ring::QueueConfig,
-    testing::driver::{AVAILABLE, INDIRECT, NEXT, PackedDescriptor, PackedDriver, USED, WRITE},
+    testing::driver::{AVAILABLE, INDIRECT, NEXT, PackedDescriptor, PackedDriver, Place, USED, WRITE},
 };
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
@@ -12,41 +12,6 @@ const TABLE_BYTES: u64 = 64;
 /// In an event suppression structure, above the offset: no notifications; those for the descriptor that the offset names.
 const EVENTS_DISABLE: u32 = 1 << 16;
 const EVENTS_DESCRIPTOR: u32 = 2 << 16;
-
-/// A place in the ring and the wrap counter there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
-    index: u16,
-    wrap: bool,
-}
-
-impl Place {
-    #[inline(always)]
-    fn advance(&mut self, count: u16, size: u16) {
-        self.index += count;
-        if self.index >= size {
-            self.index -= size;
-            self.wrap = !self.wrap;
-        }
-    }
-
-    /// As an event offset has it.
-    fn bits(self) -> u32 {
-        u32::from(self.index) | u32::from(self.wrap) << 15
-    }
-
-    /// The two flags of an available descriptor here.
-    #[inline(always)]
-    fn available(self) -> u16 {
-        if self.wrap { AVAILABLE } else { USED }
-    }
-
-    /// The two flags of a used descriptor here.
-    #[inline(always)]
-    fn used(self) -> u16 {
-        if self.wrap { AVAILABLE | USED } else { 0 }
-    }
-}
 
 /// The driver's side of one packed ring. The buffer ID of a request is its slot.
 #[derive(Debug)]
@@ -96,7 +61,6 @@ impl PackedRing {
         let start = translator.translate(base, Self::bytes(size, slots)).expect("the ring lies in guest memory");
         let at = |address: u64| start.wrapping_add((address - base) as usize);
         let tables_address = base + PackedDriver::bytes(size);
-        let first = Place { index: 0, wrap: true };
         let ring = PackedRing {
             descriptors: at(config.descriptors).cast(),
             driver_events: at(config.driver_area).cast(),
@@ -105,8 +69,8 @@ impl PackedRing {
             tables_address,
             size,
             event_idx,
-            next: first,
-            used: first,
+            next: Place::START,
+            used: Place::START,
             held: None,
             added: 0,
             lengths: vec![0; slots.into()].into(),
@@ -137,7 +101,7 @@ impl PackedRing {
         } else {
             self.second_half(index).store(rest, Ordering::Relaxed);
         }
-        self.next.advance(1, self.size);
+        self.next = self.next.advanced(1, self.size);
         self.added += 1;
     }
 
@@ -250,7 +214,7 @@ impl Ring for PackedRing {
             }
         };
         let length = std::mem::take(&mut self.lengths[usize::from(slot)]);
-        self.used.advance(length.into(), self.size);
+        self.used = self.used.advanced(length.into(), self.size);
         self.count -= 1;
         Ok(Some(slot))
     }
@@ -261,7 +225,7 @@ impl Ring for PackedRing {
     }
 
     fn arm(&mut self) -> bool {
-        self.write_events(if self.event_idx { EVENTS_DESCRIPTOR | self.used.bits() } else { 0 });
+        self.write_events(if self.event_idx { EVENTS_DESCRIPTOR | u32::from(self.used.bits()) } else { 0 });
         // Partner: the device's fence between its used descriptors and its look at our event (2.8.22).
         fence(Ordering::SeqCst);
         let is_within_run = self.order.as_ref().is_some_and(Order::is_within_run);
