@@ -5,6 +5,7 @@
 //! | [`driver`] | a driver's side of a ring of either kind, honest or hostile |
 //! | [`blk`] | a block driver on top of it: headers, data in any cut, status |
 //! | [`disk`] | a backend linked into the process: a disk in memory, well-behaved or not |
+//! | [`media`] | media that fail, hang, shrink and come back, as a real plugin |
 //! | [`build`] | plugins built for the occasion |
 //! | [`front_end`] | the same over vhost-user |
 //! | [`raw_front_end`] | a front end without manners |
@@ -18,6 +19,7 @@ pub mod build;
 pub mod disk;
 pub mod driver;
 pub mod front_end;
+pub mod media;
 pub mod neighbours;
 pub mod raw_front_end;
 pub mod rig;
