@@ -1,5 +1,8 @@
 //! One call to the kernel: an entry of a ring, or the system call that does the same at once.
-use crate::{discard::BLOCK_URING_CMD_DISCARD, ring::MEDIUM};
+use crate::{
+    discard::BLOCK_URING_CMD_DISCARD,
+    ring::{MEDIUM, SYNC_FILE},
+};
 use io_uring::{opcode, squeue, types::FsyncFlags};
 use std::{
     io,
@@ -53,7 +56,7 @@ impl Call {
                 command[..8].copy_from_slice(&length.to_ne_bytes());
                 opcode::UringCmd16::new(MEDIUM, BLOCK_URING_CMD_DISCARD).addr(Some(offset)).cmd(command).build()
             }
-            Call::Sync => opcode::Fsync::new(MEDIUM).flags(FsyncFlags::DATASYNC).build(),
+            Call::Sync => opcode::Fsync::new(SYNC_FILE).flags(FsyncFlags::DATASYNC).build(),
         }
     }
 

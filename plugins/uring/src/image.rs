@@ -3,6 +3,8 @@ use crate::{
     Options,
     discard::DiscardMethod,
     engine::Engine,
+    fallback::FallbackThread,
+    flush_latch::FlushLatch,
     geometry::{Geometry, GeometryError, capacity_of},
     lock::Lock,
     namespace::is_namespace,
@@ -22,7 +24,10 @@ use std::{
     io,
     os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -42,7 +47,7 @@ const MAXIMUM_WRITE_ZEROES: u64 = 256 << 20;
 /// An image file or block device, open and locked.
 #[derive(Debug)]
 pub(crate) struct Image {
-    pub(crate) file: File,
+    pub(crate) file: Arc<File>,
     pub(crate) geometry: Geometry,
     pub(crate) discard: DiscardMethod,
     pub(crate) engine: Engine,
@@ -56,6 +61,9 @@ pub(crate) struct Image {
     pub(crate) direct: bool,
     pub(crate) read_only: bool,
     pub(crate) counters: Counters,
+    pub(crate) flush_latch: FlushLatch,
+    /// Makes the calls for which io_uring can have no thread. None where it needs none.
+    pub(crate) fallback: Option<FallbackThread>,
     pub(crate) path: PathBuf,
     pub(crate) lock: Option<Lock>,
     /// Keeps others off the medium where `file` itself does not.
@@ -70,6 +78,8 @@ pub(crate) struct Counters {
     pub(crate) zeroes_written: AtomicU64,
     /// Reads that were tried on the page cache in vain.
     pub(crate) not_cached: AtomicU64,
+    /// Calls that the fallback thread has made.
+    pub(crate) deferred: AtomicU64,
 }
 
 /// How long a lock or claim is tried for. The kernel lets go of the files of a ring that was closed a moment later.
@@ -130,8 +140,13 @@ impl Image {
             false => DiscardMethod::None,
         };
         let disk = is_block_device.then_some(metadata.rdev());
+        let fallback = (!engine.is_sync && !context.probe).then(|| start_fallback(path)).transpose()?;
+        // Of a block device with direct I/O, nothing is in the kernel that it could lose (`flush_latch`).
+        let latches = !(options.direct && is_block_device);
         Ok(Image {
-            file,
+            file: Arc::new(file),
+            flush_latch: FlushLatch::new(latches, context.host, path.to_owned()),
+            fallback,
             geometry,
             discard,
             engine,
@@ -229,11 +244,12 @@ impl fmt::Display for Counters {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             formatter,
-            r#"{{"bounced":{},"resubmitted":{},"zeroes_written":{},"not_cached":{}}}"#,
+            r#"{{"bounced":{},"resubmitted":{},"zeroes_written":{},"not_cached":{},"deferred":{}}}"#,
             self.bounced.load(Ordering::Relaxed),
             self.resubmitted.load(Ordering::Relaxed),
             self.zeroes_written.load(Ordering::Relaxed),
             self.not_cached.load(Ordering::Relaxed),
+            self.deferred.load(Ordering::Relaxed),
         )
     }
 }
@@ -269,6 +285,13 @@ pub(crate) fn cannot_open(path: &Path, writable: bool, error: io::Error) -> Erro
         }
         _ => Error::from_io(format_args!("cannot open {shown}"), error),
     }
+}
+
+fn start_fallback(path: &Path) -> Result<FallbackThread, Error> {
+    FallbackThread::start().map_err(|error| {
+        let shown = path.display();
+        Error::from_io(format_args!("cannot start a thread for {shown}: allow more (pids.max, ulimit -u)"), error)
+    })
 }
 
 fn no_direct(path: &Path) -> Error {

@@ -30,6 +30,8 @@
 //! | `discard` | which way of discarding the medium knows |
 //! | `lock` | the lock against other processes |
 //! | `engine` | which way requests go |
+//! | `flush_latch` | a flush that has failed stays failed |
+//! | `fallback` | a thread for calls that io_uring has none for |
 //! | `queue` | one queue, whichever way its requests go |
 //! | `ring_queue` | the hot path through io_uring: submit, poll, completions |
 //! | `inline` | reads that are tried on the page cache first |
@@ -49,6 +51,9 @@ mod call;
 mod discard;
 #[allow(unsafe_code)]
 mod engine;
+#[allow(unsafe_code)]
+mod fallback;
+mod flush_latch;
 #[allow(unsafe_code)]
 mod geometry;
 mod image;

@@ -3,6 +3,7 @@ use crate::{
     Options,
     discard::DiscardMethod,
     engine::Engine,
+    flush_latch::FlushLatch,
     geometry::{Alignment, Geometry, queue_limit},
     image::{Counters, Image, cannot_open, open_claiming},
     lock::Lock,
@@ -13,6 +14,7 @@ use std::{
     fs::{self, File, OpenOptions},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// Whether `path` is a generic device of an NVMe namespace, such as `/dev/ng0n1`.
@@ -95,7 +97,9 @@ impl Image {
             false => DiscardMethod::None,
         };
         Ok(Image {
-            file,
+            file: Arc::new(file),
+            flush_latch: FlushLatch::new(false, context.host, path.to_owned()),
+            fallback: None,
             geometry,
             discard,
             engine: Engine::PASSTHROUGH,

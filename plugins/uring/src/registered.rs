@@ -201,7 +201,7 @@ mod tests {
         ring::{Purpose, SetUp},
         testing::Memory as Pages,
     };
-    use std::fs::File;
+    use std::{fs::File, os::fd::AsFd};
 
     #[test]
     fn a_transfer_within_a_region_has_its_place_and_no_other_has() {
@@ -217,7 +217,7 @@ mod tests {
             println!("SKIPPED: this kernel does not register memory");
             return;
         };
-        let mut ring = Ring::build(purpose, &file).unwrap();
+        let mut ring = Ring::build(purpose, &[file.as_fd()]).unwrap();
         ring.enable().unwrap();
         let mut registered = RegisteredMemory::new(registry.clone());
         let pages = Pages::new(4 * 4096);

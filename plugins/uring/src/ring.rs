@@ -2,11 +2,9 @@
 //! calls and by nothing else, and it makes one only when there is something to bring in or to submit.
 use io_uring::{Builder, IoUring, cqueue, register::Restriction, squeue, types::Fixed};
 use std::{
-    fmt,
-    fs::File,
-    io,
+    fmt, io,
     mem::MaybeUninit,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     ptr,
     sync::atomic::{Ordering, fence},
 };
@@ -19,6 +17,9 @@ const MAXIMUM_COMPLETIONS: u32 = 65536;
 
 /// The medium's place in the ring's table of files.
 pub(crate) const MEDIUM: Fixed = Fixed(0);
+
+/// The place of the queue's own open file of it, through which it syncs.
+pub(crate) const SYNC_FILE: Fixed = Fixed(1);
 
 // Of linux/io_uring.h; the crate keeps these to itself.
 const IORING_UNREGISTER_BUFFERS: u8 = 1;
@@ -129,9 +130,9 @@ pub(crate) struct Ring<S: squeue::EntryMarker = squeue::Entry, C: cqueue::EntryM
 }
 
 impl<S: squeue::EntryMarker, C: cqueue::EntryMarker> Ring<S, C> {
-    /// Makes a ring for `depth` requests in flight on `file`. Completions have room for all of them and more, so they
-    /// never overflow.
-    pub(crate) fn build(purpose: Purpose, file: &File) -> io::Result<Self> {
+    /// Makes a ring for `depth` requests in flight on `files`, which are [`MEDIUM`] and [`SYNC_FILE`]. Completions have room
+    /// for all of them and more, so they never overflow.
+    pub(crate) fn build(purpose: Purpose, files: &[BorrowedFd<'_>]) -> io::Result<Self> {
         let entries = purpose.depth.next_power_of_two();
         let mut builder = IoUring::<S, C>::builder();
         purpose.set_up.apply(builder.setup_cqsize((entries * 4).min(MAXIMUM_COMPLETIONS)));
@@ -139,7 +140,7 @@ impl<S: squeue::EntryMarker, C: cqueue::EntryMarker> Ring<S, C> {
             builder.setup_iopoll();
         }
         let mut ring = builder.build(entries)?;
-        ring.submitter().register_files(&[file.as_raw_fd()])?;
+        ring.submitter().register_files(&files.iter().map(AsRawFd::as_raw_fd).collect::<Vec<_>>())?;
         // SAFETY: no memory is passed.
         let wake = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
         if wake < 0 {
@@ -266,8 +267,8 @@ impl<S: squeue::EntryMarker, C: cqueue::EntryMarker> Ring<S, C> {
     /// Readable when an armed ring has something to bring in.
     ///
     /// An eventfd rather than the ring's own descriptor: it can be switched off while the worker polls.
-    pub(crate) fn wake_fd(&self) -> RawFd {
-        self.wake.as_raw_fd()
+    pub(crate) fn wake_fd(&self) -> BorrowedFd<'_> {
+        self.wake.as_fd()
     }
 
     /// Switches the wake-up on before the worker sleeps, and returns whether it must not; or switches it off.

@@ -5,6 +5,8 @@
 use crate::{
     bounce::BouncePool,
     call::Call,
+    fallback::Deferred,
+    flush_latch::{SyncTurns, reopened},
     image::Image,
     inline::InlineReads,
     protocol::Protocol,
@@ -16,9 +18,10 @@ use io_uring::{cqueue, squeue};
 use pollux_abi::block::{BlockQueue, Completions, Error, Operation, Request};
 use std::{
     collections::VecDeque,
+    fs::File,
     io,
     mem::MaybeUninit,
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsFd, AsRawFd, RawFd},
     sync::{Arc, atomic::Ordering},
     thread,
     time::{Duration, Instant},
@@ -48,6 +51,11 @@ pub(crate) struct RingQueue<P: Protocol> {
     /// Slots that wait for bounce memory, in order.
     waiting: VecDeque<u32>,
     pool: BouncePool,
+    /// For media that are synced by `fdatasync`.
+    syncs: Option<SyncTurns>,
+    /// What is synced through.
+    sync_file: Arc<File>,
+    deferred: Deferred,
     rules: Rules,
     /// Reads through the page cache that the ring is spared.
     inline: Option<InlineReads>,
@@ -83,7 +91,7 @@ impl<P: Protocol> BlockQueue for RingQueue<P> {
                 Ok((operation, step)) => {
                     self.slots[index as usize] = Some(Slot::new(*request, operation, step));
                     if requests.len() > 1 || !self.read_at_once(index, done) {
-                        self.begin(index);
+                        self.begin(index, done);
                     }
                 }
                 Err(result) => {
@@ -107,16 +115,20 @@ impl<P: Protocol> BlockQueue for RingQueue<P> {
         if self.polled.is_some() {
             self.poll_device(done);
         }
+        if self.deferred.in_flight > 0 {
+            self.reap_deferred(done);
+        }
     }
 
     fn wake_fd(&self) -> Option<RawFd> {
-        Some(self.ring.wake_fd())
+        Some(self.ring.wake_fd().as_raw_fd())
     }
 
     fn arm(&mut self, armed: bool) -> bool {
         // No interrupt would wake a worker that waits for a polled request.
         let must_poll = self.polled.as_ref().is_some_and(|polled| polled.in_flight > 0);
-        self.ring.arm(armed) || must_poll
+        // After the ring, which has made the wake-up unreadable: what ends from here on wakes.
+        self.ring.arm(armed) || must_poll || self.deferred.in_flight > 0 && !self.deferred.results.is_empty()
     }
 
     fn stop(&mut self) -> Result<(), Error> {
@@ -214,15 +226,19 @@ impl<P: Protocol> RingQueue<P> {
 
     /// Queues a new slot's first entry, once it has the bounce memory that it needs.
     #[inline(always)]
-    fn begin(&mut self, index: u32) {
+    fn begin(&mut self, index: u32, done: &mut Completions) {
         let slot = self.slots[index as usize].as_mut().expect("the slot was just filled");
-        if let Step::Bounce(chunk @ NO_CHUNK) = &mut slot.step {
-            let Some(free) = self.pool.take() else {
-                self.waiting.push_back(index);
-                return;
-            };
-            *chunk = free;
-            self.image.counters.bounced.fetch_add(1, Ordering::Relaxed);
+        match &mut slot.step {
+            Step::Bounce(chunk @ NO_CHUNK) => {
+                let Some(free) = self.pool.take() else {
+                    self.waiting.push_back(index);
+                    return;
+                };
+                *chunk = free;
+                self.image.counters.bounced.fetch_add(1, Ordering::Relaxed);
+            }
+            Step::Sync => return self.begin_sync(index, done),
+            _ => {}
         }
         self.push(index);
     }
@@ -249,25 +265,110 @@ impl<P: Protocol> RingQueue<P> {
     fn completed(&mut self, index: u32, result: i32, done: &mut Completions) {
         let slot = self.slots[index as usize].as_mut().expect("only filled slots complete");
         let result = P::result(result, slot.asked);
-        match slot.completed(result, &self.rules, &self.pool, &self.image.counters) {
-            Next::Push => self.push(index),
-            Next::Complete(result) => {
-                let (token, step) = (slot.request.token(), slot.step);
-                self.free.push(index);
-                done.complete(token, result);
-                if let Step::Bounce(chunk) = step {
-                    self.pool.give_back(chunk);
-                    if let Some(next) = self.waiting.pop_front() {
-                        self.begin(next);
-                    }
+        match (slot.completed(result, &self.rules, &self.pool, &self.image.counters), slot.step) {
+            (Next::Push, Step::Sync) => self.begin_sync(index, done),
+            (Next::Push, _) => self.push(index),
+            (Next::Defer(result), _) => self.defer(index, result, done),
+            (Next::Complete(result), _) => self.end(index, result, done),
+        }
+    }
+
+    /// A slot's last call has ended.
+    #[inline(always)]
+    fn end(&mut self, index: u32, result: i32, done: &mut Completions) {
+        match self.slots[index as usize].as_ref().expect("only filled slots end").step {
+            Step::Sync => self.end_sync(index, result, done),
+            _ => self.finish(index, result, done),
+        }
+    }
+
+    /// Gives a request back, and its bounce memory to the next.
+    #[inline(always)]
+    fn finish(&mut self, index: u32, result: i32, done: &mut Completions) {
+        let slot = self.slots[index as usize].as_ref().expect("only filled slots end");
+        let (token, step) = (slot.request.token(), slot.step);
+        self.free.push(index);
+        done.complete(token, result);
+        if let Step::Bounce(chunk) = step {
+            self.pool.give_back(chunk);
+            if let Some(next) = self.waiting.pop_front() {
+                self.begin(next, done);
+            }
+        }
+    }
+
+    /// Syncs as soon as the sync before it has ended.
+    #[cold]
+    fn begin_sync(&mut self, index: u32, done: &mut Completions) {
+        match (self.image.flush_latch.failure(), &mut self.syncs) {
+            (Some(failure), _) => self.finish(index, failure, done),
+            (None, None) => self.push(index),
+            (None, Some(turns)) => {
+                if turns.join(index) {
+                    self.push(index);
                 }
             }
+        }
+    }
+
+    /// A sync has ended, and with it all slots that have waited for it.
+    #[cold]
+    fn end_sync(&mut self, index: u32, result: i32, done: &mut Completions) {
+        let mut result = self.image.flush_latch.outcome(result);
+        loop {
+            let Some(turns) = &mut self.syncs else { return self.finish(index, result, done) };
+            let ended = turns.take_ended();
+            ended.iter().for_each(|&index| self.finish(index, result, done));
+            let Some(next) = self.syncs.as_mut().and_then(|turns| turns.next(ended)) else { return };
+            match self.image.flush_latch.failure() {
+                Some(failure) => result = failure,
+                None => return self.push(next),
+            }
+        }
+    }
+
+    /// Has the call of a slot made by the image's own thread, after `result` has said that the kernel has none for it.
+    #[cold]
+    fn defer(&mut self, index: u32, result: i32, done: &mut Completions) {
+        let slot = self.slots[index as usize].as_mut().expect("only filled slots are deferred");
+        let Some(thread) = &self.image.fallback else {
+            return self.end(index, result, done);
+        };
+        let call = slot.call(&self.rules, &self.pool);
+        let file = if matches!(call, Call::Sync) { &self.sync_file } else { &self.image.file };
+        self.image.counters.deferred.fetch_add(1, Ordering::Relaxed);
+        self.deferred.in_flight += 1;
+        // SAFETY: as in `push`; `drain` withdraws the call or waits for it.
+        unsafe { thread.make(call, index, file.clone(), self.deferred.results.clone()) };
+    }
+
+    #[cold]
+    fn reap_deferred(&mut self, done: &mut Completions) {
+        for (index, result) in self.deferred.results.take() {
+            self.deferred.in_flight -= 1;
+            let slot = self.slots[index as usize].as_mut().expect("only filled slots complete");
+            let next = slot.completed(result, &self.rules, &self.pool, &self.image.counters);
+            match next {
+                Next::Push if slot.is_deferred => self.defer(index, result, done),
+                Next::Push => self.begin_sync(index, done),
+                Next::Defer(result) | Next::Complete(result) => self.end(index, result, done),
+            }
+        }
+        // What has gone back to the ring waits for no other turn.
+        if self.ring.wants_enter() {
+            self.ring.enter();
         }
     }
 
     /// Waits until the kernel has let go of everything. There is nothing, unless the host gives up a queue that failed.
     fn drain(&mut self) -> io::Result<()> {
         self.free.extend(self.waiting.drain(..));
+        self.free.extend(self.syncs.iter_mut().flat_map(SyncTurns::drain_idle));
+        if let Some(thread) = &self.image.fallback {
+            let withdrawn = thread.withdraw(&self.deferred.results);
+            self.deferred.in_flight -= withdrawn.len() as u32;
+            self.free.extend(withdrawn);
+        }
         let deadline = Instant::now() + STOP_TIMEOUT;
         let mut room = [const { MaybeUninit::uninit() }; BATCH];
         while self.held() > 0 && Instant::now() < deadline {
@@ -277,6 +378,10 @@ impl<P: Protocol> RingQueue<P> {
                 polled.ring.collect()?;
                 ended += drained(&mut polled.ring, &mut room, &mut self.free);
             }
+            let results = self.deferred.results.take();
+            ended += results.len();
+            self.deferred.in_flight -= results.len() as u32;
+            self.free.extend(results.into_iter().map(|(index, _)| index));
             if ended == 0 {
                 thread::sleep(DRAIN_PAUSE);
             }
@@ -287,7 +392,8 @@ impl<P: Protocol> RingQueue<P> {
     /// Requests whose memory the kernel may still touch. Those that only wait in the submission queue are ours, and when
     /// the queue is given up they stay there.
     fn held(&mut self) -> usize {
-        self.slots.len() - self.free.len() - self.waiting.len() - self.queued()
+        let syncs = self.syncs.as_ref().map_or(0, SyncTurns::idle);
+        self.slots.len() - self.free.len() - self.waiting.len() - syncs - self.queued()
     }
 
     fn queued(&mut self) -> usize {
@@ -367,21 +473,31 @@ impl<P: Protocol> RingQueue<P> {
         };
         let may_clone_buffers = protocol.registers_memory();
         let purpose = Purpose { set_up, depth, polls_device: false, operations, may_clone_buffers };
+        let sync_file = match image.namespace {
+            None => Arc::new(reopened(&image.file)?),
+            Some(_) => image.file.clone(),
+        };
+        let files = [image.file.as_fd(), sync_file.as_fd()];
         let polled = match image.polls_device {
             true => {
-                let ring = Ring::build(Purpose { polls_device: true, ..purpose }, &image.file)?;
+                let ring = Ring::build(Purpose { polls_device: true, ..purpose }, &files)?;
                 Some(PolledRing { ring, in_flight: 0, is_refused: false })
             }
             false => None,
         };
+        let ring = Ring::build(purpose, &files)?;
+        let deferred = Deferred::new(ring.wake_fd())?;
         Ok(RingQueue {
-            ring: Ring::build(purpose, &image.file)?,
+            ring,
             polled,
             protocol,
             slots: vec![None; depth as usize].into(),
             free: (0..depth).rev().collect(),
             waiting: VecDeque::with_capacity(depth as usize),
             pool: BouncePool::new(CHUNKS)?,
+            syncs: image.namespace.is_none().then(|| SyncTurns::new(depth)),
+            sync_file,
+            deferred,
             rules: Rules::of(&image),
             inline: (!image.direct && image.engine.has_nowait).then(InlineReads::default),
             image,

@@ -17,6 +17,8 @@ pub(crate) struct Rules {
     /// There may be a quicker way to zeroes than to write them.
     has_write_zeroes: bool,
     read_only: bool,
+    /// What must be durable is written, then synced: what the page cache lost is known by the sync alone.
+    syncs_writes: bool,
     discard: DiscardMethod,
 }
 
@@ -29,6 +31,7 @@ impl Rules {
         longest_transfer: u32::MAX,
         has_write_zeroes: true,
         read_only: false,
+        syncs_writes: true,
         discard: DiscardMethod::None,
     };
 
@@ -39,6 +42,7 @@ impl Rules {
             longest_transfer: if image.maximum_transfer > 0 { image.maximum_transfer } else { u32::MAX },
             has_write_zeroes: image.namespace.is_none_or(|namespace| namespace.has_write_zeroes),
             read_only: image.read_only,
+            syncs_writes: !image.direct,
             discard: image.discard,
         }
     }
@@ -54,6 +58,7 @@ impl Rules {
             return Err(0);
         }
         let step = match operation {
+            Operation::Write if self.syncs_writes && request.is_fua() => Step::TransferThenSync,
             Operation::Read | Operation::Write if self.is_aligned(request) => Step::Transfer,
             Operation::Read | Operation::Write => Step::Bounce(NO_CHUNK),
             Operation::Flush => Step::Sync,

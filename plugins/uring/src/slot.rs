@@ -28,6 +28,8 @@ const ZERO_RANGE: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 pub(crate) enum Step {
     /// Read or write, straight between the medium and the segments.
     Transfer,
+    /// A write that must be durable, on a medium where each queue syncs by itself (`flush_latch`).
+    TransferThenSync,
     /// Read or write through this chunk.
     Bounce(u32),
     /// Discard, or zeroes, by a hole.
@@ -38,7 +40,7 @@ pub(crate) enum Step {
     WriteZeroes,
     /// Discard by the command of block devices.
     DiscardCommand,
-    /// `fdatasync`: a flush, or the end of zeroes that must be durable.
+    /// `fdatasync`: a flush, or the end of a write or of zeroes that must be durable.
     Sync,
 }
 
@@ -47,6 +49,9 @@ pub(crate) enum Step {
 pub(crate) enum Next {
     /// Make the slot's call again: its step or progress has changed.
     Push,
+    /// The kernel could not make the call for want of a thread or memory, and said so by this negative errno. It can be made
+    /// in another way; if there is none, the request has ended.
+    Defer(i32),
     /// The request has ended with 0 or a negative errno.
     Complete(i32),
 }
@@ -63,12 +68,14 @@ pub(crate) struct Slot {
     pub(crate) asked: u32,
     /// Since when the kernel has answered nothing but "not now".
     refused_since: Option<Instant>,
+    /// A call of it was made in another way than by the ring.
+    pub(crate) is_deferred: bool,
 }
 
 impl Slot {
     #[inline(always)]
     pub(crate) fn new(request: Request, operation: Operation, step: Step) -> Self {
-        Slot { request, operation, step, progress: 0, asked: 0, refused_since: None }
+        Slot { request, operation, step, progress: 0, asked: 0, refused_since: None, is_deferred: false }
     }
 
     /// The call of the current step.
@@ -95,7 +102,7 @@ impl Slot {
         let offset = self.request.offset() + self.progress;
         let length = self.request.length() - self.progress;
         let call = match self.step {
-            Step::Transfer => Call::Transfer(self.transfer(offset)),
+            Step::Transfer | Step::TransferThenSync => Call::Transfer(self.transfer(offset)),
             Step::Bounce(chunk) => Call::Transfer(self.bounce(offset, length, rules, pool.chunk(chunk))),
             Step::PunchHole => Call::Allocate { mode: PUNCH_HOLE, offset, length },
             Step::ZeroRange => Call::Allocate { mode: ZERO_RANGE, offset, length },
@@ -139,7 +146,8 @@ impl Slot {
             }
         };
         let is_write = self.operation != Operation::Read;
-        Transfer { is_write, is_durable: is_write && self.request.is_fua(), memory, offset, length }
+        let is_durable = is_write && self.step == Step::Transfer && self.request.is_fua();
+        Transfer { is_write, is_durable, memory, offset, length }
     }
 
     fn bounce(&self, offset: u64, rest: u64, rules: &Rules, chunk: *mut u8) -> Transfer {
@@ -177,6 +185,10 @@ impl Slot {
                 counters.resubmitted.fetch_add(1, Ordering::Relaxed);
                 Next::Push
             }
+            // The threads of io_uring cannot be made. Of a sync, only that says that the kernel has not tried: whatever else
+            // it says, it says only once (`flush_latch`).
+            (libc::ECANCELED | libc::EAGAIN, _) if !self.is_deferred => self.deferred(result),
+            (libc::ENOMEM, step) if step != Step::Sync && !self.is_deferred => self.deferred(result),
             // The kernel could not drop cached blocks of a device that another program has claimed. A range that is not
             // discarded may be read as it is.
             (libc::EBUSY, Step::PunchHole | Step::DiscardCommand) if self.operation == Operation::Discard => {
@@ -195,11 +207,17 @@ impl Slot {
         }
     }
 
+    fn deferred(&mut self, result: i32) -> Next {
+        self.is_deferred = true;
+        self.refused_since = None;
+        Next::Defer(result)
+    }
+
     fn advanced(&mut self, moved: u32, rules: &Rules, pool: &BouncePool, counters: &Counters) -> Next {
         match self.step {
             Step::PunchHole | Step::ZeroRange | Step::DiscardCommand => return self.zeroed(),
             Step::Sync => return Next::Complete(0),
-            Step::Transfer | Step::Bounce(_) | Step::WriteZeroes => {}
+            Step::Transfer | Step::TransferThenSync | Step::Bounce(_) | Step::WriteZeroes => {}
         }
         if let (Step::Bounce(chunk), Operation::Read) = (self.step, self.operation) {
             let length = (moved as usize).min(CHUNK_SIZE);
@@ -208,7 +226,11 @@ impl Slot {
         }
         self.progress = (self.progress + u64::from(moved)).min(self.request.length());
         if self.progress == self.request.length() {
-            return if self.step == Step::WriteZeroes { self.zeroed() } else { Next::Complete(0) };
+            return match self.step {
+                Step::WriteZeroes => self.zeroed(),
+                Step::TransferThenSync => self.then_sync(),
+                _ => Next::Complete(0),
+            };
         }
         // Direct reads end within a unit only where the file ends. It was shorter than at open: nothing is there.
         if self.operation == Operation::Read && (moved == 0 || moved as usize & rules.length_mask != 0) {
@@ -219,7 +241,7 @@ impl Slot {
         if moved == 0 {
             return Next::Complete(-EIO);
         }
-        if self.step == Step::Transfer {
+        if matches!(self.step, Step::Transfer | Step::TransferThenSync) {
             counters.resubmitted.fetch_add(1, Ordering::Relaxed);
         }
         Next::Push
@@ -228,10 +250,15 @@ impl Slot {
     /// The range is discarded, or reads as zeroes. Allocation has no "force unit access" of its own.
     fn zeroed(&mut self) -> Next {
         if self.operation == Operation::WriteZeroes && self.request.is_fua() {
-            self.step = Step::Sync;
-            return Next::Push;
+            return self.then_sync();
         }
         Next::Complete(0)
+    }
+
+    fn then_sync(&mut self) -> Next {
+        self.step = Step::Sync;
+        self.is_deferred = false;
+        Next::Push
     }
 }
 
@@ -256,6 +283,8 @@ mod tests {
             println!("SKIPPED: this host was started a moment ago");
             return;
         };
+        slot.refused_since = Some(long_ago);
+        assert_eq!(answer(&mut slot), Next::Defer(-libc::EAGAIN));
         slot.refused_since = Some(long_ago);
         assert_eq!(answer(&mut slot), Next::Complete(-libc::EAGAIN));
     }

@@ -4,12 +4,15 @@
 //! the kernel, which costs several times what the request does. If the medium is memory there is nothing to wait for.
 use crate::{
     bounce::BouncePool,
+    call::Call,
+    flush_latch::reopened,
     image::Image,
     rules::Rules,
     slot::{Next, Slot, Step},
 };
 use pollux_abi::block::{BlockQueue, Completions, Request};
 use std::{
+    fs::File,
     io,
     sync::{Arc, atomic::Ordering},
 };
@@ -18,6 +21,8 @@ use std::{
 #[derive(Debug)]
 pub(crate) struct SyncQueue {
     image: Arc<Image>,
+    /// What is synced through.
+    sync_file: File,
     rules: Rules,
     /// One chunk, for one request at a time.
     pool: BouncePool,
@@ -25,7 +30,8 @@ pub(crate) struct SyncQueue {
 
 impl SyncQueue {
     pub(crate) fn open(image: Arc<Image>) -> io::Result<Self> {
-        Ok(SyncQueue { rules: Rules::of(&image), pool: BouncePool::new(1)?, image })
+        let sync_file = reopened(&image.file)?;
+        Ok(SyncQueue { sync_file, rules: Rules::of(&image), pool: BouncePool::new(1)?, image })
     }
 
     /// Makes the calls of a request, one after the other. Returns its result.
@@ -37,13 +43,33 @@ impl SyncQueue {
         }
         loop {
             let call = slot.call(&self.rules, &self.pool);
+            if let Call::Sync = call {
+                return self.sync();
+            }
             // SAFETY: the call points to the segments of a request in flight or into the pool.
-            let result = unsafe { call.perform(&self.image.file) };
+            let result = unsafe { call.perform(&*self.image.file) };
             match slot.completed(result, &self.rules, &self.pool, &self.image.counters) {
                 Next::Push => {}
-                Next::Complete(result) => return result,
+                Next::Defer(result) | Next::Complete(result) => return result,
             }
         }
+    }
+}
+
+impl SyncQueue {
+    /// The last call of a request.
+    #[cold]
+    fn sync(&self) -> i32 {
+        let latch = &self.image.flush_latch;
+        latch.failure().unwrap_or_else(|| {
+            loop {
+                // SAFETY: it passes no memory.
+                let result = unsafe { Call::Sync.perform(&self.sync_file) };
+                if result != -libc::EINTR {
+                    return latch.outcome(result);
+                }
+            }
+        })
     }
 }
 

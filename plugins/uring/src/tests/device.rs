@@ -13,8 +13,11 @@ pub(super) struct LoopDevice {
 impl LoopDevice {
     /// `None`, with the reason printed, where none can be made.
     pub(super) fn new(size: u64, sector: u32) -> Option<Self> {
+        Self::over(Fixture::new(size), sector)
+    }
+
+    pub(super) fn over(backing: Fixture, sector: u32) -> Option<Self> {
         let sector = format!("--sector-size={sector}");
-        let backing = Fixture::new(size);
         let path = is_root()
             .then(|| system("losetup", &["--find", "--show", &sector, backing.path.to_str().unwrap()]))
             .flatten();
@@ -32,10 +35,10 @@ impl Drop for LoopDevice {
 }
 
 /// A mounted file system, unmounted when dropped.
-struct Mount(TempDir);
+pub(super) struct Mount(pub(super) TempDir);
 
 impl Mount {
-    fn tmpfs(size: &str) -> Option<Self> {
+    pub(super) fn tmpfs(size: &str) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let (option, path) = (format!("size={size}"), folder.path().to_str().unwrap().to_owned());
         let mounted = is_root().then(|| system("mount", &["-t", "tmpfs", "-o", &option, "tmpfs", &path])).flatten();

@@ -17,9 +17,11 @@ use std::{
 use tempfile::TempDir;
 
 mod device;
+mod flush;
 mod nvme;
 mod open;
 mod registered;
+mod short_of_threads;
 mod sync;
 mod transfer;
 mod worker;

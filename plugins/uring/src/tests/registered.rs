@@ -7,7 +7,7 @@ use crate::{
 };
 use io_uring::{opcode, types::Fixed};
 use pollux_abi::block_v1::*;
-use std::mem::MaybeUninit;
+use std::{mem::MaybeUninit, os::fd::AsFd};
 
 const MIB: u64 = 1 << 20;
 
@@ -137,7 +137,7 @@ fn a_ring_permits_nothing_but_its_use() {
     for set_up in SetUp::ALL {
         let purpose =
             Purpose { set_up, depth: 4, polls_device: false, operations: Files::OPERATIONS, may_clone_buffers: false };
-        let mut ring: Ring = Ring::build(purpose, &file).unwrap();
+        let mut ring: Ring = Ring::build(purpose, &[file.as_fd()]).unwrap();
         ring.enable().unwrap();
         let mut memory = Memory::new(4096);
         let path = c"/dev/null";

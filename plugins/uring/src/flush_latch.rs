@@ -1,0 +1,148 @@
+//! A flush that has failed stays failed.
+//!
+//! When the kernel cannot write cached data back, it says so once to each open file, and then takes the pages for clean
+//! (`errseq_t`): the next `fdatasync` succeeds although the data is lost. So the first failure is kept, for all queues of
+//! the image, until it is opened again.
+//!
+//! Each queue syncs through an open file of its own, so that no other queue's sync takes its report of a failure away, and
+//! makes one sync at a time ([`SyncTurns`]), so that none of its own does.
+//!
+//! With `O_DIRECT` a file still has metadata in the kernel's caches, and a network file system may say only once that it
+//! has lost what it took: it is latched too. Of a block device with `O_DIRECT` the kernel keeps nothing. There, as for
+//! NVMe commands, each flush has the device's own answer.
+use pollux_abi::host::{Host, Level};
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::fd::AsRawFd,
+    path::PathBuf,
+    sync::atomic::{AtomicI32, Ordering},
+};
+
+/// Whether a flush of an image has failed.
+#[derive(Debug)]
+pub(crate) struct FlushLatch {
+    /// The first failure as a negative errno; 0: there is none.
+    failure: AtomicI32,
+    is_kept: bool,
+    host: Host,
+    path: PathBuf,
+}
+
+impl FlushLatch {
+    /// With `is_kept` false, failures are passed on and forgotten.
+    pub(crate) fn new(is_kept: bool, host: Host, path: PathBuf) -> Self {
+        FlushLatch { failure: AtomicI32::new(0), is_kept, host, path }
+    }
+
+    /// What every flush from now on ends with, if one has failed.
+    #[inline]
+    pub(crate) fn failure(&self) -> Option<i32> {
+        // Partner: the exchange in `outcome`. A flush that the guest makes after it was told of a failure finds that.
+        Some(self.failure.load(Ordering::Acquire)).filter(|&failure| failure < 0)
+    }
+
+    /// What the guest is told of a sync that has ended with `result`.
+    pub(crate) fn outcome(&self, result: i32) -> i32 {
+        if result >= 0 {
+            return self.failure().unwrap_or(0);
+        }
+        if !self.is_kept {
+            return result;
+        }
+        match self.failure.compare_exchange(0, result, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => {
+                self.host.log(
+                    Level::Error,
+                    format_args!(
+                        "{}: a flush failed: {}; data written before it may be lost, so every further flush and durable \
+                         write fails until Pollux is restarted: look at the storage behind it, and check the guest's file \
+                         system",
+                        self.path.display(),
+                        io::Error::from_raw_os_error(-result)
+                    ),
+                );
+                result
+            }
+            Err(first) => first,
+        }
+    }
+}
+
+/// Another open file of the same medium, whose reports of failed write-backs are its own.
+pub(crate) fn reopened(file: &File) -> io::Result<File> {
+    let name = format!("/proc/self/fd/{}", file.as_raw_fd());
+    // `fdatasync` asks for no permission to write. Without /proc the reports are shared, and the latch alone keeps them.
+    OpenOptions::new().read(true).open(name).or_else(|_| file.try_clone())
+}
+
+/// The syncs of a queue, of which one is made at a time. Those that come meanwhile are one call, too: the next.
+#[derive(Debug)]
+pub(crate) struct SyncTurns {
+    /// Slots that end with the call under way; the first has made it.
+    current: Vec<u32>,
+    waiting: Vec<u32>,
+}
+
+impl SyncTurns {
+    pub(crate) fn new(depth: u32) -> Self {
+        let room = || Vec::with_capacity(depth as usize);
+        SyncTurns { current: room(), waiting: room() }
+    }
+
+    /// Takes a slot in, unless it is there already. Returns whether it makes the call now.
+    pub(crate) fn join(&mut self, index: u32) -> bool {
+        match self.current.first() {
+            Some(&first) if first == index => {}
+            Some(_) => self.waiting.push(index),
+            None => self.current.push(index),
+        }
+        self.current[0] == index
+    }
+
+    /// The call under way has ended: takes the slots that end with it. To be given back to [`next`](Self::next).
+    pub(crate) fn take_ended(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.current)
+    }
+
+    /// Those that have waited have their turn. Returns the one that makes the call.
+    pub(crate) fn next(&mut self, mut ended: Vec<u32>) -> Option<u32> {
+        ended.clear();
+        self.current = std::mem::replace(&mut self.waiting, ended);
+        self.current.first().copied()
+    }
+
+    /// Slots for which no call of their own is under way.
+    pub(crate) fn idle(&self) -> usize {
+        self.waiting.len() + self.current.len().saturating_sub(1)
+    }
+
+    /// Takes those out, for good.
+    pub(crate) fn drain_idle(&mut self) -> impl Iterator<Item = u32> {
+        let own = self.current.len().min(1);
+        self.waiting.drain(..).chain(self.current.drain(own..))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn syncs_that_come_during_one_are_the_next_together() {
+        let mut turns = SyncTurns::new(4);
+        assert!(turns.join(3));
+        assert!(!turns.join(0) && !turns.join(2));
+        assert_eq!(turns.idle(), 2);
+        let ended = turns.take_ended();
+        assert_eq!(ended, [3]);
+        assert_eq!(turns.next(ended), Some(0));
+        assert!(!turns.join(1));
+        let ended = turns.take_ended();
+        assert_eq!(ended, [0, 2]);
+        assert_eq!(turns.next(ended), Some(1));
+        let ended = turns.take_ended();
+        assert_eq!(turns.next(ended), None);
+        assert!(turns.join(3), "the next has nobody to wait for");
+    }
+}
