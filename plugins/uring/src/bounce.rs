@@ -109,14 +109,3 @@ pub(crate) unsafe fn gather(segments: &[Segment], skip: u64, target: *mut u8, le
         unsafe { ptr::copy_nonoverlapping(source, target.add(at), piece) };
     });
 }
-
-/// Fills the segments with zeroes from their byte `skip` on.
-///
-/// # Safety
-/// The segments must be those of a request in flight.
-pub(crate) unsafe fn fill_with_zeroes(segments: &[Segment], skip: u64) {
-    for_each_piece(segments, skip, usize::MAX, |target, _, piece| {
-        // SAFETY: the piece lies in a segment of a request in flight.
-        unsafe { ptr::write_bytes(target, 0, piece) };
-    });
-}

@@ -2,6 +2,7 @@
 use crate::{
     Options,
     discard::DiscardMethod,
+    end::MediumEnd,
     engine::Engine,
     fallback::FallbackThread,
     flush_latch::FlushLatch,
@@ -16,6 +17,7 @@ use pollux_abi::{
         POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_INFO_READ_ONLY, POLLUX_BLOCK_INFO_VOLATILE_CACHE,
         POLLUX_BLOCK_READ, POLLUX_BLOCK_WRITE, POLLUX_BLOCK_WRITE_ZEROES,
     },
+    host::{Host, Level},
     options::Size,
 };
 use std::{
@@ -49,6 +51,7 @@ const MAXIMUM_WRITE_ZEROES: u64 = 256 << 20;
 pub(crate) struct Image {
     pub(crate) file: Arc<File>,
     pub(crate) geometry: Geometry,
+    pub(crate) end: MediumEnd,
     pub(crate) discard: DiscardMethod,
     pub(crate) engine: Engine,
     /// Reads and writes end when the worker asks the device (IOPOLL).
@@ -65,6 +68,7 @@ pub(crate) struct Image {
     /// Makes the calls for which io_uring can have no thread. None where it needs none.
     pub(crate) fallback: Option<FallbackThread>,
     pub(crate) path: PathBuf,
+    pub(crate) host: Host,
     pub(crate) lock: Option<Lock>,
     /// Keeps others off the medium where `file` itself does not.
     pub(crate) _claim: Option<File>,
@@ -145,6 +149,7 @@ impl Image {
         let latches = !(options.direct && is_block_device);
         Ok(Image {
             file: Arc::new(file),
+            end: MediumEnd::new(geometry.capacity),
             flush_latch: FlushLatch::new(latches, context.host, path.to_owned()),
             fallback,
             geometry,
@@ -158,6 +163,7 @@ impl Image {
             read_only: context.read_only,
             counters: Counters::default(),
             path: path.to_owned(),
+            host: context.host,
             lock,
             _claim: None,
         })
@@ -193,19 +199,48 @@ impl Image {
             maximum_write_zeroes: self
                 .namespace
                 .map_or(MAXIMUM_WRITE_ZEROES, |namespace| MAXIMUM_WRITE_ZEROES.min(namespace.longest_command())),
-            ..BlockInfo::new(self.capacity())
+            ..BlockInfo::new(self.measure())
         }
     }
 
-    /// The capacity now, in whole blocks: whoever manages the medium may have resized it.
-    fn capacity(&self) -> u64 {
-        let (opened, block) = (self.geometry.capacity, u64::from(self.geometry.logical_block_size));
-        let now = match self.namespace {
+    /// The capacity to tell of, in whole blocks: whoever manages the medium may have resized it.
+    fn measure(&self) -> u64 {
+        let block = u64::from(self.geometry.logical_block_size);
+        match self.length() {
+            Ok(length) if length >= block => {
+                let capacity = length / block * block;
+                self.end.tell(capacity);
+                capacity
+            }
+            // There is no disk without a block.
+            _ => self.end.told(),
+        }
+    }
+
+    /// The bytes that the medium has now.
+    fn length(&self) -> io::Result<u64> {
+        match self.namespace {
             Some(_) => Namespace::identify(&self.file).map(|namespace| namespace.capacity()),
             None => capacity_of(&self.file, self.geometry.is_block_device),
-        };
-        let now = now.unwrap_or(opened) / block * block;
-        if now == 0 { opened } else { now }
+        }
+    }
+
+    /// A request has come to the end of the medium at this byte.
+    #[cold]
+    pub(crate) fn ended_at(&self, byte: u64) {
+        // A write in flight may have made a file longer again, and a file may end before the byte that was asked for.
+        let end = self.length().map_or(byte, |length| length.min(byte));
+        if self.end.found_at(end) {
+            self.host.log(
+                Level::Warn,
+                format_args!(
+                    "{} ends at byte {end}, but the guest was told of {} bytes: requests beyond the end fail until the media are \
+                     measured again (SIGHUP)",
+                    self.path.display(),
+                    self.end.told()
+                ),
+            );
+        }
     }
 }
 

@@ -27,6 +27,7 @@
 //! | `protocol` | how calls become entries of a ring |
 //! | `image` | the open medium, and the messages for one that cannot be used |
 //! | `geometry` | sizes, alignments and identity, as the kernel tells them |
+//! | `end` | where the medium ends, and what is lost beyond |
 //! | `discard` | which way of discarding the medium knows |
 //! | `lock` | the lock against other processes |
 //! | `engine` | which way requests go |
@@ -49,6 +50,7 @@ mod bounce;
 mod call;
 #[allow(unsafe_code)]
 mod discard;
+mod end;
 #[allow(unsafe_code)]
 mod engine;
 #[allow(unsafe_code)]

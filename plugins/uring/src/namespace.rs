@@ -2,6 +2,7 @@
 use crate::{
     Options,
     discard::DiscardMethod,
+    end::MediumEnd,
     engine::Engine,
     flush_latch::FlushLatch,
     geometry::{Alignment, Geometry, queue_limit},
@@ -98,6 +99,7 @@ impl Image {
         };
         Ok(Image {
             file: Arc::new(file),
+            end: MediumEnd::new(geometry.capacity),
             flush_latch: FlushLatch::new(false, context.host, path.to_owned()),
             fallback: None,
             geometry,
@@ -111,6 +113,7 @@ impl Image {
             read_only: context.read_only,
             counters: Counters::default(),
             path: path.to_owned(),
+            host: context.host,
             lock,
             _claim: claim,
         })

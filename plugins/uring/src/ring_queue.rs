@@ -15,7 +15,7 @@ use crate::{
     slot::{Next, Slot, Step},
 };
 use io_uring::{cqueue, squeue};
-use pollux_abi::block::{BlockQueue, Completions, Error, Operation, Request};
+use pollux_abi::block::{BlockQueue, Completions, EIO, Error, Operation, Request};
 use std::{
     collections::VecDeque,
     fs::File,
@@ -83,6 +83,7 @@ impl<P: Protocol> BlockQueue for RingQueue<P> {
 
     fn submit(&mut self, requests: &[Request], done: &mut Completions) -> usize {
         self.protocol.refresh(&self.ring, self.polled.as_ref().map(|polled| &polled.ring));
+        self.rules.refresh(&self.image);
         let mut accepted = 0;
         for request in requests {
             let Some(index) = self.free.pop() else { break };
@@ -270,7 +271,15 @@ impl<P: Protocol> RingQueue<P> {
             (Next::Push, _) => self.push(index),
             (Next::Defer(result), _) => self.defer(index, result, done),
             (Next::Complete(result), _) => self.end(index, result, done),
+            (Next::EndOfMedium(byte), _) => self.miss(index, byte, done),
         }
+    }
+
+    /// The medium ends at this byte, where a slot's data should be.
+    #[cold]
+    fn miss(&mut self, index: u32, byte: u64, done: &mut Completions) {
+        self.image.ended_at(byte);
+        self.finish(index, -EIO, done);
     }
 
     /// A slot's last call has ended.
@@ -352,6 +361,7 @@ impl<P: Protocol> RingQueue<P> {
                 Next::Push if slot.is_deferred => self.defer(index, result, done),
                 Next::Push => self.begin_sync(index, done),
                 Next::Defer(result) | Next::Complete(result) => self.end(index, result, done),
+                Next::EndOfMedium(byte) => self.miss(index, byte, done),
             }
         }
         // What has gone back to the ring waits for no other turn.

@@ -1,6 +1,6 @@
 //! What the medium lets a request do, and so how each begins.
-use crate::{discard::DiscardMethod, image::Image, slot::Step};
-use pollux_abi::block::{ENOTSUP, EROFS, Operation, Request};
+use crate::{discard::DiscardMethod, end::NOTHING_LOST, image::Image, slot::Step};
+use pollux_abi::block::{EIO, ENOTSUP, EROFS, Operation, Request};
 
 /// A bounced request that has no chunk yet.
 pub(crate) const NO_CHUNK: u32 = u32::MAX;
@@ -19,6 +19,10 @@ pub(crate) struct Rules {
     read_only: bool,
     /// What must be durable is written, then synced: what the page cache lost is known by the sync alone.
     syncs_writes: bool,
+    /// Requests beyond this byte fail.
+    lost_from: u64,
+    /// Some requests fail at once.
+    is_restricted: bool,
     discard: DiscardMethod,
 }
 
@@ -32,6 +36,8 @@ impl Rules {
         has_write_zeroes: true,
         read_only: false,
         syncs_writes: true,
+        lost_from: NOTHING_LOST,
+        is_restricted: false,
         discard: DiscardMethod::None,
     };
 
@@ -43,7 +49,19 @@ impl Rules {
             has_write_zeroes: image.namespace.is_none_or(|namespace| namespace.has_write_zeroes),
             read_only: image.read_only,
             syncs_writes: !image.direct,
+            lost_from: NOTHING_LOST,
+            is_restricted: image.read_only,
             discard: image.discard,
+        }
+    }
+
+    /// Takes over where the medium has turned out to end too early. Called at the beginning of each `submit`.
+    #[inline(always)]
+    pub(crate) fn refresh(&mut self, image: &Image) {
+        let lost_from = image.end.lost_from();
+        if lost_from != self.lost_from {
+            self.lost_from = lost_from;
+            self.is_restricted = self.read_only || lost_from != NOTHING_LOST;
         }
     }
 
@@ -51,8 +69,8 @@ impl Rules {
     #[inline(always)]
     pub(crate) fn begin(&self, request: &Request) -> Result<(Operation, Step), i32> {
         let Some(operation) = request.operation() else { return Err(-ENOTSUP) };
-        if self.read_only && !matches!(operation, Operation::Read | Operation::Flush) {
-            return Err(-EROFS);
+        if self.is_restricted {
+            self.check(operation, request)?;
         }
         if request.length() == 0 && operation != Operation::Flush {
             return Err(0);
@@ -72,6 +90,16 @@ impl Rules {
             Operation::WriteZeroes => Step::ZeroRange,
         };
         Ok((operation, step))
+    }
+
+    fn check(&self, operation: Operation, request: &Request) -> Result<(), i32> {
+        if self.read_only && !matches!(operation, Operation::Read | Operation::Flush) {
+            return Err(-EROFS);
+        }
+        if operation != Operation::Flush && request.offset().saturating_add(request.length()) > self.lost_from {
+            return Err(-EIO);
+        }
+        Ok(())
     }
 
     /// Whether direct I/O takes the segments as they are. Offset and length are whole blocks by the host's word.

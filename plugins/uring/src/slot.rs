@@ -54,6 +54,8 @@ pub(crate) enum Next {
     Defer(i32),
     /// The request has ended with 0 or a negative errno.
     Complete(i32),
+    /// The medium ends at this byte, where data should be: the request has failed.
+    EndOfMedium(u64),
 }
 
 /// One request in flight.
@@ -232,11 +234,9 @@ impl Slot {
                 _ => Next::Complete(0),
             };
         }
-        // Direct reads end within a unit only where the file ends. It was shorter than at open: nothing is there.
+        // Direct reads end within a unit only where the file ends.
         if self.operation == Operation::Read && (moved == 0 || moved as usize & rules.length_mask != 0) {
-            // SAFETY: the request is in flight.
-            unsafe { bounce::fill_with_zeroes(self.request.segments(), self.progress) };
-            return Next::Complete(0);
+            return Next::EndOfMedium(self.request.offset() + self.progress);
         }
         if moved == 0 {
             return Next::Complete(-EIO);

@@ -10,7 +10,7 @@ use crate::{
     rules::Rules,
     slot::{Next, Slot, Step},
 };
-use pollux_abi::block::{BlockQueue, Completions, Request};
+use pollux_abi::block::{BlockQueue, Completions, EIO, Request};
 use std::{
     fs::File,
     io,
@@ -51,6 +51,10 @@ impl SyncQueue {
             match slot.completed(result, &self.rules, &self.pool, &self.image.counters) {
                 Next::Push => {}
                 Next::Defer(result) | Next::Complete(result) => return result,
+                Next::EndOfMedium(byte) => {
+                    self.image.ended_at(byte);
+                    return -EIO;
+                }
             }
         }
     }
@@ -75,6 +79,7 @@ impl SyncQueue {
 
 impl BlockQueue for SyncQueue {
     fn submit(&mut self, requests: &[Request], done: &mut Completions) -> usize {
+        self.rules.refresh(&self.image);
         for request in requests {
             let result = match self.rules.begin(request) {
                 Ok((operation, step)) => self.run(Slot::new(*request, operation, step)),

@@ -26,6 +26,11 @@ impl LoopDevice {
         }
         Some(LoopDevice { path: path?.into(), backing })
     }
+
+    /// The image.
+    pub(super) fn backing(&self) -> &Path {
+        &self.backing.path
+    }
 }
 
 impl Drop for LoopDevice {

@@ -17,6 +17,7 @@ use std::{
 use tempfile::TempDir;
 
 mod device;
+mod end;
 mod flush;
 mod nvme;
 mod open;

@@ -95,32 +95,6 @@ fn a_queue_takes_no_more_than_its_depth() {
 }
 
 #[test]
-fn reads_beyond_a_file_that_was_cut_are_zero() {
-    for engine in ["io_uring", "sync"] {
-        for (direct, length) in [(true, 300 * 1024 + 100), (true, 256 * 1024), (false, 300 * 1024 + 100), (false, 0)] {
-            check_cut_file(engine, direct, length);
-        }
-    }
-}
-
-fn check_cut_file(engine: &str, direct: bool, length: u64) {
-    let fixture = Fixture::new(MIB);
-    let instance = fixture.open_with(direct, engine);
-    let mut queue = instance.queue(8);
-    assert_eq!(queue.write(0, &vec![0xa5; MIB as usize]), 0);
-    assert_eq!(queue.run(request(POLLUX_BLOCK_FLUSH, 0, 0, 0)), 0);
-    File::options().write(true).open(&fixture.path).unwrap().set_len(length).unwrap();
-    for start in [0, 1] {
-        let mut memory = Memory::holding(&vec![0x5a; MIB as usize + 1]);
-        let segments = memory.segments(start, 0, &[4096, MIB as usize - 8192, 4096]);
-        checked(&mut queue, transfer(POLLUX_BLOCK_READ, 0, &segments));
-        let (kept, cut) = memory.bytes_mut()[start..start + MIB as usize].split_at(length as usize);
-        assert!(kept.iter().all(|&byte| byte == 0xa5), "direct {direct}, cut to {length}");
-        assert!(is_zero(cut), "direct {direct}, cut to {length}");
-    }
-}
-
-#[test]
 fn writes_with_force_unit_access_are_written() {
     for (direct, engine) in [(true, "io_uring"), (false, "io_uring"), (true, "sync"), (false, "sync")] {
         let fixture = Fixture::new(MIB);

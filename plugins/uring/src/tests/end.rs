@@ -1,0 +1,130 @@
+//! A medium that has become shorter than the guest was told: what is missing is an error, and never a hole full of zeroes.
+use super::*;
+use crate::{testing::Memory, tests::device::LoopDevice};
+use pollux_abi::block_v1::*;
+
+const MIB: u64 = 1 << 20;
+const PAGE: usize = 4096;
+
+fn resize(path: &Path, length: u64) {
+    File::options().write(true).open(path).unwrap().set_len(length).unwrap();
+}
+
+/// The result of a read into memory that begins at an odd address if `start` is 1, so that direct I/O bounces it.
+fn read_result(queue: &mut Queue, offset: u64, length: usize, start: usize) -> i32 {
+    let memory = Memory::new(length + 1);
+    let segments = [memory.segment(start, length)];
+    queue.run(crate::testing::transfer(POLLUX_BLOCK_READ, offset, &segments))
+}
+
+fn fill(queue: &mut Queue) {
+    assert_eq!(queue.write(0, &vec![0xa5; MIB as usize]), 0);
+    checked(queue, crate::testing::request(POLLUX_BLOCK_FLUSH, 0, 0, 0));
+}
+
+/// All ways of a file: fixture, direct, engine.
+fn ways() -> Vec<(Fixture, bool, &'static str)> {
+    let mut ways: Vec<_> = [(true, "io_uring"), (true, "sync"), (false, "io_uring"), (false, "sync")]
+        .map(|(direct, engine)| (Fixture::new(MIB), direct, engine))
+        .into();
+    ways.push((Fixture::on_tmpfs(MIB), false, "auto"));
+    ways
+}
+
+#[test]
+fn reads_of_what_was_cut_off_a_file_fail_and_those_below_do_not() {
+    for length in [MIB / 2, MIB / 2 + 100, 0] {
+        for (fixture, direct, engine) in ways() {
+            let instance = fixture.open_with(direct, engine);
+            let mut queue = instance.queue(8);
+            fill(&mut queue);
+            resize(&fixture.path, length);
+            let case = format!("direct {direct}, {engine}, cut to {length}");
+            let whole = length as usize / PAGE * PAGE;
+            for start in [0, 1] {
+                let beyond = read_result(&mut queue, 3 * MIB / 4, PAGE, start);
+                let across = read_result(&mut queue, whole as u64, 2 * PAGE, start);
+                assert_eq!((beyond, across), (-libc::EIO, -libc::EIO), "{case}");
+            }
+            if whole > 0 {
+                assert!(queue.read(0, whole).iter().all(|&byte| byte == 0xa5), "{case}");
+            }
+            let lines = instance.log().matches(&format!("ends at byte {length}, but")).count();
+            assert_eq!(lines, 1, "one line for all: {}", instance.log());
+        }
+    }
+}
+
+#[test]
+fn a_write_does_not_turn_what_was_lost_into_a_hole() {
+    for (fixture, direct, engine) in ways() {
+        let instance = fixture.open_with(direct, engine);
+        let mut queue = instance.queue(8);
+        fill(&mut queue);
+        resize(&fixture.path, MIB / 2);
+        assert_eq!(read_result(&mut queue, 3 * MIB / 4, PAGE, 0), -libc::EIO);
+        for (offset, length) in [(MIB - 4096, 4096), (MIB / 2 - 4096, 8192)] {
+            assert_eq!(queue.write(offset, &vec![1; length]), -libc::EIO, "{length} bytes at {offset}");
+        }
+        for operation in [POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_WRITE_ZEROES] {
+            assert_eq!(queue.run(crate::testing::request(operation, MIB - 4096, 4096, 0)), -libc::EIO);
+        }
+        assert_eq!(fixture.path.metadata().unwrap().len(), MIB / 2, "nothing has made the file longer");
+        assert_eq!(queue.write(0, &[2; PAGE]), 0, "what is there can be written");
+        // Whoever gives the file its old length back does not bring the data back.
+        resize(&fixture.path, MIB);
+        assert_eq!(read_result(&mut queue, 3 * MIB / 4, PAGE, 0), -libc::EIO);
+        assert_eq!(queue.read(0, PAGE), [2; PAGE]);
+    }
+}
+
+#[test]
+fn what_is_measured_again_is_what_counts() {
+    for (fixture, direct, engine) in ways() {
+        let instance = fixture.open_with(direct, engine);
+        let (mut queue, mut other) = (instance.queue(8), instance.open_queue(1, 8).unwrap());
+        other.start().unwrap();
+        fill(&mut queue);
+        resize(&fixture.path, MIB / 2);
+        assert_eq!(read_result(&mut queue, MIB - 4096, PAGE, 0), -libc::EIO);
+        assert_eq!(read_result(&mut other, MIB - 4096, PAGE, 0), -libc::EIO);
+        assert_eq!(instance.info().capacity, MIB / 2);
+        // A request from before: the guest has not yet been told.
+        assert_eq!(read_result(&mut queue, MIB - 4096, PAGE, 0), -libc::EIO);
+        // Longer, and the guest told of it: new blocks are zero. Longer still, and not told: nothing is asked of it.
+        resize(&fixture.path, 2 * MIB);
+        assert_eq!(instance.info().capacity, 2 * MIB);
+        resize(&fixture.path, 3 * MIB);
+        for queue in [&mut queue, &mut other] {
+            assert!(is_zero(&queue.read(MIB, MIB as usize - PAGE)));
+            assert_eq!(queue.write(2 * MIB - 4096, &[3; PAGE]), 0);
+        }
+        assert_eq!(instance.log().matches("but the guest was told").count(), 1, "{}", instance.log());
+        // The next time is another episode.
+        resize(&fixture.path, MIB);
+        assert_eq!(read_result(&mut other, MIB, PAGE, 0), -libc::EIO);
+        assert_eq!(instance.log().matches("but the guest was told").count(), 2, "{}", instance.log());
+    }
+}
+
+#[test]
+fn a_block_device_that_has_shrunk_fails_what_is_missing() {
+    for (direct, engine) in [(true, "io_uring"), (false, "io_uring"), (true, "sync"), (false, "sync")] {
+        let Some(device) = LoopDevice::new(MIB, 512) else { return };
+        let instance = Instance::<Uring>::open(&with_engine(&device.path, direct, engine)).unwrap();
+        let mut queue = instance.queue(8);
+        fill(&mut queue);
+        resize(device.backing(), MIB / 2);
+        if system("losetup", &["--set-capacity", device.path.to_str().unwrap()]).is_none() {
+            println!("SKIPPED: this losetup cannot make a device smaller");
+            return;
+        }
+        for start in [0, 1] {
+            assert_eq!(read_result(&mut queue, 3 * MIB / 4, PAGE, start), -libc::EIO, "direct {direct}, {engine}");
+            assert_eq!(read_result(&mut queue, MIB / 2 - 4096, 2 * PAGE, start), -libc::EIO);
+        }
+        assert!(queue.read(0, MIB as usize / 2).iter().all(|&byte| byte == 0xa5));
+        assert_eq!(instance.log().matches("but the guest was told").count(), 1, "{}", instance.log());
+        assert_eq!(instance.info().capacity, MIB / 2);
+    }
+}
