@@ -5,7 +5,10 @@
 //! from it. The order of the stores is the document's: at whatever instruction the process is killed, each request is found
 //! either given back, or in flight and done once more. The front end may write to the region at any time, so nothing that is
 //! read from it is trusted to be more than a number.
-use super::region::{InflightPlace, Region};
+use super::{
+    RingError,
+    region::{InflightPlace, Region},
+};
 use std::sync::atomic::Ordering;
 
 /// Offsets in the header: the head of the batch that is given back last, and the used index then.
@@ -20,8 +23,10 @@ pub(super) struct InflightQueue {
     region: Region<16, 16>,
     /// Orders the requests in flight.
     counter: u64,
-    /// Given back since the last publication. Never grows beyond its capacity, the size of the queue.
+    /// Given back since the last publication. Never grows beyond its capacity, the size of the queue: each head is in it once.
     batch: Vec<u16>,
+    /// By head: taken, and not seen used by the driver.
+    is_held: Box<[bool]>,
 }
 
 /// What was found in a region.
@@ -42,7 +47,8 @@ impl InflightQueue {
     /// The region of a queue of `size` entries. `None`: it does not lie in the mapping, or is not aligned.
     pub(super) fn new(place: InflightPlace, size: u16) -> Option<Self> {
         let region = Region::new(place, size)?;
-        Some(InflightQueue { region, counter: 0, batch: Vec::with_capacity(size.into()) })
+        let is_held = vec![false; size.into()].into();
+        Some(InflightQueue { region, counter: 0, batch: Vec::with_capacity(size.into()), is_held })
     }
 
     /// Finds out what the process before had in flight, given the used index that the driver can see. `None`: nobody has used
@@ -81,13 +87,21 @@ impl InflightQueue {
     }
 
     /// Notes that chains were taken, before anything is done with them. The heads are below the size of the queue.
-    pub(super) fn take(&mut self, heads: &[u16]) {
+    ///
+    /// # Errors
+    /// The driver has made a chain available again before it has seen it used: a second record of it would take the place of the
+    /// first, and end with it.
+    pub(super) fn take(&mut self, heads: &[u16]) -> Result<(), RingError> {
         for &head in heads {
+            if std::mem::replace(&mut self.is_held[usize::from(head)], true) {
+                return Err(RingError::InUse(head));
+            }
             self.region.counter(head).store(self.counter, Ordering::Relaxed);
             self.counter = self.counter.wrapping_add(1);
             // After the counter: a request without one is not in flight.
             self.region.flag(head).store(1, Ordering::Release);
         }
+        Ok(())
     }
 
     /// Notes that a chain is about to be given back: it belongs to the batch that is shown to the driver next.
@@ -105,6 +119,7 @@ impl InflightQueue {
         while let Some(head) = self.batch.pop() {
             // Release: after the store to the used index, by which the next process would find the batch.
             self.region.flag(head).store(0, Ordering::Release);
+            self.is_held[usize::from(head)] = false;
         }
         self.region.header(USED_INDEX).store(used, Ordering::Release);
     }
@@ -147,8 +162,8 @@ mod tests {
         let file = file();
         let mut queue = region(&file);
         assert_eq!(queue.recover(0), Ok(None));
-        queue.take(&[5, 0, 3]);
-        queue.take(&[1]);
+        queue.take(&[5, 0, 3]).expect("heads that are free");
+        queue.take(&[1]).expect("heads that are free");
         queue.give_back(3);
         queue.published(1);
         drop(queue);
@@ -160,7 +175,7 @@ mod tests {
         let file = file();
         let mut queue = region(&file);
         assert_eq!(queue.recover(65535), Ok(None));
-        queue.take(&[0, 1, 2]);
+        queue.take(&[0, 1, 2]).expect("heads that are free");
         queue.give_back(2);
         queue.give_back(0);
         // Killed after the store to the used index.
@@ -173,7 +188,7 @@ mod tests {
         let file = file();
         let mut queue = region(&file);
         assert_eq!(queue.recover(0), Ok(None));
-        queue.take(&[0, 1, 2]);
+        queue.take(&[0, 1, 2]).expect("heads that are free");
         queue.give_back(2);
         queue.give_back(0);
         // Killed before it: half a batch is no batch.
@@ -186,13 +201,13 @@ mod tests {
         let file = file();
         let mut queue = region(&file);
         assert_eq!(queue.recover(0), Ok(None));
-        queue.take(&[4, 2]);
+        queue.take(&[4, 2]).expect("heads that are free");
         drop(queue);
         let mut queue = region(&file);
         let recovered = queue.recover(0).expect("our layout").expect("used before");
         assert_eq!(recovered.heads, [4, 2]);
-        queue.take(&recovered.heads);
-        queue.take(&[1]);
+        queue.take(&recovered.heads).expect("heads that are free");
+        queue.take(&[1]).expect("heads that are free");
         drop(queue);
         assert_eq!(region(&file).recover(0).expect("our layout").expect("used before").heads, [4, 2, 1]);
     }
@@ -202,7 +217,7 @@ mod tests {
         let file = file();
         let mut queue = region(&file);
         assert_eq!(queue.recover(0), Ok(None));
-        queue.take(&[0]);
+        queue.take(&[0]).expect("heads that are free");
         // A last batch head out of range, links in a circle, and a used index far away.
         queue.region.header(LAST_BATCH_HEAD).store(0xffff, Ordering::Relaxed);
         queue.region.header(USED_INDEX).store(0x1234, Ordering::Relaxed);
@@ -221,7 +236,7 @@ mod tests {
         let file = file();
         let mut queue = region(&file);
         assert_eq!(queue.recover(0), Ok(None));
-        queue.take(&[1]);
+        queue.take(&[1]).expect("heads that are free");
         queue.give_back(1);
         queue.published(1);
         let smaller = |file: &File| InflightQueue::new(place(mapping(file), 1), SIZE / 2).expect("a region");

@@ -177,7 +177,7 @@ impl Ring for SplitRing {
         }
         self.read_first(&heads[..count]);
         if self.inflight.is_some() {
-            self.note_taken(&heads[..count]);
+            self.note_taken(&heads[..count])?;
         }
         self.next_available = self.next_available.wrapping_add(count as u16);
         // The driver may be a whole ring ahead of us: move the parked event on long before its index gets there.
@@ -192,7 +192,8 @@ impl Ring for SplitRing {
         let count = heads.len().min(self.left_over.len());
         heads[..count].fill_with(|| self.left_over.pop().unwrap_or_default());
         self.read_first(&heads[..count]);
-        self.note_taken(&heads[..count]);
+        let noted = self.note_taken(&heads[..count]);
+        debug_assert!(noted.is_ok(), "chains left over are taken once, and before all others");
         count
     }
 
@@ -343,10 +344,8 @@ impl SplitRing {
 
     #[cold]
     #[inline(never)]
-    fn note_taken(&mut self, heads: &[u16]) {
-        if let Some(inflight) = &mut self.inflight {
-            inflight.take(heads);
-        }
+    fn note_taken(&mut self, heads: &[u16]) -> Result<(), RingError> {
+        self.inflight.as_mut().map_or(Ok(()), |inflight| inflight.take(heads))
     }
 
     #[cold]

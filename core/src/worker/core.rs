@@ -17,6 +17,8 @@ use tracing::error;
 pub(super) struct Core {
     mailbox: Arc<Mailbox>,
     tasks: Roster,
+    /// Tasks that have panicked and let go of everything, until they are taken back.
+    given_up: Vec<(TaskId, Box<dyn Task>)>,
     leaving: usize,
     idle: Idle,
     meter: Meter,
@@ -27,7 +29,7 @@ impl Core {
     /// To be made on the worker's own thread.
     pub(super) fn new(mailbox: Arc<Mailbox>, policy: IdlePolicy, stats: WorkerStatsHandle) -> Self {
         let (idle, meter) = (Idle::new(policy), Meter::new(stats));
-        Core { mailbox, tasks: Roster::default(), leaving: 0, idle, meter, exit: false }
+        Core { mailbox, tasks: Roster::default(), given_up: Vec::new(), leaving: 0, idle, meter, exit: false }
     }
 
     pub(super) fn run(&mut self) {
@@ -95,6 +97,8 @@ impl Core {
                 Command::Detach(id, reply) => {
                     if let Some(index) = self.tasks.position(id) {
                         self.begin_stop(index, Some(reply));
+                    } else if let Some(at) = self.given_up.iter().position(|(given_up, _)| *given_up == id) {
+                        let _ = reply.send(Some(self.given_up.swap_remove(at).1));
                     }
                 }
                 Command::Update(id, update, reply) => self.update(id, update, &reply),
@@ -174,7 +178,8 @@ impl Core {
         }
     }
 
-    /// A task panicked, which is a mistake of ours. It is given up and leaked; the others go on.
+    /// A task panicked, which is a mistake of ours. It is not called any more; the others go on. Whoever owns it gets it back if nothing
+    /// can touch any more what it owns, and otherwise it is leaked.
     #[cold]
     fn abandon_current(&mut self) {
         let worker = &self.mailbox.name;
@@ -182,14 +187,20 @@ impl Core {
             error!("worker {worker} panicked and goes on; please report this");
             return;
         };
-        error!(
-            "worker {worker}: {} panicked and is given up; please report this",
-            self.tasks.entries()[index].task.name()
-        );
-        if catch_unwind(AssertUnwindSafe(|| self.tasks.call(index, |entry| entry.task.abandon()))).is_err() {
+        let name = self.tasks.entries()[index].task.name();
+        error!("worker {worker}: {name} panicked and stands still until its device is reset; please report this");
+        let abandoned = catch_unwind(AssertUnwindSafe(|| self.tasks.call(index, |entry| entry.task.abandon())));
+        if abandoned.is_err() {
             self.tasks.take_current();
             error!("worker {worker}: it panicked once more; its guest is not told");
         }
-        self.remove(index, false);
+        let may_be_dropped = abandoned.unwrap_or(false);
+        let entry = &self.tasks.entries()[index];
+        if !may_be_dropped || entry.leaving {
+            return self.remove(index, may_be_dropped);
+        }
+        let Entry { id, task, .. } = self.tasks.remove(index);
+        self.given_up.push((id, task));
+        self.tasks_changed();
     }
 }

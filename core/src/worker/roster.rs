@@ -211,7 +211,9 @@ mod tests {
         fn finish(&mut self) -> bool {
             true
         }
-        fn abandon(&mut self) {}
+        fn abandon(&mut self) -> bool {
+            true
+        }
         fn sleep_fds(&self) -> SleepFds {
             SleepFds::default()
         }

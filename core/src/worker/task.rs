@@ -85,8 +85,10 @@ pub trait Task: Send {
     fn position(&self) -> Option<Position> {
         None
     }
-    /// The task has panicked: tell the guest, as far as that is possible. Nothing is called after it, not even `drop`.
-    fn abandon(&mut self);
+    /// The task has panicked: tell the guest, and let go of what others may touch. Returns whether that has succeeded, as
+    /// [`finish`](Self::finish) does; then nothing is called any more but [`position`](Self::position) and `drop`, else not even
+    /// these.
+    fn abandon(&mut self) -> bool;
     /// Where to sleep for it.
     fn sleep_fds(&self) -> SleepFds;
     /// Makes those descriptors readable at the next event. Returns `true` if there is work already, or if the task

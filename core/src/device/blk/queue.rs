@@ -446,12 +446,13 @@ impl<R: Ring> Task for BlkQueue<R> {
         !self.lost && self.backend.stop().is_ok()
     }
 
-    fn abandon(&mut self) {
+    fn abandon(&mut self) -> bool {
         self.interrupts.fail();
         self.send_owed();
-        // The driver must not have its buffers back before the backend has let go of them; it has not, by this queue.
-        // What it resets to is refused by the device.
-        let _ = self.backend.stop();
+        self.stats.in_flight.set(0);
+        // The driver must not have its buffers back before the backend has let go of them. Once it has, the requests in flight have
+        // ended, though nobody is told how, and a reset makes a new queue.
+        !self.lost && self.backend.stop().is_ok()
     }
 
     fn update(&mut self, update: &mut QueueUpdate) {

@@ -4,6 +4,9 @@
 //! We keep our own list of free entries and write it through to the region, from which nothing is read but in a recovery. A batch of
 //! used chains changes the region when it is published and not before: then chains that are taken meanwhile find the free list as it
 //! was committed last, as the document's order of steps needs it.
+//!
+//! The ring counts in the same way: a chain's descriptors and its buffer ID are free once it is published. So a chain that the ring
+//! takes always finds entries here, whatever the driver does.
 use crate::ring::{
     RingError,
     region::{InflightPlace, Region},
@@ -29,6 +32,9 @@ mod entry {
     pub(super) const REST: usize = 16;
     pub(super) const ADDRESS: usize = 24;
 }
+
+/// In place of the first entry of a chain: the buffer ID is free.
+const FREE: u16 = u16::MAX;
 
 /// Bytes that a packed queue of `size` entries takes.
 pub(in crate::ring) fn inflight_bytes(size: u16) -> u64 {
@@ -61,7 +67,7 @@ pub(super) struct PackedInflight {
     /// Our own list of entries: what follows each. `size` is the end.
     next: Vec<u16>,
     free_head: u16,
-    /// By buffer ID: the first and the last entry of its chain.
+    /// By buffer ID: the first and the last entry of its chain. It has one from when it is taken until it is published.
     heads: Vec<(u16, u16)>,
     /// Buffer IDs that are given back and not yet published. Never grows beyond its capacity, the size of the queue.
     batch: Vec<u16>,
@@ -75,7 +81,7 @@ impl PackedInflight {
             counter: 0,
             next: (1..=size).collect(),
             free_head: 0,
-            heads: vec![(0, 0); size.into()],
+            heads: vec![(FREE, 0); size.into()],
             batch: Vec::with_capacity(size.into()),
         })
     }
@@ -192,7 +198,14 @@ impl PackedInflight {
     }
 
     /// Notes that a chain was taken, before anything is done with it. There is room: no more is taken than the ring has.
-    pub(super) fn take(&mut self, id: u16, descriptors: impl Iterator<Item = [u64; 2]>) {
+    ///
+    /// # Errors
+    /// The buffer ID is in flight (virtio 1.3, 2.8.5: it names one buffer until the driver has seen that one used). The ring knows
+    /// of chains that it has not given back; this is about those that it has given back and not published.
+    pub(super) fn take(&mut self, id: u16, descriptors: impl Iterator<Item = [u64; 2]>) -> Result<(), RingError> {
+        if self.heads[usize::from(id)].0 != FREE {
+            return Err(RingError::InUse(id));
+        }
         let head = self.free_head;
         let (mut entry, mut last, mut count) = (head, head, 0);
         for [address, rest] in descriptors {
@@ -211,6 +224,7 @@ impl PackedInflight {
         set_header(&self.region, header::FREE_HEAD, entry);
         // From here on it is in flight: while it was in the free list, it was not.
         set_header(&self.region, header::OLD_FREE_HEAD, entry);
+        Ok(())
     }
 
     /// Notes that a chain belongs to the batch that is published next.
@@ -235,8 +249,9 @@ impl PackedInflight {
     /// Just after it.
     pub(super) fn published(&mut self, used: u16) {
         while let Some(id) = self.batch.pop() {
+            let (head, _) = std::mem::replace(&mut self.heads[usize::from(id)], (FREE, 0));
             // Release: after the store to the ring, by which the next process would find the batch.
-            self.region.flag(self.heads[usize::from(id)].0).store(0, Ordering::Release);
+            self.region.flag(head).store(0, Ordering::Release);
         }
         self.commit((used & 0x7fff, used & 0x8000 != 0));
     }
@@ -306,7 +321,7 @@ mod tests {
     }
 
     fn take(queue: &mut PackedInflight, id: u16, count: u16) {
-        queue.take(id, chain(id, count).descriptors.into_iter());
+        queue.take(id, chain(id, count).descriptors.into_iter()).expect("a buffer ID that is free");
     }
 
     /// What the next process finds, if the first descriptor of the last batch is still (not) available.

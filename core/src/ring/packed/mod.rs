@@ -91,7 +91,7 @@ pub struct PackedRing {
     event_idx: bool,
     available: Cursor,
     used: Cursor,
-    /// Descriptors that were taken and not given back.
+    /// Descriptors that were taken and that the driver has not seen used: they are the device's until the batch is published.
     taken: u16,
     /// By buffer ID.
     places: Box<[Place]>,
@@ -202,7 +202,7 @@ impl Ring for PackedRing {
             popped += 1;
         }
         if self.inflight.is_some() {
-            self.note_taken(&ids[..popped]);
+            self.note_taken(&ids[..popped])?;
         }
         Ok(popped)
     }
@@ -275,7 +275,6 @@ impl Ring for PackedRing {
     fn push_used(&mut self, id: u16, written: u32) {
         let count = std::mem::take(&mut self.places[usize::from(id)].count);
         debug_assert!(count > 0, "a chain is given back once");
-        self.taken -= count;
         // The length counts only where WRITE is set (virtio 1.3, 2.8.3).
         let flags = self.used.flags | if written > 0 { DESCRIPTOR_WRITE } else { 0 };
         let rest = u64::from(written) | u64::from(id) << 32 | u64::from(flags) << 48;
@@ -305,7 +304,8 @@ impl Ring for PackedRing {
         }
         // Both are at most the ring's size: a batch is asked for before the next one has gone around.
         self.unsignalled = self.unsignalled.saturating_add(self.pushed).min(self.size);
-        self.pushed = 0;
+        // From here on the driver may use these descriptors again, and not before (virtio 1.3, 2.8.1).
+        self.taken -= std::mem::take(&mut self.pushed);
         true
     }
 
@@ -354,7 +354,6 @@ impl UsedRuns for PackedRing {
         for &id in skipped {
             let count = std::mem::take(&mut self.places[usize::from(id)].count);
             debug_assert!(count > 0, "a chain is given back once");
-            self.taken -= count;
             self.pushed += count;
             self.used.advance(count, self.size);
             if let Some(inflight) = &mut self.inflight {

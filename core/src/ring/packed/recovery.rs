@@ -49,18 +49,21 @@ impl PackedRing {
         }
     }
 
+    /// # Errors
+    /// The driver has used a buffer ID again whose chain it has not seen used yet.
     #[cold]
     #[inline(never)]
-    pub(super) fn note_taken(&mut self, ids: &[u16]) {
-        let Some(inflight) = &mut self.inflight else { return };
+    pub(super) fn note_taken(&mut self, ids: &[u16]) -> Result<(), RingError> {
+        let Some(inflight) = &mut self.inflight else { return Ok(()) };
         let (descriptors, size) = (self.descriptors, u32::from(self.size));
         for &id in ids {
             let Place { index, kept, count, .. } = self.places[usize::from(id)];
             let rests = &self.kept[usize::from(kept)..usize::from(kept + count)];
             // Addresses are read here for the copy, and once more by whoever walks: the next process checks what it finds in the copy.
             let pairs = rests.iter().zip(u32::from(index)..);
-            inflight.take(id, pairs.map(|(&rest, at)| [first_half(descriptors, (at % size) as u16), rest]));
+            inflight.take(id, pairs.map(|(&rest, at)| [first_half(descriptors, (at % size) as u16), rest]))?;
         }
+        Ok(())
     }
 
     /// As [`walk`](Ring::walk), for a chain of which nothing is left but the copy that was in the in-flight region.
