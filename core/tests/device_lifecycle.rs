@@ -9,7 +9,7 @@ use pollux_core::{
     transport::{STATUS_DRIVER_OK, STATUS_FEATURES_OK, STATUS_NEEDS_RESET},
     worker::{IdlePolicy, Worker},
 };
-use std::{sync::atomic::Ordering, thread};
+use std::{sync::atomic::Ordering, thread, time::Duration};
 
 const DISK_BYTES: u64 = 1 << 20;
 const VERSION_1: u64 = 1 << 32;
@@ -22,6 +22,7 @@ pollux_core::on_both_rings!(
     driver_ok_without_features_ok_starts_nothing,
     status_bits_are_cleared_by_reset_alone_and_needs_reset_cannot_be_set_by_the_driver,
     a_reset_waits_for_requests_in_flight_and_nothing_touches_memory_after_it,
+    a_queue_that_its_driver_disables_is_left_alone_until_the_reset,
     data_outlives_resets_under_load,
     stopping_flushes_the_backend,
     writes_are_durable_where_the_driver_cannot_or_will_not_flush,
@@ -101,6 +102,25 @@ fn a_reset_waits_for_requests_in_flight_and_nothing_touches_memory_after_it(kind
         "all had completed when the reset was over"
     );
     assert_eq!(guest.start() & STATUS_NEEDS_RESET, 0, "and it starts again");
+    assert_eq!(guest.request(0, IN, 0, &[], &Cut::plain(0, 512)).status, OK);
+}
+
+fn a_queue_that_its_driver_disables_is_left_alone_until_the_reset(kind: RingKind) {
+    let worker = worker();
+    let mut guest = guest(kind, "disabled", Behaviour::Deferred, &worker);
+    guest.start();
+    let before: Vec<u16> = (0..8).map(|sector| guest.submit(0, IN, sector, &[], &Cut::plain(0, 512))).collect();
+    guest.device.set_queue_ready(0, false);
+    assert!(!guest.device.queue(0).expect("a queue").ready());
+    let used = guest.drivers[0].ring.used_count();
+    let done = before.iter().filter(|&&head| guest.drivers[0].peek_status(head) != UNTOUCHED).count();
+    assert_eq!(done, usize::from(used), "whatever was taken has been given back");
+    let after = guest.submit(0, IN, 9, &[], &Cut::plain(0, 512));
+    guest.device.set_queue_ready(0, true);
+    thread::sleep(Duration::from_millis(20));
+    assert_eq!(guest.drivers[0].peek_status(after), UNTOUCHED);
+    assert_eq!(guest.drivers[0].ring.used_count(), used);
+    guest.start();
     assert_eq!(guest.request(0, IN, 0, &[], &Cut::plain(0, 512)).status, OK);
 }
 

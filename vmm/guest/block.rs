@@ -91,6 +91,26 @@ impl Disk {
         check!(self.ring.pop() == Some(0), 0);
     }
 
+    /// One request while the device may not access memory: it is not looked at, and is done when the device may.
+    pub fn request_without_bus_master(&mut self) {
+        let Registers::Pci(pci) = &self.registers else { crate::fail(line!(), 0) };
+        pci.set_bus_master(false);
+        let before = low::interrupts();
+        self.ring.want_interrupt(true);
+        self.submit(0, 0, READ, false);
+        self.publish();
+        // The rings are stopped, so that no time is long enough; this is some tens of milliseconds.
+        let start = low::ticks();
+        while low::ticks() - start < 100_000_000 {
+            check!(!self.ring.is_ready() && read::<u8>(STATUSES) == NO_STATUS, 0);
+            check!(low::interrupts() == before, low::interrupts());
+        }
+        let Registers::Pci(pci) = &self.registers else { crate::fail(line!(), 0) };
+        pci.set_bus_master(true);
+        self.wait_until(|disk| disk.ring.is_ready() && low::interrupts() > before);
+        check!(self.ring.pop() == Some(0) && read::<u8>(STATUSES) == 0, 0);
+    }
+
     fn run(&mut self, requests: u64, kind: u32, checked: bool) {
         let (mut submitted, mut done) = (0, 0);
         let mut owners = [0u64; 64];

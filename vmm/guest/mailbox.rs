@@ -38,6 +38,8 @@ pub mod plan {
     pub const ACTION_MASK: u64 = 2;
     /// Access registers of all kinds at random, then verify.
     pub const ACTION_ABUSE: u64 = 3;
+    /// One request while the device may not access memory, then let it.
+    pub const ACTION_BUS_MASTER: u64 = 4;
 }
 
 /// Words of the report.

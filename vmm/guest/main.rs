@@ -31,6 +31,11 @@ pub fn run() -> ! {
         match plan(p::ACTION) {
             p::ACTION_MEASURE => measure(&mut disk),
             p::ACTION_MASK => disk.masked_request(),
+            p::ACTION_BUS_MASTER => {
+                disk.verify();
+                disk.request_without_bus_master();
+                disk.verify();
+            }
             p::ACTION_ABUSE => {
                 disk.stop();
                 abuse();

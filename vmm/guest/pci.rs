@@ -11,7 +11,12 @@ const BLOCK_DEVICE: u16 = 0x1042;
 /// The vector of queue 0; vector 0 is for configuration changes.
 const QUEUE_VECTOR: u16 = 1;
 
+/// Bits of the command register: answer in the BAR, be a bus master.
+const COMMAND_MEMORY: u16 = 1 << 1;
+const COMMAND_BUS_MASTER: u16 = 1 << 2;
+
 pub struct Pci {
+    function: u64,
     common: u64,
     device: u64,
     notify: u64,
@@ -24,10 +29,9 @@ impl Pci {
         let function = ECAM + (number << 15);
         check!(read::<u16>(function) == VENDOR, read::<u16>(function));
         check!(read::<u16>(function + 2) == BLOCK_DEVICE, read::<u16>(function + 2));
-        // Answer in the BAR, be a bus master.
-        write(function + 4, 6u16);
+        write(function + 4, COMMAND_MEMORY | COMMAND_BUS_MASTER);
         let bar = (read::<u32>(function + 0x10) & !0xf) as u64;
-        let mut pci = Pci { common: 0, device: 0, notify: 0, table: 0, pending: 0 };
+        let mut pci = Pci { function, common: 0, device: 0, notify: 0, table: 0, pending: 0 };
         let mut multiplier = 0u64;
         let mut at = read::<u8>(function + 0x34) as u64;
         for _ in 0..48 {
@@ -98,6 +102,13 @@ impl Pci {
 
     pub fn notify(&self) {
         write(self.notify, 0u16);
+    }
+
+    /// Lets the device access memory, or not.
+    pub fn set_bus_master(&self, enabled: bool) {
+        let command = COMMAND_MEMORY | if enabled { COMMAND_BUS_MASTER } else { 0 };
+        write(self.function + 4, command);
+        check!(read::<u16>(self.function + 4) == command, read::<u16>(self.function + 4));
     }
 
     pub fn mask(&self, masked: bool) {

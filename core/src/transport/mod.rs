@@ -2,6 +2,7 @@
 //!
 //! [`pci`] and [`mmio`] are register maps onto [`VirtioDevice`], [`vhost_user`] is a map of messages. All end in
 //! [`DeviceModel::activate`] and [`DeviceModel::start_queue`].
+mod bus_master;
 mod interrupt;
 pub mod mmio;
 pub mod pci;
@@ -18,6 +19,7 @@ use crate::{
     memory::GuestMemory,
     ring::{RingKind, RingStart},
 };
+use bus_master::Held;
 use std::{fmt, io, sync::Arc};
 use tracing::{error, info, warn};
 use virtio_bindings::virtio_config::{
@@ -73,6 +75,10 @@ pub struct VirtioDevice {
     accepted: u64,
     status: u8,
     active: bool,
+    /// Whether the device may access memory.
+    is_bus_master: bool,
+    /// The queues that would run if it might.
+    held: Vec<Option<Held>>,
     queues: Vec<QueueSetup>,
     kicks: Vec<EventFd>,
     notifiers: Vec<Notifier>,
@@ -110,6 +116,8 @@ impl VirtioDevice {
             accepted: 0,
             status: 0,
             active: false,
+            is_bus_master: true,
+            held: (0..queues.len()).map(|_| None).collect(),
             queues,
             kicks,
             notifiers,
@@ -222,9 +230,13 @@ impl VirtioDevice {
         }
     }
 
-    /// Starts the model and the queues that the driver has enabled; none of them, if one is not usable.
+    /// Starts the model and the queues that the driver has enabled; none of them, if one is not usable, or yet, if the device may
+    /// not access memory.
     fn activate(&mut self) -> Result<(), String> {
-        let queues = self.enabled_queues()?;
+        let mut queues = self.enabled_queues()?;
+        if !self.is_bus_master {
+            queues.drain(..).for_each(|queue| self.held[queue.index] = Some(Held::AtBeginning));
+        }
         let (memory, interrupts) = (self.memory.clone(), self.interrupts.clone());
         let started = self.model.activate(Activation { memory, features: self.accepted, interrupts });
         let started = started.and_then(|()| queues.into_iter().try_for_each(|queue| self.model.start_queue(queue)));
@@ -240,11 +252,16 @@ impl VirtioDevice {
         for (index, queue) in self.queues.iter().enumerate().filter(|(_, queue)| queue.ready()) {
             let config = queue.config();
             kind.check(&config, &mut tables).map_err(|error| format!("queue {index}: {error}"))?;
-            let kick = self.kicks[index].try_clone().map_err(|error| format!("queue {index}: {error}"))?;
-            let (start, notifier) = (RingStart::default(), self.notifiers[index].clone());
-            queues.push(ActiveQueue { index, config, start, kick: Some(kick), notifier });
+            queues.push(self.active_queue(index, RingStart::default())?);
         }
         Ok(queues)
+    }
+
+    /// A queue as its model takes it.
+    fn active_queue(&self, index: usize, start: RingStart) -> Result<ActiveQueue, String> {
+        let kick = self.kicks[index].try_clone().map_err(|error| format!("queue {index}: {error}"))?;
+        let (config, notifier) = (self.queues[index].config(), self.notifiers[index].clone());
+        Ok(ActiveQueue { index, config, start, kick: Some(kick), notifier })
     }
 
     /// Resets the device (virtio 1.3, 2.4): drains the data path, then forgets what the driver set.
@@ -255,6 +272,7 @@ impl VirtioDevice {
         self.model.deactivate();
         self.model.reset();
         self.active = false;
+        self.held.fill(None);
         self.status = 0;
         self.accepted = 0;
         for queue in &mut self.queues {
@@ -285,16 +303,26 @@ impl VirtioDevice {
         self.queues.get_mut(index).filter(|queue| !queue.ready())
     }
 
-    /// The driver enables a queue, or on MMIO disables it. Once the device runs, this has no effect: queue reset is not
-    /// offered.
+    /// The driver enables a queue, or on MMIO disables it: a queue that runs is stopped, its requests completed, before this returns
+    /// (virtio 1.3, 4.2.2.2: the driver reads the register back and has its memory again). Once the device runs, none is enabled:
+    /// queue reset is not offered.
     pub fn set_queue_ready(&mut self, index: usize, ready: bool) {
-        if self.active {
+        if self.active && !ready {
+            self.disable_queue(index);
+        } else if self.active {
             if self.may_log() {
                 warn!("{}: the guest's driver changes queue {index} of a running device; ignored", self.name());
             }
         } else if let Some(queue) = self.queues.get_mut(index) {
             queue.set_ready(ready);
         }
+    }
+
+    fn disable_queue(&mut self, index: usize) {
+        let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else { return };
+        queue.set_ready(false);
+        self.held[index] = None;
+        self.model.stop_queue(index);
     }
 
     /// Sets how a queue's driver is notified. Takes effect when the device starts.

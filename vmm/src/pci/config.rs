@@ -131,6 +131,11 @@ impl ConfigSpace {
         u32::from_le_bytes(data)
     }
 
+    /// Whether the function may access memory itself (PCI 3.0, 6.2.2). Not so before its driver says so.
+    pub(super) fn is_bus_master(&self) -> bool {
+        self.u32_at(COMMAND) as u16 & COMMAND_BUS_MASTER != 0
+    }
+
     /// Where the BAR answers, if it does.
     pub(super) fn bar_address(&self) -> Option<u64> {
         let command = self.u32_at(COMMAND) as u16;

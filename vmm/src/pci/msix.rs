@@ -49,13 +49,15 @@ pub(super) struct Msix {
     router: Arc<InterruptRouter>,
     vectors: Vec<Vector>,
     control: u16,
+    /// Whether the function may send messages, which are writes to memory (PCI 3.0, 6.2.2 and 6.8.2).
+    is_bus_master: bool,
     /// The device, which outlives the runs of the machine: its budget of log lines and its name.
     interrupts: Arc<InterruptState>,
     name: String,
 }
 
 impl Msix {
-    /// All vectors masked, MSI-X off. `None` when the machine has no more interrupt numbers.
+    /// All vectors masked, MSI-X off, and no bus master. `None` when the machine has no more interrupt numbers.
     pub(super) fn new(router: Arc<InterruptRouter>, events: &[Arc<EventFd>], device: &VirtioDevice) -> Option<Msix> {
         let mut vectors = Vec::with_capacity(events.len());
         for event in events {
@@ -66,17 +68,30 @@ impl Msix {
             vectors.push(Vector { event: event.clone(), gsi, entry, connected: false });
         }
         let (interrupts, name) = (device.interrupts().clone(), device.name().to_owned());
-        Some(Msix { router, vectors, control: 0, interrupts, name })
+        Some(Msix { router, vectors, control: 0, is_bus_master: false, interrupts, name })
     }
 
     /// The guest wrote the message control word.
     pub(super) fn set_control(&mut self, control: u16) {
         if self.control != control {
             self.control = control;
-            for index in 0..self.vectors.len() {
-                self.update(index);
-            }
+            self.update_all();
         }
+    }
+
+    /// Whether the function may send messages.
+    pub(super) fn is_bus_master(&self) -> bool {
+        self.is_bus_master
+    }
+
+    /// The guest lets the function send messages, or not: what it has to tell stays pending then.
+    pub(super) fn set_bus_master(&mut self, enabled: bool) {
+        self.is_bus_master = enabled;
+        self.update_all();
+    }
+
+    fn update_all(&mut self) {
+        (0..self.vectors.len()).for_each(|index| self.update(index));
     }
 
     /// The guest reads the table. Accesses are of 4 or 8 aligned bytes (PCI 3.0, 6.8.2); others read zero.
@@ -121,7 +136,7 @@ impl Msix {
 
     /// Brings the irqfd of a vector in line with the registers.
     fn update(&mut self, index: usize) {
-        let on = self.control & (MESSAGE_ENABLE | MESSAGE_FUNCTION_MASK) == MESSAGE_ENABLE;
+        let on = self.is_bus_master && self.control & (MESSAGE_ENABLE | MESSAGE_FUNCTION_MASK) == MESSAGE_ENABLE;
         let vector = &mut self.vectors[index];
         let wanted = on && vector.entry[3] & CONTROL_MASKED == 0;
         let result = if wanted {

@@ -102,6 +102,7 @@ impl VirtioFunction {
             msix_capability,
             access_capability,
         };
+        lock(&function.transport).set_bus_master(false);
         function.move_bar(&mut lock(&function.state), bar.into())?;
         Ok(function)
     }
@@ -143,6 +144,7 @@ impl VirtioFunction {
     fn follow(&self, state: &mut State) {
         let control = state.config.u32_at(self.msix_capability) >> 16;
         state.msix.set_control(control as u16);
+        self.follow_bus_master(state);
         let window = PCI_WINDOW_START..=PCI_WINDOW_START + PCI_WINDOW_BYTES - BAR_BYTES;
         let bar = state.config.bar_address().filter(|bar| window.contains(bar)).unwrap_or(NOWHERE);
         if let Err(error) = self.move_bar(state, bar) {
@@ -152,6 +154,24 @@ impl VirtioFunction {
                 // The guest has put two BARs at one address. Notifications of this device arrive as exits instead.
                 tracing::warn!(device = device.name(), %error, "a guest moved a BAR");
             }
+        }
+    }
+
+    /// Lets the device access memory and send messages, or not. A guest's write that clears the bit ends when its requests in flight
+    /// have completed, as its reset of the device does. It is the one way but that reset in which it can take its memory back: the
+    /// function has neither a power management capability, and so no state but D0 (PCI PM 1.2, 3.2), nor one that offers a function
+    /// level reset (PCI Express 4.0, 7.5.3.3; PCI 3.0 ECN Advanced Capabilities).
+    fn follow_bus_master(&self, state: &mut State) {
+        let enabled = state.config.is_bus_master();
+        if state.msix.is_bus_master() == enabled {
+            return;
+        }
+        if !enabled {
+            lock(&self.transport).set_bus_master(false);
+        }
+        state.msix.set_bus_master(enabled);
+        if enabled {
+            lock(&self.transport).set_bus_master(true);
         }
     }
 
@@ -306,23 +326,86 @@ mod tests {
         !is_free
     }
 
-    #[test]
-    fn a_bar_that_was_put_upon_another_leaves_nothing_behind() {
-        let Ok(kvm) = Kvm::new() else {
-            println!("SKIPPED: cannot open /dev/kvm");
-            return;
-        };
-        let memory = GuestMemory::create(&[(0, 1 << 20)], None).unwrap();
-        let vm = Vm::new(&kvm, &memory).unwrap();
-        let router = Arc::new(InterruptRouter::new(vm.fd().clone()).unwrap());
-        let [first, second, third] = [0, 1, 2].map(|place| PCI_WINDOW_START + place * BAR_BYTES);
-        let function = |bar: u64| {
-            let device = VirtioDevice::new(Box::new(Idle), memory.clone()).unwrap();
+    /// What functions are made in.
+    struct Slots {
+        vm: Vm,
+        router: Arc<InterruptRouter>,
+        memory: GuestMemory,
+    }
+
+    impl Slots {
+        /// `None`: there is no KVM, which is said.
+        fn new() -> Option<Slots> {
+            let Ok(kvm) = Kvm::new() else {
+                println!("SKIPPED: cannot open /dev/kvm");
+                return None;
+            };
+            let memory = GuestMemory::create(&[(0, 1 << 20)], None).unwrap();
+            let vm = Vm::new(&kvm, &memory).unwrap();
+            let router = Arc::new(InterruptRouter::new(vm.fd().clone()).unwrap());
+            Some(Slots { vm, router, memory })
+        }
+
+        fn function(&self, bar: u64) -> VirtioFunction {
+            let device = VirtioDevice::new(Box::new(Idle), self.memory.clone()).unwrap();
             let vectors: Vec<_> = (0..=QUEUES).map(|_| Arc::new(EventFd::new(EFD_NONBLOCK).unwrap())).collect();
             let transport = Arc::new(Mutex::new(PciTransport::new(device, vectors.clone()).unwrap()));
-            VirtioFunction::new(vm.fd(), &router, transport, &vectors, bar as u32).unwrap()
+            VirtioFunction::new(self.vm.fd(), &self.router, transport, &vectors, bar as u32).unwrap()
+        }
+    }
+
+    /// A driver can take its memory back by a reset of the device, and by the Bus Master Enable bit. Whoever offers a power management
+    /// (1) or an Express (0x10) or an Advanced Features (0x13) capability here has to stop the rings by them, too.
+    #[test]
+    fn no_capability_offers_a_power_state_or_a_function_level_reset() {
+        let Some(slots) = Slots::new() else { return };
+        let function = slots.function(PCI_WINDOW_START);
+        let byte = |offset: usize| {
+            let mut data = [0];
+            function.read_config(offset, &mut data);
+            data[0]
         };
-        let (one, other) = (function(first), function(second));
+        let pointers = std::iter::successors(Some(byte(0x34)), |at| Some(byte(usize::from(*at) + 1)));
+        let ids: Vec<u8> = pointers.take_while(|at| *at != 0).map(|at| byte(at.into())).collect();
+        assert_eq!(ids, [0x09, 0x09, 0x09, 0x09, 0x09, 0x11]);
+    }
+
+    #[test]
+    fn what_happens_while_it_is_no_bus_master_stays_pending() {
+        let Some(slots) = Slots::new() else { return };
+        let function = slots.function(PCI_WINDOW_START);
+        let command = |value: u16| function.write_config(0x04, &value.to_le_bytes());
+        let is_pending = || {
+            let mut bits = [0];
+            function.read_bar(MSIX_PENDING_OFFSET, &mut bits);
+            bits[0] & 1 != 0
+        };
+        // MSI-X on, vector 0 unmasked and that of configuration changes.
+        function.write_config(function.msix_capability + 2, &0x8000u16.to_le_bytes());
+        for (at, word) in [(0, 0xfee0_0000u32), (4, 0), (8, 0x40), (12, 0)] {
+            function.write_bar(MSIX_TABLE_OFFSET + at, &word.to_le_bytes());
+        }
+        function.write_bar(16, &0u16.to_le_bytes());
+        let interrupts = lock(&function.transport).device().interrupts().clone();
+        interrupts.config_changed();
+        assert!(is_pending(), "a function begins without bus mastering");
+        command(6);
+        assert!(!is_pending(), "it is delivered");
+        interrupts.config_changed();
+        assert!(!is_pending());
+        command(2);
+        interrupts.config_changed();
+        assert!(is_pending());
+        command(6);
+        assert!(!is_pending());
+    }
+
+    #[test]
+    fn a_bar_that_was_put_upon_another_leaves_nothing_behind() {
+        let Some(slots) = Slots::new() else { return };
+        let vm = &slots.vm;
+        let [first, second, third] = [0, 1, 2].map(|place| PCI_WINDOW_START + place * BAR_BYTES);
+        let (one, other) = (slots.function(first), slots.function(second));
         let move_to = |function: &VirtioFunction, bar: u64| function.write_config(BAR0, &(bar as u32).to_le_bytes());
         let registered =
             |bar: u64| (0..QUEUES).filter(|queue| is_registered(vm.fd(), bar + notify_offset(*queue))).count();
