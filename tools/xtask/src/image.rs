@@ -68,11 +68,7 @@ impl Images<'_> {
     }
 
     fn tool(&self, program: &str, arguments: &[&str]) -> Result<Finished, String> {
-        let finished = run_tool(self.folder, program, arguments)?;
-        if finished.succeeded() {
-            return Ok(finished);
-        }
-        Err(format!("{program}: {}\n{}", finished.ending(), finished.tail(10)))
+        run_tool_well(self.folder, program, arguments)
     }
 }
 
@@ -102,9 +98,32 @@ pub(crate) fn sha256_in(image: &Path, file: &str) -> Result<String, String> {
     if sum.len() == 64 { Ok(sum.to_owned()) } else { Err(format!("no {file} in {}", image.display())) }
 }
 
+/// The SHA-256 sum of an image's first bytes.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn sha256_of_start(image: &Path, bytes: u64) -> Result<String, String> {
+    let folder = image.parent().unwrap_or(Path::new("."));
+    let script = format!("head -c {bytes} '{}' | sha256sum", text(image));
+    let sum = run_tool_well(folder, "sh", &["-c", &script])?;
+    Ok(sum.output.split_whitespace().next().unwrap_or_default().to_owned())
+}
+
 /// Makes an image of zeroes that takes no room.
-fn blank(path: &Path, bytes: u64) -> Result<(), String> {
+pub(crate) fn blank(path: &Path, bytes: u64) -> Result<(), String> {
     fs::File::create(path).and_then(|file| file.set_len(bytes)).map_err(describe(path))
+}
+
+/// Runs a tool that must succeed.
+///
+/// # Errors
+/// It did not: its words.
+pub(crate) fn run_tool_well(folder: &Path, program: &str, arguments: &[&str]) -> Result<Finished, String> {
+    let finished = run_tool(folder, program, arguments)?;
+    if finished.succeeded() {
+        return Ok(finished);
+    }
+    Err(format!("{program}: {}\n{}", finished.ending(), finished.tail(10)))
 }
 
 fn run_tool(folder: &Path, program: &str, arguments: &[&str]) -> Result<Finished, String> {
@@ -122,6 +141,6 @@ fn describe<E: std::fmt::Display>(path: &Path) -> impl Fn(E) -> String {
 }
 
 /// A path as text: those here are made of the checkout's, and Debian's names are text.
-fn text(path: &Path) -> &str {
+pub(crate) fn text(path: &Path) -> &str {
     path.to_str().unwrap_or("path-that-is-not-text")
 }

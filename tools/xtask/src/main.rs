@@ -5,6 +5,7 @@
 //! in [`tidy`].
 #![forbid(unsafe_code)]
 
+mod boot_disk;
 mod cargo_test;
 mod demo;
 mod host;

@@ -2,15 +2,17 @@
 //!
 //! Root gets it installed; anyone else is told exactly what to install. The lab installs its own packages the same way.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::boot_disk;
 use crate::host::{has_program, is_root};
 use crate::lab::Lab;
 use crate::process::Run;
 use crate::project::Project;
 
-/// A program that some step runs, and the Debian package that has it.
+/// A program that some step runs, or a file that it reads, by its path, and the Debian package that has it.
 pub(crate) struct Tool {
     pub(crate) program: &'static str,
     pub(crate) package: &'static str,
@@ -23,6 +25,16 @@ pub(crate) const TEST_TOOLS: &[Tool] = &[
     Tool { program: "mke2fs", package: "e2fsprogs" },
     Tool { program: "python3", package: "python3" },
     Tool { program: "valgrind", package: "valgrind" },
+];
+
+/// For disks that firmware boots from: boot loaders, the file system that UEFI reads, and the firmware that QEMU's own packages
+/// lack.
+pub(crate) const BOOT_DISK_TOOLS: &[Tool] = &[
+    Tool { program: "grub-mkimage", package: "grub-common" },
+    Tool { program: boot_disk::BIOS_BOOT_SECTOR, package: "grub-pc-bin" },
+    Tool { program: boot_disk::EFI_MODULES, package: "grub-efi-amd64-bin" },
+    Tool { program: "mformat", package: "mtools" },
+    Tool { program: boot_disk::OVMF_CODE, package: "ovmf" },
 ];
 
 /// For the demo; mmdebstrap and QEMU are installed by the lab where they are needed.
@@ -74,7 +86,11 @@ pub(crate) fn storage_daemon(project: &Project) -> Result<(), String> {
 
 /// The packages of those programs that are not there.
 fn missing(tools: &[Tool]) -> Vec<&'static str> {
-    tools.iter().filter(|tool| !has_program(tool.program)).map(|tool| tool.package).collect()
+    let is_there = |tool: &&Tool| match tool.program.starts_with('/') {
+        true => Path::new(tool.program).exists(),
+        false => has_program(tool.program),
+    };
+    tools.iter().filter(|tool| !is_there(tool)).map(|tool| tool.package).collect()
 }
 
 fn apt_get(project: &Project, arguments: &[&str]) -> Result<(), String> {

@@ -2,13 +2,14 @@
 
 use std::fmt::Write;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::qmp::Qmp;
 use super::service::Service;
@@ -26,6 +27,15 @@ pub(crate) enum BackendKind {
 pub(super) struct Medium {
     pub(super) image: PathBuf,
     pub(super) queues: u32,
+    pub(super) held: Option<Held>,
+}
+
+/// What can be made to hang on a disk of `pollux serve`: see [`Backend::hold`].
+pub(super) struct Held {
+    /// The plugin for media that misbehave.
+    pub(super) plugin: PathBuf,
+    /// Reads that touch these bytes.
+    pub(super) range: Range<u64>,
 }
 
 /// The server of a test's disks. It may come and go; sockets stay the same.
@@ -44,6 +54,8 @@ pub(super) struct Backend {
 /// How long the server may take to begin, and to end after SIGTERM.
 const START_LIMIT: Duration = Duration::from_secs(20);
 const END_LIMIT: Duration = Duration::from_secs(20);
+/// How long a guest may take until it reads what hangs.
+const HANG_LIMIT: Duration = Duration::from_secs(90);
 
 impl Backend {
     /// Describes a server; [`Self::start`] runs it.
@@ -146,6 +158,51 @@ impl Backend {
         }
     }
 
+    /// Lets reads hang from now on that touch what can be held, for as long as this server runs.
+    ///
+    /// # Errors
+    /// A file cannot be made.
+    pub(super) fn hold(&self) -> Result<(), String> {
+        let file = self.hold_file();
+        fs::write(&file, "").map_err(|error| format!("{}: {error}", file.display()))
+    }
+
+    /// Lets nothing hang that comes from now on.
+    ///
+    /// # Errors
+    /// A file cannot be removed.
+    pub(super) fn release(&self) -> Result<(), String> {
+        let file = self.hold_file();
+        fs::remove_file(&file).map_err(|error| format!("{}: {error}", file.display()))
+    }
+
+    fn hold_file(&self) -> PathBuf {
+        self.folder.join("hold")
+    }
+
+    /// Waits until a request stays in flight, as the server's own numbers have it.
+    ///
+    /// # Errors
+    /// There is none in time.
+    pub(super) fn wait_in_flight(&self) -> Result<(), String> {
+        let process = self.service.as_ref().ok_or("no backend runs")?.id().to_string();
+        let (start, mut seen) = (Instant::now(), 0);
+        // A request that hangs is seen twice; a quick one hardly ever.
+        while seen < 3 {
+            if start.elapsed() > HANG_LIMIT {
+                return Err("no request hangs in the backend".to_owned());
+            }
+            let stats = Command::new(&self.pollux).args(["stats", "--json", &process]).output();
+            let stats = stats.map_err(|error| format!("pollux stats: {error}"))?;
+            let stats: Value =
+                serde_json::from_slice(&stats.stdout).map_err(|error| format!("pollux stats: {error}"))?;
+            let is_hanging = stats["queues"][0]["in_flight"].as_u64().is_some_and(|count| count > 0);
+            seen = if is_hanging { seen + 1 } else { 0 };
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
     fn running(&mut self) -> Result<Service, String> {
         let mut service = self.service.take().ok_or("no backend runs")?;
         if service.is_running() { Ok(service) } else { Err("the backend has ended by itself".to_owned()) }
@@ -161,10 +218,18 @@ impl Backend {
         for (index, medium) in self.media.iter().enumerate() {
             let (image, socket) = (medium.image.display(), self.socket(index));
             let (queues, socket) = (medium.queues, socket.display());
-            // Without direct access, which not every file system has.
+            let (plugin, options) = match &medium.held {
+                // Without direct access, which not every file system has.
+                None => ("uring".to_owned(), "direct = false".to_owned()),
+                Some(Held { plugin, range: Range { start, end } }) => {
+                    let file = self.hold_file();
+                    let rule = format!("from = {start}, to = {end}, hang = true, since = \"{}\"", file.display());
+                    (plugin.display().to_string(), format!("script = [{{ operation = \"read\", {rule} }}]"))
+                }
+            };
             let written = write!(
                 config,
-                "\n[block.disk{index}]\nplugin = \"uring\"\noptions = {{ path = \"{image}\", direct = false }}\n\n\
+                "\n[block.disk{index}]\nplugin = \"{plugin}\"\noptions = {{ path = \"{image}\", {options} }}\n\n\
                  [device.blk{index}]\ntype = \"blk\"\nblock = \"disk{index}\"\nworkers = [\"io0\"]\nqueues = {queues}\n\
                  transport = \"vhost-user\"\nsocket = \"{socket}\"\n"
             );

@@ -8,7 +8,7 @@ use std::process::{self, Command};
 use std::time::Duration;
 
 use super::backend::{Backend, BackendKind, Medium};
-use super::machine::{Machine, MachineSpec};
+use super::machine::{Boot, Interface, Machine, MachineSpec};
 use crate::image::{Disk, Images};
 use crate::lab::Lab;
 use crate::process::Run;
@@ -31,11 +31,11 @@ pub(super) struct Bench<'a> {
 
 /// What guests are made with.
 pub(super) struct Tools {
-    lab: Lab,
+    pub(super) lab: Lab,
     kernel: PathBuf,
     initrd_root: PathBuf,
     /// `load.c`, compiled for guest and host.
-    load: PathBuf,
+    pub(super) load: PathBuf,
 }
 
 /// A guest to be. Scripts are files of `tools/xtask/qemu`.
@@ -90,7 +90,7 @@ impl Bench<'_> {
         for (index, (disk, queues)) in guest.disks.iter().enumerate() {
             let image = self.folder.join(format!("disk{index}.img"));
             images.make(*disk, &image)?;
-            media.push(Medium { image, queues: *queues });
+            media.push(Medium { image, queues: *queues, held: None });
         }
         let mut backend = Backend::new(self.backend, self.pollux, &self.folder, &self.sockets, media, self.verbose);
         backend.start()?;
@@ -123,11 +123,14 @@ impl Bench<'_> {
         let root = "root=/dev/vda rootfstype=ext4 rw init=/init";
         let spec = MachineSpec {
             name,
-            kernel: &self.tools.kernel,
-            initrd: &initrd,
-            command_line: if guest.script.is_none() { root } else { "" },
+            boot: Boot::Kernel {
+                kernel: &self.tools.kernel,
+                initrd: &initrd,
+                command_line: if guest.script.is_none() { root } else { "" },
+            },
             processors: guest.processors,
             disks,
+            interface: Interface::Transitional,
             incoming,
         };
         Machine::start(&spec, &self.folder, &self.sockets, self.verbose)
@@ -186,6 +189,7 @@ pub(super) fn socket_folder() -> Result<PathBuf, String> {
     Ok(folder)
 }
 
-fn sources(project: &Project) -> PathBuf {
+/// The folder of the guests' scripts.
+pub(super) fn sources(project: &Project) -> PathBuf {
     project.root.join("tools/xtask/qemu")
 }

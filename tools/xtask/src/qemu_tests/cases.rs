@@ -9,8 +9,10 @@ use serde_json::json;
 use super::Case;
 use super::backend::BackendKind;
 use super::bench::{Bench, Guest, Stage};
+use super::firmware;
 use super::machine::Machine;
 use crate::image::{self, Disk};
+use crate::setup::BOOT_DISK_TOOLS;
 
 /// All tests, in the order in which they run.
 pub(super) const ALL: &[Case] = &[
@@ -26,10 +28,16 @@ pub(super) const ALL: &[Case] = &[
         ..case("crash", crash)
     },
     case("sigterm", sigterm),
+    firmware("seabios", firmware::seabios),
+    firmware("ovmf-modern", firmware::ovmf_modern),
 ];
 
 const fn case(name: &'static str, test: super::Test) -> Case {
-    Case { name, test, storage_daemon_obstacle: None }
+    Case { name, test, storage_daemon_obstacle: None, needs: &[] }
+}
+
+const fn firmware(name: &'static str, test: super::Test) -> Case {
+    Case { needs: BOOT_DISK_TOOLS, ..case(name, test) }
 }
 
 /// A guest that writes and compares until it is told to stop.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::firmware::Firmware;
 use super::qmp::Qmp;
 use super::service::Service;
 use crate::lab::QUICK_BOOT;
@@ -14,15 +15,59 @@ use crate::lab::QUICK_BOOT;
 pub(super) struct MachineSpec<'a> {
     /// Part of the names of its log and sockets.
     pub(super) name: &'a str,
-    pub(super) kernel: &'a Path,
-    pub(super) initrd: &'a Path,
-    /// Added to the kernel's command line.
-    pub(super) command_line: &'a str,
+    pub(super) boot: Boot<'a>,
     pub(super) processors: u32,
     /// Sockets and numbers of queues.
     pub(super) disks: &'a [(PathBuf, u32)],
+    pub(super) interface: Interface,
     /// Wait for another machine's state instead of booting.
     pub(super) incoming: Option<&'a Path>,
+}
+
+/// How a machine comes to its kernel.
+pub(super) enum Boot<'a> {
+    /// QEMU has it in memory.
+    Kernel {
+        kernel: &'a Path,
+        initrd: &'a Path,
+        /// Added to the kernel's command line.
+        command_line: &'a str,
+    },
+    /// A firmware loads it from the first disk.
+    Firmware(Firmware),
+}
+
+/// By which interfaces a disk can be driven (virtio 1.3, 1.3.1).
+#[derive(Clone, Copy)]
+pub(super) enum Interface {
+    /// Both, as QEMU has it by default.
+    Transitional,
+    Modern,
+}
+
+impl Interface {
+    /// QEMU's properties of a device.
+    fn properties(self) -> &'static str {
+        match self {
+            Interface::Transitional => "",
+            Interface::Modern => ",disable-legacy=on",
+        }
+    }
+}
+
+impl Boot<'_> {
+    fn arguments(&self, folder: &Path) -> Result<Vec<String>, String> {
+        match self {
+            Boot::Firmware(firmware) => firmware.arguments(folder),
+            Boot::Kernel { kernel, initrd, command_line } => {
+                let [kernel, initrd] = [kernel, initrd].map(|path| path.display().to_string());
+                let command_line = format!("{QUICK_BOOT} {PERIODIC_TICK} {command_line}").trim().to_owned();
+                let arguments =
+                    ["-bios", "qboot.rom", "-kernel", &kernel, "-initrd", &initrd, "-append", &command_line];
+                Ok(arguments.map(str::to_owned).into())
+            }
+        }
+    }
 }
 
 /// A running QEMU.
@@ -40,7 +85,7 @@ const STEP_LIMIT: Duration = Duration::from_secs(90);
 const MEMORY: &str = "256M";
 /// Emulation on a busy host now and then loses the one interrupt that an idle processor's timer was set for, after which that
 /// processor sleeps for ever (the kernel: "rcu_preempt kthread timer wakeup didn't happen"). A tick that repeats gets over it.
-const PERIODIC_TICK: &str = "nohz=off highres=off";
+pub(super) const PERIODIC_TICK: &str = "nohz=off highres=off";
 
 impl Machine {
     /// # Errors
@@ -49,19 +94,14 @@ impl Machine {
         let monitor = sockets.join(format!("{}-qmp.sock", spec.name));
         let mut command = Command::new(QEMU);
         command
-            .args(["-nodefaults", "-M", "q35,memory-backend=m,i8042=off", "-bios", "qboot.rom"])
+            .args(["-nodefaults", "-M", "q35,memory-backend=m,i8042=off"])
+            .args(spec.boot.arguments(folder)?)
             .args(["-accel", "tcg,thread=multi", "-cpu", "qemu64", "-smp", &spec.processors.to_string(), "-m", MEMORY])
             .arg("-object")
             .arg(format!("memory-backend-memfd,id=m,size={MEMORY},share=on"))
             .args(["-display", "none", "-serial", "stdio"])
             .arg("-qmp")
             .arg(format!("unix:{},server=on,wait=off", monitor.display()))
-            .arg("-kernel")
-            .arg(spec.kernel)
-            .arg("-initrd")
-            .arg(spec.initrd)
-            .arg("-append")
-            .arg(format!("{QUICK_BOOT} {PERIODIC_TICK} {}", spec.command_line).trim())
             // A place to plug in another disk.
             .args(["-device", "pcie-root-port,id=spare,chassis=1"]);
         for (index, (socket, queues)) in spec.disks.iter().enumerate() {
@@ -69,7 +109,10 @@ impl Machine {
                 .arg("-chardev")
                 .arg(format!("socket,id=chr{index},path={},reconnect-ms={RECONNECT_MS}", socket.display()))
                 .arg("-device")
-                .arg(format!("vhost-user-blk-pci,id=disk{index},chardev=chr{index},num-queues={queues}"));
+                .arg(format!(
+                    "vhost-user-blk-pci,id=disk{index},chardev=chr{index},num-queues={queues},bootindex={index}{}",
+                    spec.interface.properties()
+                ));
         }
         if let Some(socket) = spec.incoming {
             command.arg("-incoming").arg(format!("unix:{}", socket.display()));

@@ -7,6 +7,7 @@
 mod backend;
 mod bench;
 mod cases;
+mod firmware;
 mod machine;
 mod qmp;
 mod service;
@@ -16,6 +17,7 @@ use std::path::Path;
 
 use crate::host::has_program;
 use crate::project::Project;
+use crate::setup::{self, Tool};
 use crate::summary::{Outcome, Summary};
 
 pub(crate) use backend::BackendKind;
@@ -29,6 +31,8 @@ struct Case {
     name: &'static str,
     test: Test,
     storage_daemon_obstacle: Option<&'static str>,
+    /// What it needs on this machine besides what all need.
+    needs: &'static [Tool],
 }
 
 /// Runs the tests of these names on a backend; all of them if there are none.
@@ -66,7 +70,10 @@ pub(crate) fn run(
             (Ok(_), Some(why)) if backend == BackendKind::QemuStorageDaemon => {
                 summary.add(&title, Outcome::Skipped(format!("qemu-storage-daemon {why}")));
             }
-            (Ok(tools), _) => summary.step(&title, || one(project, tools, pollux, backend, verbose, case).into()),
+            (Ok(tools), _) => summary.step(&title, || match setup::install(project, case.needs) {
+                Ok(()) => one(project, tools, pollux, backend, verbose, case).into(),
+                Err(why) => Outcome::Skipped(why),
+            }),
             (Err(_), _) => summary.add(&title, Outcome::Skipped("nothing to run it with, see above".to_owned())),
         }
     }

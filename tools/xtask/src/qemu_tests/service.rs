@@ -105,6 +105,11 @@ impl Service {
         Err(format!("{}: still running {} s after it was to end", self.label, limit.as_secs()))
     }
 
+    /// Its process.
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Whether it still runs.
     pub(super) fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
