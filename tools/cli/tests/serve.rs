@@ -7,7 +7,7 @@ use common::{
 };
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read, Write},
     os::{
         fd::OwnedFd,
         unix::{
@@ -134,6 +134,40 @@ fn inherited_sockets_go_to_their_devices_by_path_or_by_name() {
         assert!(ran.stderr.contains(&line), "{line}: {}", ran.stderr);
         assert!(is_socket(path), "the service manager's to remove");
     }
+}
+
+/// A client that waited would be a guest that stands still.
+#[test]
+fn clients_of_an_inherited_socket_are_turned_away_until_their_device_is_served() {
+    let folder = folder_with(["\"a.sock\"", "\"b.sock\""]);
+    let (a, b) = (folder.path().join("a.sock"), folder.path().join("b.sock"));
+    let [first, second] = [&a, &b].map(|path| OwnedFd::from(UnixListener::bind(path).expect("bound")));
+    // A start that takes its time: its configuration is not there yet.
+    let config = folder.path().join("disks.toml");
+    let text = fs::read(&config).expect("the configuration");
+    fs::remove_file(&config).expect("removed");
+    assert!(Command::new("mkfifo").arg(&config).status().expect("mkfifo").success());
+    let place = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&place).expect("a service manager's socket");
+    let mut command = activated(&folder, first, second, "x:y");
+    let child = command.env("NOTIFY_SOCKET", &place).stderr(Stdio::piped()).spawn().expect("starts");
+    drop(command);
+    let serving = Serving::of(child, manager);
+    for path in [&a, &b, &a] {
+        let mut client = UnixStream::connect(path).expect("it listens");
+        client.set_read_timeout(Some(PATIENCE)).expect("timeout");
+        assert_eq!(client.read(&mut [0]).expect("an answer"), 0, "it is turned away");
+    }
+    fs::write(&config, text).expect("somebody reads it");
+    assert_eq!(serving.told(), "READY=1");
+    for path in [&a, &b] {
+        let mut client = UnixStream::connect(path).expect("it listens");
+        client.set_read_timeout(Some(PATIENCE)).expect("timeout");
+        // GET_FEATURES, and the header of its answer.
+        client.write_all(&[1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]).expect("it reads");
+        client.read_exact(&mut [0; 20]).expect("it answers");
+    }
+    assert_eq!(serving.stop().status, Some(0));
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`socket`] | the listening socket: made with its owner and mode, or inherited |
 //! | [`socket_activation`] | the sockets that a service manager has opened for this process |
+//! | `doorkeeper` | turns clients away from those until their devices can be served |
 //! | `wire` | messages on their way over the socket |
 //! | `session` | one connection: what was negotiated and set up, and the thread that hears it |
 //! | `requests` | what each message does |
@@ -21,6 +22,7 @@
 //! answered with a no where the front end wants to know (REPLY_ACK), and ends the connection where it does not: it would go on
 //! in the belief that it was done.
 mod device;
+mod doorkeeper;
 #[allow(unsafe_code)]
 mod event;
 mod requests;

@@ -144,6 +144,11 @@ impl Listener {
         &self.path
     }
 
+    /// The same socket once more, for whoever accepts before a device is served.
+    pub(super) fn try_clone(&self) -> io::Result<UnixListener> {
+        self.socket.try_clone()
+    }
+
     /// Waits for a client. The connection is not inherited by child processes.
     ///
     /// # Errors

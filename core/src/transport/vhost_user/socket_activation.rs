@@ -2,7 +2,10 @@
 //!
 //! The manager passes them as descriptors 3 and up and says so in the environment: `LISTEN_PID` names the process that
 //! is meant, `LISTEN_FDS` the number of descriptors, `LISTEN_FDNAMES` their names with colons between.
-use super::socket::{Listener, SocketError};
+use super::{
+    doorkeeper::Doorkeeper,
+    socket::{Listener, SocketError},
+};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use std::{
     env, fs,
@@ -34,6 +37,9 @@ pub enum ActivationError {
         /// Why.
         cause: std::io::Error,
     },
+    /// Clients would wait for all of the start, and guests with them.
+    #[error("cannot turn clients away from inherited sockets until their devices are served: {0}")]
+    Doorkeeper(std::io::Error),
     /// A descriptor is something else.
     #[error("{name}: {cause}")]
     Socket {
@@ -55,11 +61,17 @@ pub struct Inherited {
 
 /// The inherited sockets that no device has taken yet.
 #[derive(Debug, Default)]
-pub struct InheritedSockets(Vec<Inherited>);
+pub struct InheritedSockets {
+    sockets: Vec<Inherited>,
+    doorkeeper: Option<Doorkeeper>,
+}
 
 impl InheritedSockets {
     /// Takes the sockets meant for this process, so that no child inherits them. They can be taken once; from then on
     /// there are none.
+    ///
+    /// Clients that connect are turned away until [`admit`](Self::admit), so that they do not wait for slow steps of the
+    /// start.
     ///
     /// Call it early: descriptors must still be those that the process was started with.
     ///
@@ -78,7 +90,15 @@ impl InheritedSockets {
             Ok(listener) => Ok(Inherited { name, listener }),
             Err(cause) => Err(ActivationError::Socket { name, cause }),
         });
-        sockets.collect::<Result<_, _>>().map(InheritedSockets)
+        let sockets = sockets.collect::<Result<Vec<_>, _>>()?;
+        let doorkeeper = Doorkeeper::start(sockets.iter().map(|socket| &socket.listener));
+        let doorkeeper = doorkeeper.map_err(ActivationError::Doorkeeper)?;
+        Ok(InheritedSockets { sockets, doorkeeper: Some(doorkeeper) })
+    }
+
+    /// The devices are served from now on: nobody is turned away any more.
+    pub fn admit(&mut self) {
+        self.doorkeeper = None;
     }
 
     /// Takes the socket that is bound to `path`.
@@ -93,12 +113,12 @@ impl InheritedSockets {
 
     /// Those that are left.
     pub fn rest(&self) -> &[Inherited] {
-        &self.0
+        &self.sockets
     }
 
     fn remove(&mut self, wanted: impl Fn(&Inherited) -> bool) -> Option<Listener> {
-        let index = self.0.iter().position(wanted)?;
-        Some(self.0.remove(index).listener)
+        let index = self.sockets.iter().position(wanted)?;
+        Some(self.sockets.remove(index).listener)
     }
 }
 

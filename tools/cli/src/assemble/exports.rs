@@ -43,10 +43,16 @@ pub(crate) struct Exports {
 impl Exports {
     /// Opens the backends, starts the workers, and serves each device on a socket that was inherited for it, or else on
     /// one of its own. On an error all that was made is undone.
-    pub(crate) fn start(examined: &Examined, inherited: InheritedSockets, stats: StatsSegment) -> Result<Self, Error> {
+    pub(crate) fn start(
+        examined: &Examined,
+        mut inherited: InheritedSockets,
+        stats: StatsSegment,
+    ) -> Result<Self, Error> {
         let config = &examined.config;
-        let claimed = claim(config, inherited)?;
+        let claimed = claim(config, &mut inherited)?;
         let (dataplane, models) = Dataplane::new(examined, stats)?;
+        // What is left of the start is quick: whoever connects from here on is served.
+        inherited.admit();
         let mut exports = Exports { servers: Vec::new(), dataplane };
         for ((device, model), listener) in config.devices.iter().zip(models).zip(claimed) {
             let name = || device.name.value.clone();
@@ -85,7 +91,7 @@ fn spec(device: &Device) -> &SocketSpec {
 }
 
 /// The inherited socket of each device: the one that is bound to its path, or else the one with its name.
-fn claim(config: &Config, mut inherited: InheritedSockets) -> Result<Vec<Option<Listener>>, Error> {
+fn claim(config: &Config, inherited: &mut InheritedSockets) -> Result<Vec<Option<Listener>>, Error> {
     let devices = &config.devices;
     let mut claimed: Vec<_> = devices.iter().map(|device| inherited.bound_to(&spec(device).path)).collect();
     for (device, listener) in devices.iter().zip(&mut claimed).filter(|(_, listener)| listener.is_none()) {
