@@ -1,7 +1,7 @@
 //! A vhost-user front end without manners, for tests: it sends any header, payload and descriptors, and reads answers only when it
 //! is told to.
 use super::{
-    blk::{BlkDriver, Cut, IN, PATIENCE, wait_for},
+    blk::{BlkDriver, Cut, Finished, IN, PATIENCE, wait_for},
     driver::RingKind,
     front_end::{QUEUE_SIZE, regions},
 };
@@ -211,7 +211,12 @@ impl RawGuest {
 
     /// What an honest front end sends, from the first message to a queue `index` that runs.
     pub fn steps(&self, index: u32) -> Vec<Step> {
-        let features = PROTOCOL_FEATURES | 1 << VIRTIO_F_VERSION_1;
+        self.steps_with(index, 1 << VIRTIO_F_VERSION_1)
+    }
+
+    /// As [`steps`](Self::steps), for a driver that accepts these features.
+    pub fn steps_with(&self, index: u32, features: u64) -> Vec<Step> {
+        let features = PROTOCOL_FEATURES | features;
         let table = self.regions();
         let files = table.iter().map(|region| region.mmap_handle).collect();
         let ring = u64::from(index).to_ne_bytes().to_vec();
@@ -232,7 +237,12 @@ impl RawGuest {
 
     /// Sends all of that. Each is acknowledged, the last one when nobody else uses the device any more.
     pub fn start(&self, raw: &RawFrontEnd, index: u32) {
-        let mut steps = self.steps(index);
+        self.start_with(raw, index, 1 << VIRTIO_F_VERSION_1);
+    }
+
+    /// As [`start`](Self::start), for a driver that accepts these features.
+    pub fn start_with(&self, raw: &RawFrontEnd, index: u32, features: u64) {
+        let mut steps = self.steps_with(index, features);
         let (last, enable, _) = steps.pop().expect("steps");
         for (request, payload, files) in steps {
             assert_eq!(raw.ask(request, &payload, &files), Some(0), "{request:?}");
@@ -246,6 +256,13 @@ impl RawGuest {
         let guest = RawGuest::new();
         guest.start(&raw, index);
         (raw, guest)
+    }
+
+    /// Does one request from beginning to end.
+    pub fn request(&mut self, kind: u32, sector: u64, out: &[u8], cut: &Cut) -> Finished {
+        self.driver.submit(kind, sector, out, cut).expect("room");
+        self.kick.write(1).expect("a kick");
+        wait_for("a request", || self.driver.pop())
     }
 
     /// Asks for the first sector, and kicks.

@@ -1,11 +1,9 @@
 //! What a device tells its driver: used buffers, configuration changes, and that it needs a reset.
-use crate::{log_budget::LogBudget, worker::watchdog};
-use std::{
-    io::ErrorKind,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
-    },
+use super::conduct::Conduct;
+use crate::log_budget::LogBudget;
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
 };
 use tracing::debug;
 use vmm_sys_util::eventfd::EventFd;
@@ -108,17 +106,12 @@ fn signal(event: &EventFd) {
     }
 }
 
-/// Signals an event that a front end has handed over. `false`: it has held up the thread, and must not be written to again.
-pub(crate) fn signal_foreign(event: &EventFd) -> bool {
-    watchdog::signal(event).err().is_none_or(|error| error.kind() != ErrorKind::Interrupted)
-}
-
 /// Tells a driver that used buffers wait for it. One per queue, owned by its worker.
 #[derive(Clone, Debug, Default)]
 pub struct Notifier {
     event: Option<Arc<EventFd>>,
-    /// The event is a front end's, who can hold up its writers.
-    is_foreign: bool,
+    /// Whose event it is, if it is a front end's, who can hold up its writers.
+    conduct: Option<Arc<Conduct>>,
     isr: Option<Arc<InterruptState>>,
 }
 
@@ -126,12 +119,12 @@ impl Notifier {
     /// A notifier that signals `event`, which an irqfd or a front end turns into an interrupt. With `isr`, the queue
     /// bit of the ISR register is set first, for transports whose driver reads it.
     pub fn new(event: Arc<EventFd>, isr: Option<Arc<InterruptState>>) -> Self {
-        Notifier { event: Some(event), is_foreign: false, isr }
+        Notifier { event: Some(event), conduct: None, isr }
     }
 
-    /// A notifier that signals the event of a front end.
-    pub fn foreign(event: Arc<EventFd>) -> Self {
-        Notifier { event: Some(event), is_foreign: true, isr: None }
+    /// A notifier that signals the event of the front end that behaves like `conduct`.
+    pub(crate) fn foreign(event: Arc<EventFd>, conduct: Arc<Conduct>) -> Self {
+        Notifier { event: Some(event), conduct: Some(conduct), isr: None }
     }
 
     /// A notifier for a driver that polls: it chose no vector.
@@ -141,17 +134,14 @@ impl Notifier {
 
     /// Signals. `[worker]`
     #[inline]
-    pub fn signal(&mut self) {
+    pub fn signal(&self) {
         if let Some(isr) = &self.isr {
             isr.raise_isr(ISR_QUEUE);
         }
         let Some(event) = &self.event else { return };
-        if !self.is_foreign {
-            signal(event);
-        } else if !signal_foreign(event) {
-            // Whoever did that has no more interrupts. The others on this worker have waited long enough.
-            debug!("a front end has held up its worker; it is not told of used buffers any more");
-            self.event = None;
+        match &self.conduct {
+            None => signal(event),
+            Some(conduct) => conduct.signal(event),
         }
     }
 }

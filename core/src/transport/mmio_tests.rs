@@ -70,7 +70,7 @@ fn a_driver_starts_the_device_with_its_queues() {
 fn used_buffers_raise_the_line_until_they_are_acknowledged() {
     let (mut transport, recorded) = transport();
     start(&mut transport);
-    let mut activation = recorded.take_activation().expect("activated");
+    let activation = recorded.take_activation().expect("activated");
     activation.queues[1].notifier.signal();
     assert_eq!(transport.line.read().unwrap(), 1);
     transport.device().interrupts().config_changed();

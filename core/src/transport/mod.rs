@@ -3,6 +3,8 @@
 //! [`pci`] and [`mmio`] are register maps onto [`VirtioDevice`], [`vhost_user`] is a map of messages. All end in
 //! [`DeviceModel::activate`] and [`DeviceModel::start_queue`].
 mod bus_master;
+#[allow(unsafe_code)] // asynchronous I/O, for which there is no wrapper
+mod conduct;
 mod interrupt;
 pub mod mmio;
 pub mod pci;
@@ -11,6 +13,7 @@ mod queue_setup;
 mod test_device;
 pub mod vhost_user;
 
+pub(crate) use conduct::Conduct;
 pub use interrupt::{ISR_CONFIG, ISR_QUEUE, InterruptState, Notifier};
 pub use queue_setup::QueueSetup;
 
@@ -56,6 +59,9 @@ pub(crate) enum FeatureError {
     /// A driver that does not accept VERSION_1 speaks the legacy interface, which we do not offer (virtio 1.3, 6.1).
     #[error("speaks only the legacy interface, which is not offered")]
     Legacy,
+    /// Features beyond the 32 bits that a legacy driver can see (virtio 1.3, 2.2.3).
+    #[error("accepted features {0:#x}, which need VIRTIO_F_VERSION_1, without that one")]
+    BeyondLegacy(u64),
 }
 
 /// Whether a driver may accept these features (virtio 1.3, 2.2).
@@ -64,6 +70,20 @@ pub(crate) fn check_features(accepted: u64, offered: u64) -> Result<(), FeatureE
         0 if accepted & 1 << VIRTIO_F_VERSION_1 == 0 => Err(FeatureError::Legacy),
         0 => Ok(()),
         unknown => Err(FeatureError::NotOffered(unknown)),
+    }
+}
+
+/// Whether the driver behind a front end may accept these features. Other than on our own PCI and MMIO transports, it may
+/// be a legacy driver, without VERSION_1: the legacy registers are the front end's, as those of QEMU's transitional device
+/// are, and what is left for us is a split ring, given by three addresses, in the byte order of the guest (virtio 1.3,
+/// 2.7.3), which is ours as long as no front end says otherwise.
+pub(crate) fn check_front_end_features(accepted: u64, offered: u64) -> Result<(), FeatureError> {
+    match check_features(accepted, offered) {
+        Err(FeatureError::Legacy) if cfg!(target_endian = "little") => match accepted >> 32 << 32 {
+            0 => Ok(()),
+            beyond => Err(FeatureError::BeyondLegacy(beyond)),
+        },
+        checked => checked,
     }
 }
 

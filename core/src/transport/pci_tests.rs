@@ -136,7 +136,7 @@ fn a_vector_that_does_not_exist_reads_back_as_none() {
 fn a_running_queue_keeps_its_vector_and_says_so() {
     let (mut transport, recorded) = transport();
     start(&mut transport);
-    let mut activation = recorded.take_activation().expect("activated");
+    let activation = recorded.take_activation().expect("activated");
     transport.write_bar(common::QUEUE_SELECT, &0u16.to_le_bytes());
     for vector in [2, NO_VECTOR] {
         transport.write_bar(common::QUEUE_VECTOR, &vector.to_le_bytes());

@@ -1,22 +1,29 @@
-//! Interrupts threads that are held up by somebody else's eventfd.
+//! Frees threads that somebody else's eventfd holds up.
 //!
-//! A write to an eventfd waits if its counter is full and its file description blocks. A front end shares the description of the
-//! events that it hands over, and can make it so at any time, after whatever we have checked. No flag of a call overrides that (for a
-//! read, RWF_NOWAIT does). So threads that write to such events say when they begin and end, and whoever waits for something else
-//! anyway [looks](interrupt_stuck) now and then whether one has made no progress, and interrupts its call by a signal: it fails with
-//! EINTR, and the event is not written to any more.
+//! A write to an eventfd waits if its counter is full and its file description blocks. A front end shares the description
+//! of the events that it hands over, and can make it so at any time, after whatever we have checked. No flag of a call
+//! overrides that (for a read, RWF_NOWAIT does). So threads that write to such events say when they begin and end, and a
+//! thread that does nothing else looks now and then whether one of them has made no progress, and interrupts its call by a
+//! signal: it fails with EINTR. What becomes of that front end is decided by [`Conduct`](crate::transport::Conduct).
+//!
+//! That thread takes no lock which anybody keeps while waiting: a control thread may be waiting for the very worker that
+//! is held up.
 use std::{
     io,
     os::fd::AsRawFd,
     sync::{
-        Arc, Mutex, Once, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, Once, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    thread,
+    time::Duration,
 };
 use vmm_sys_util::eventfd::EventFd;
 
 /// The signal. Ignored by default, and used for nothing else here.
 const SIGNAL: libc::c_int = libc::SIGURG;
+/// Time between two looks while there are front ends. A call is interrupted by the second look that finds it.
+const INTERVAL: Duration = Duration::from_millis(50);
 
 /// A thread that is watched.
 #[derive(Debug)]
@@ -29,6 +36,9 @@ struct Watched {
 }
 
 static WATCHED: Mutex<Vec<Watched>> = Mutex::new(Vec::new());
+/// Number of front ends, and how the watching thread hears that there is one.
+static FRONT_ENDS: Mutex<usize> = Mutex::new(0);
+static ARRIVAL: Condvar = Condvar::new();
 
 thread_local! {
     static CALLS: Arc<AtomicU64> = Arc::default();
@@ -56,7 +66,7 @@ pub(crate) fn watch() -> Watch {
     let calls = CALLS.with(Clone::clone);
     // SAFETY: always the calling thread.
     let thread = unsafe { libc::pthread_self() };
-    lock().push(Watched { thread, calls, seen: 0 });
+    lock(&WATCHED).push(Watched { thread, calls, seen: 0 });
     Watch(())
 }
 
@@ -64,18 +74,58 @@ impl Drop for Watch {
     fn drop(&mut self) {
         let calls = CALLS.with(Clone::clone);
         // With the lock: nobody sends a signal to a thread that has ended.
-        lock().retain(|watched| !Arc::ptr_eq(&watched.calls, &calls));
+        lock(&WATCHED).retain(|watched| !Arc::ptr_eq(&watched.calls, &calls));
     }
 }
 
-fn lock() -> std::sync::MutexGuard<'static, Vec<Watched>> {
-    WATCHED.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &'static Mutex<T>) -> MutexGuard<'static, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Starts the thread that looks, once for the process.
+///
+/// # Errors
+/// There is no thread to be had.
+pub(crate) fn start() -> io::Result<()> {
+    static STARTED: Mutex<bool> = Mutex::new(false);
+    let mut is_started = lock(&STARTED);
+    if !*is_started {
+        thread::Builder::new().name("pollux-watchdog".into()).spawn(look_for_ever)?;
+        *is_started = true;
+    }
+    Ok(())
+}
+
+/// While one of these exists, there is a front end whose events are written to.
+#[derive(Debug)]
+pub(crate) struct FrontEndGuard(());
+
+/// Has the thread look, until the guard is dropped.
+pub(crate) fn guard_front_end() -> FrontEndGuard {
+    *lock(&FRONT_ENDS) += 1;
+    ARRIVAL.notify_one();
+    FrontEndGuard(())
+}
+
+impl Drop for FrontEndGuard {
+    fn drop(&mut self) {
+        *lock(&FRONT_ENDS) -= 1;
+    }
+}
+
+fn look_for_ever() {
+    loop {
+        drop(ARRIVAL.wait_while(lock(&FRONT_ENDS), |count| *count == 0));
+        thread::sleep(INTERVAL);
+        interrupt_stuck();
+    }
 }
 
 /// Makes a call that somebody else may hold up.
 #[inline]
 fn watched<T>(call: impl FnOnce() -> T) -> T {
-    // Partner of both: the load in `interrupt_stuck`. A look that comes in between finds the call under way, or finds it at the next.
+    // Partner of both: the load in `interrupt_stuck`. A look that comes in between finds the call under way, or finds it
+    // at the next.
     let advance = || CALLS.with(|calls| calls.store(calls.load(Ordering::Relaxed) + 1, Ordering::Release));
     advance();
     let result = call();
@@ -97,10 +147,9 @@ pub(crate) fn signal(event: &EventFd) -> io::Result<()> {
     }
 }
 
-/// Interrupts every watched thread that was in a call at the last look, and is in the same one now. `[any thread]`, a few times a
-/// second while there are front ends.
-pub(crate) fn interrupt_stuck() {
-    for watched in lock().iter_mut() {
+/// Interrupts every watched thread that was in a call at the last look, and is in the same one now.
+fn interrupt_stuck() {
+    for watched in lock(&WATCHED).iter_mut() {
         let calls = watched.calls.load(Ordering::Acquire);
         if calls % 2 == 1 && calls == watched.seen {
             // SAFETY: the thread takes itself off the list, with the lock, before it ends.
@@ -116,13 +165,14 @@ mod tests {
     use std::{
         io::{ErrorKind, Read, Write},
         os::unix::net::UnixStream,
-        thread,
-        time::{Duration, Instant},
+        time::Instant,
     };
 
     #[test]
     fn a_call_that_waits_is_interrupted_and_one_that_goes_on_is_not() {
         let (ours, _theirs) = UnixStream::pair().expect("sockets");
+        start().expect("a thread");
+        let _front_end = guard_front_end();
         let stuck = thread::spawn(move || {
             let _watch = watch();
             (&ours).write_all(b"before").expect("room");
@@ -131,15 +181,10 @@ mod tests {
         let busy = thread::spawn(|| {
             let _watch = watch();
             let start = Instant::now();
-            while start.elapsed() < Duration::from_millis(50) {
+            while start.elapsed() < Duration::from_millis(150) {
                 watched(|| ());
             }
         });
-        let start = Instant::now();
-        while !stuck.is_finished() && start.elapsed() < Duration::from_secs(20) {
-            interrupt_stuck();
-            thread::yield_now();
-        }
         assert_eq!(stuck.join().expect("no panic"), Err(ErrorKind::Interrupted));
         busy.join().expect("no panic");
     }

@@ -39,6 +39,8 @@ pub(super) struct Device {
     watchers: Mutex<Vec<Watcher>>,
     lines: LogBudget,
     stopping: AtomicBool,
+    /// A front end has held up a worker: events of those that follow are signalled with care.
+    was_held_up: AtomicBool,
 }
 
 struct Served {
@@ -85,6 +87,7 @@ impl Device {
             watchers: Mutex::default(),
             lines: LogBudget::of_front_end(),
             stopping: AtomicBool::new(false),
+            was_held_up: AtomicBool::new(false),
         }
     }
 
@@ -108,6 +111,16 @@ impl Device {
     /// Whether a line may be logged that a front end has caused.
     pub(super) fn may_log(&self) -> bool {
         self.lines.may_log(&self.name)
+    }
+
+    /// Whether a front end has held up a worker.
+    pub(super) fn was_held_up(&self) -> bool {
+        self.was_held_up.load(Ordering::Relaxed)
+    }
+
+    /// A front end has held up a worker.
+    pub(super) fn note_held_up(&self) {
+        self.was_held_up.store(true, Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Served> {

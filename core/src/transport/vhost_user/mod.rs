@@ -58,8 +58,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How often it is looked whether all connections have ended, once they should.
 const END_PAUSE: Duration = Duration::from_millis(1);
-/// How often it is looked whether a front end holds up a worker, in milliseconds.
-const WATCH_INTERVAL: i32 = 100;
 
 /// One device served on one socket. `[control]`
 pub struct Server {
@@ -82,6 +80,7 @@ impl Server {
     /// # Errors
     /// Its thread cannot be started.
     pub fn start(model: Box<dyn DeviceModel>, listener: Listener) -> io::Result<Self> {
+        watchdog::start()?;
         let device = Arc::new(Device::new(model));
         let bell = Arc::new(EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let path = listener.path().to_owned();
@@ -163,11 +162,7 @@ impl Reception {
         let mut events = [EpollEvent::default(); 4];
         let mut next: SessionId = 1;
         while !self.device.is_stopping() {
-            // While there are front ends, it is looked whether one of them holds up a worker.
-            let timeout = if self.sessions.is_empty() { -1 } else { WATCH_INTERVAL };
-            let waited = epoll.wait(timeout, &mut events);
-            watchdog::interrupt_stuck();
-            let count = match waited {
+            let count = match epoll.wait(-1, &mut events) {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => {
@@ -197,7 +192,6 @@ impl Reception {
     fn end(&mut self) {
         while self.sessions.values().any(|thread| !thread.is_finished()) {
             thread::sleep(END_PAUSE);
-            watchdog::interrupt_stuck();
         }
         for (_, thread) in self.sessions.drain() {
             if thread.join().is_err() {

@@ -1,7 +1,7 @@
 //! What each request of the front end does (vhost-user document, "Front-end message types").
 use super::{
     event::event,
-    session::{Failure, Inflight, Session, malformed, notifier, refused, regions_of},
+    session::{Failure, Inflight, Session, malformed, refused, regions_of},
     table::SLOTS_MAX,
     vring::Kick,
     wire::Message,
@@ -295,7 +295,7 @@ impl Session {
         let (index, file) = vring_file(message)?;
         let call = file.map(event).transpose().map_err(refused)?.map(Arc::new);
         self.vring(index)?.call = call.clone();
-        self.update_ring(index as usize, QueueUpdate::Notifier(notifier(&call)));
+        self.update_ring(index as usize, QueueUpdate::Notifier(self.notifier(&call)));
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use crate::{
     device::ActiveQueue,
     memory::{DirtyLog, ForeignMapping, GuestMemory, guard},
     ring::{InflightPlace, RingKind, RingStart},
-    transport::{InterruptState, Notifier, check_features, interrupt::signal_foreign},
+    transport::{Conduct, InterruptState, Notifier, check_front_end_features},
     worker::{QueueUpdate, watchdog},
 };
 use std::{
@@ -82,6 +82,8 @@ pub(super) struct Session {
     pub(super) stream: UnixStream,
     /// Rung by the device, its workers and the server.
     wake: Arc<EventFd>,
+    /// How the front end behaves when its events are signalled.
+    conduct: Arc<Conduct>,
     /// As accepted, with the bits of vhost-user.
     pub(super) features: u64,
     pub(super) protocol_features: VhostUserProtocolFeatures,
@@ -113,6 +115,7 @@ impl Session {
             id,
             device: device.clone(),
             stream,
+            conduct: Arc::new(Conduct::new(wake.clone(), device.was_held_up())),
             wake,
             features: 0,
             protocol_features: VhostUserProtocolFeatures::empty(),
@@ -133,7 +136,7 @@ impl Session {
     /// Hears the front end until it goes, or the server stops. Then the rings are drained and flushed, and only after that is the
     /// connection closed.
     pub(super) fn run(mut self) {
-        let _watch = watchdog::watch();
+        let _watch = (watchdog::watch(), watchdog::guard_front_end());
         debug!("{}: connection {} is open", self.device.name(), self.id);
         let end = self.listen();
         match end {
@@ -176,7 +179,7 @@ impl Session {
             }
             let is_ready = |fd: i32| events[..count].iter().any(|event| event.data() == fd as u64);
             if is_ready(wake) {
-                self.answer_wake();
+                self.answer_wake()?;
             }
             if self.table.is_damaged() {
                 return Err(refused("it took memory away that rings or buffers were in"));
@@ -188,10 +191,18 @@ impl Session {
         }
     }
 
-    /// Something about the device has changed: its configuration space, or that it works at all.
-    fn answer_wake(&mut self) {
+    /// Something about the device has changed: its configuration space, or that it works at all. Or the front end has held
+    /// up a worker, which is the end of the connection.
+    fn answer_wake(&mut self) -> Result<(), Failure> {
         // EAGAIN: another look at it was enough.
         let _ = self.wake.read();
+        if self.conduct.has_held_up() {
+            self.device.note_held_up();
+            return Err(refused(
+                "it has held up the thread that signalled one of its events, whose counter was full and whose \
+                 descriptor blocked; make event descriptors non-blocking",
+            ));
+        }
         let device = self.device.clone();
         let interrupts: &InterruptState = device.interrupts();
         let generation = interrupts.config_generation();
@@ -203,9 +214,10 @@ impl Session {
         }
         let has_failed = interrupts.has_failed() && self.owned().is_some();
         if has_failed && !self.has_failed {
-            self.vrings.iter().for_each(signal_error);
+            self.vrings.iter().for_each(|vring| self.signal_error(vring));
         }
         self.has_failed = has_failed;
+        Ok(())
     }
 
     /// Hears one message and answers it.
@@ -274,7 +286,7 @@ impl Session {
                 && let Err(reason) = self.start_ring(index)
             {
                 self.vrings[index].failed = true;
-                signal_error(&self.vrings[index]);
+                self.signal_error(&self.vrings[index]);
                 self.release_idle();
                 // The first reason is as good as any; the others are tried nevertheless.
                 result = result.and(Err(refused(format!("queue {index} cannot start: {reason}"))));
@@ -285,7 +297,7 @@ impl Session {
 
     fn start_ring(&mut self, index: usize) -> Result<(), String> {
         let features = self.driver_features();
-        check_features(features, self.device.features()).map_err(|error| format!("its driver {error}"))?;
+        check_front_end_features(features, self.device.features()).map_err(|error| format!("its driver {error}"))?;
         let memory = self.memory.clone().ok_or("there is no memory")?;
         let vring = &self.vrings[index];
         let start = RingStart {
@@ -299,8 +311,8 @@ impl Session {
             Kick::Event(event) => Some(event.try_clone().map_err(|error| error.to_string())?),
             Kick::Unset | Kick::Polled => None,
         };
-        let queue =
-            ActiveQueue { index, config: vring.config(&self.table), start, kick, notifier: notifier(&vring.call) };
+        let notifier = self.notifier(&vring.call);
+        let queue = ActiveQueue { index, config: vring.config(&self.table), start, kick, notifier };
         self.device.acquire(self.id, &memory, &self.driver_state(), &self.wake)?.start_queue(queue)?;
         self.vrings[index].running = true;
         debug!("{}: queue {index} is started, features {features:#x}", self.name());
@@ -417,6 +429,19 @@ impl Session {
         }
     }
 
+    /// How the driver is told of used buffers.
+    pub(super) fn notifier(&self, call: &Option<Arc<EventFd>>) -> Notifier {
+        let foreign = |call: &Arc<EventFd>| Notifier::foreign(call.clone(), self.conduct.clone());
+        call.as_ref().map_or_else(Notifier::silent, foreign)
+    }
+
+    /// Tells the front end that a ring does not work (SET_VRING_ERR).
+    fn signal_error(&self, vring: &Vring) {
+        if let Some(event) = &vring.error {
+            self.conduct.signal(event);
+        }
+    }
+
     /// The ring of that index.
     pub(super) fn vring(&mut self, index: u32) -> Result<&mut Vring, Failure> {
         let count = self.vrings.len();
@@ -436,19 +461,6 @@ impl Drop for Session {
         self.stop_rings();
         self.device.leave(self.id);
         self.device.unwatch(self.id);
-    }
-}
-
-/// How the driver is told of used buffers.
-pub(super) fn notifier(call: &Option<Arc<EventFd>>) -> Notifier {
-    call.as_ref().map_or_else(Notifier::silent, |call| Notifier::foreign(call.clone()))
-}
-
-/// Tells the front end that a ring does not work (SET_VRING_ERR).
-fn signal_error(vring: &Vring) {
-    if let Some(event) = &vring.error {
-        // A full counter has told it already. One that blocks delays its own connection, and not for long.
-        signal_foreign(event);
     }
 }
 
