@@ -9,6 +9,7 @@
 //! | [`host_v1`] | the frozen `repr(C)` table of what the host lends to a plugin |
 //! | [`block`] | the safe traits that authors implement, with the panic guard |
 //! | [`host`] | the host's services as an author sees them |
+//! | [`image_format`] | which files are no raw images, and what to do with them |
 //! | [`options`] | sizes such as `"512M"` for the options of plugins |
 //!
 //! The smallest whole plugin:
@@ -67,6 +68,7 @@ pub mod export;
 #[allow(unsafe_code)]
 pub mod host;
 pub mod host_v1;
+pub mod image_format;
 pub mod options;
 #[allow(unsafe_code)]
 pub mod plugin;

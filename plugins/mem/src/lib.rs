@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `size` | the file's | size of the disk; a file is created or extended to it |
 //! | `path` | | file to map; without it the disk is in memory and begins as zeroes |
+//! | `format` | `"auto"` | refuse what looks like another format than raw; `"raw"`: insist |
 //! | `block_size` | 512 | logical block size |
 //! | `sparse` | `false` | leave unwritten parts of the file unallocated, and make discarded ones so |
 //! | `lock` | `true` | refuse a file that another process has mapped this way |
@@ -30,6 +31,7 @@ use crate::{medium::Medium, queue::MemQueue};
 use pollux_abi::{
     block::{Block, BlockInfo, Error, OpenContext},
     host::Level,
+    image_format::FormatChoice,
     options::{BlockSize, Size},
 };
 use std::{path::PathBuf, sync::Arc};
@@ -40,6 +42,8 @@ use std::{path::PathBuf, sync::Arc};
 pub struct Options {
     size: Option<Size>,
     path: Option<PathBuf>,
+    #[serde(default)]
+    format: FormatChoice,
     #[serde(default)]
     block_size: BlockSize,
     #[serde(default)]

@@ -10,6 +10,7 @@ use pollux_abi::{
         POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_INFO_READ_ONLY, POLLUX_BLOCK_INFO_VOLATILE_CACHE,
         POLLUX_BLOCK_READ, POLLUX_BLOCK_WRITE, POLLUX_BLOCK_WRITE_ZEROES,
     },
+    image_format::mark_raw,
     options::Size,
 };
 use std::{
@@ -261,7 +262,7 @@ fn open_file(
     let shown = path.display();
     let cannot = |what: &str, error| Error::from_io(format_args!("cannot {what} {shown}"), error);
     match std::fs::metadata(path).map(|metadata| metadata.file_type()) {
-        Ok(kind) if kind.is_file() => {}
+        Ok(kind) if kind.is_file() => options.format.check(path, kind, context)?,
         Ok(kind) if kind.is_block_device() => {
             return Err(Error::new(format!("{shown} is a block device: use the uring plugin for it")));
         }
@@ -305,6 +306,9 @@ fn open_file(
     }
     if found < capacity && change {
         file.set_len(capacity).map_err(|error| cannot("extend", error))?;
+    }
+    if change {
+        mark_raw(&file);
     }
     if change && !options.sparse {
         match fallocate(&file, 0, 0, capacity) {

@@ -242,3 +242,16 @@ fn a_probe_changes_nothing() {
     let probe = Instance::<Mem>::open_with(&options, POLLUX_BLOCK_OPEN_PROBE).unwrap();
     assert_eq!((probe.info().capacity, path.metadata().unwrap().len()), (MIB, 0));
 }
+
+#[test]
+fn a_file_that_is_no_raw_image_is_refused_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = image(&folder, "d.img", &[b"QFI\xfb\0\0\0\x03".as_slice(), &[0; 4088]].concat());
+    let before = std::fs::read(&path).unwrap();
+    let options = |more: &str| format!(r#"{{"path": {path:?}, "size": 8192{more}}}"#);
+    for flags in [0, POLLUX_BLOCK_OPEN_PROBE] {
+        assert_says(&refusal(&options(""), flags), &["QCOW2", "qemu-img convert -f qcow2 -O raw", "format = \"raw\""]);
+    }
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+    assert_eq!(open(&options(r#", "format": "raw""#)).info().capacity, 8192);
+}

@@ -18,6 +18,7 @@ use pollux_abi::{
         POLLUX_BLOCK_READ, POLLUX_BLOCK_WRITE, POLLUX_BLOCK_WRITE_ZEROES,
     },
     host::{Host, Level},
+    image_format::mark_raw,
     options::Size,
 };
 use std::{
@@ -69,6 +70,8 @@ pub(crate) struct Image {
     pub(crate) fallback: Option<FallbackThread>,
     pub(crate) path: PathBuf,
     pub(crate) host: Host,
+    /// Marked as raw, since a guest may write to it.
+    pub(crate) is_marked: bool,
     pub(crate) lock: Option<Lock>,
     /// Keeps others off the medium where `file` itself does not.
     pub(crate) _claim: Option<File>,
@@ -133,11 +136,16 @@ impl Image {
         if let Some(lock) = lock.as_mut().filter(|_| writable) {
             lock.cover(&file, path)?;
         }
+        options.format.check(path, kind, context)?;
         let geometry = Geometry::of(&file, options.direct).map_err(|error| match error {
             GeometryError::NoDirect => no_direct(path),
             GeometryError::Io(error) => Error::from_io(format_args!("cannot examine {}", path.display()), error),
         })?;
         check_geometry(path, &geometry, options.direct)?;
+        let is_marked = writable && !context.probe;
+        if is_marked {
+            mark_raw(&file);
+        }
         let engine = Engine::choose(options.engine, &file, &geometry);
         let discard = match writable {
             true => DiscardMethod::of(&file, &geometry, engine.is_sync, context.probe),
@@ -164,6 +172,7 @@ impl Image {
             counters: Counters::default(),
             path: path.to_owned(),
             host: context.host,
+            is_marked,
             lock,
             _claim: None,
         })
@@ -210,6 +219,9 @@ impl Image {
             Ok(length) if length >= block => {
                 let capacity = length / block * block;
                 self.end.tell(capacity);
+                if self.is_marked {
+                    mark_raw(&self.file);
+                }
                 capacity
             }
             // There is no disk without a block.

@@ -3,6 +3,7 @@
 //! | option | default | meaning |
 //! |---|---|---|
 //! | `path` | | the image file or block device |
+//! | `format` | `"auto"` | refuse what looks like another format than raw; `"raw"`: insist |
 //! | `direct` | `true` | go past the page cache (`O_DIRECT`) |
 //! | `queue_depth` | the device's | most requests of one queue that the kernel works on at a time |
 //! | `lock` | `true` | refuse a medium that another process has open for writing |
@@ -100,6 +101,7 @@ use crate::{
 use pollux_abi::{
     block::{Block, BlockInfo, Error, MemoryRegion, OpenContext},
     host::{Host, Level},
+    image_format::FormatChoice,
 };
 use std::{
     path::PathBuf,
@@ -114,6 +116,8 @@ use std::{
 #[serde(deny_unknown_fields)]
 pub struct Options {
     path: PathBuf,
+    #[serde(default)]
+    format: FormatChoice,
     #[serde(default = "yes")]
     direct: bool,
     queue_depth: Option<u32>,

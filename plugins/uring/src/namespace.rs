@@ -114,6 +114,7 @@ impl Image {
             counters: Counters::default(),
             path: path.to_owned(),
             host: context.host,
+            is_marked: false,
             lock,
             _claim: claim,
         })

@@ -19,6 +19,7 @@ use tempfile::TempDir;
 mod device;
 mod end;
 mod flush;
+mod format;
 mod nvme;
 mod open;
 mod registered;
