@@ -15,7 +15,7 @@ use crate::{
     transport::{InterruptState, Notifier},
     worker::{Position, QueueUpdate},
 };
-use std::{os::fd::RawFd, sync::Arc};
+use std::{ops::Range, os::fd::RawFd, sync::Arc};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Why a device could not be started by its driver. The transport tells the guest with DEVICE_NEEDS_RESET.
@@ -54,6 +54,28 @@ pub struct Activation {
     pub interrupts: Arc<InterruptState>,
 }
 
+/// Fields of a configuration space that do not stay as the driver has first read them. The others do, whatever becomes of
+/// the medium.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ConfigFields {
+    /// What the device changes, with a configuration change notification (virtio 1.3, 2.5).
+    pub device: Range<usize>,
+    /// What the driver sets.
+    pub driver: Range<usize>,
+}
+
+/// The configuration space that a driver was told before its rings start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ToldConfig {
+    /// It begins, and reads the space as it is.
+    #[default]
+    Nothing,
+    /// These bytes, from the space's start on, in which its own settings are as it has set them.
+    Space(Vec<u8>),
+    /// It began elsewhere, and nobody knows what it was told there.
+    Unknown,
+}
+
 /// A virtio device model. All calls come from one thread at a time, a transport's; the data path runs elsewhere, on
 /// workers.
 pub trait DeviceModel: Send {
@@ -72,6 +94,16 @@ pub trait DeviceModel: Send {
     /// The driver has set FEATURES_OK with these features, and the device has accepted them. The driver reads the
     /// configuration space next.
     fn features_accepted(&mut self, _features: u64) {}
+    /// Which fields of the configuration space change.
+    fn config_fields(&self) -> ConfigFields {
+        ConfigFields::default()
+    }
+    /// A driver that has accepted `features` starts its rings in some belief about the configuration space, maybe of an
+    /// earlier process. The device goes by what the driver has set, or by the safe side. Returns what it cannot keep, each in
+    /// a sentence.
+    fn config_was_told(&mut self, _features: u64, _told: &ToldConfig) -> Vec<String> {
+        Vec::new()
+    }
     /// The driver is ready: queues are started next, each by itself.
     ///
     /// # Errors

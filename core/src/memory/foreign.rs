@@ -8,6 +8,7 @@ use std::{
         unix::fs::{FileTypeExt, MetadataExt},
     },
     ptr,
+    sync::atomic::{AtomicU8, Ordering},
 };
 
 /// Why memory of another process could not be mapped.
@@ -147,6 +148,34 @@ impl ForeignMapping {
     /// Whether it may be written to; if not, a write ends the process.
     pub fn is_writable(&self) -> bool {
         self.is_writable
+    }
+
+    /// Copies bytes out of it, from `offset` on. Whoever else has it may be writing them.
+    ///
+    /// # Panics
+    /// The range ends beyond it.
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) {
+        for (index, byte) in bytes.iter_mut().enumerate() {
+            *byte = self.byte(offset + index).load(Ordering::Acquire);
+        }
+    }
+
+    /// Copies bytes into it, from `offset` on, in their order: whoever looks at it after this process was killed finds a
+    /// first part of them.
+    ///
+    /// # Panics
+    /// The range ends beyond it, or it is not writable.
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        assert!(self.is_writable, "the mapping may be written to");
+        for (index, byte) in bytes.iter().enumerate() {
+            self.byte(offset + index).store(*byte, Ordering::Release);
+        }
+    }
+
+    fn byte(&self, offset: usize) -> &AtomicU8 {
+        assert!(offset < self.length, "the byte lies in the mapping");
+        // SAFETY: a byte of the mapping, which lives as long as `self`; a loss of its page is caught by the guard.
+        unsafe { AtomicU8::from_ptr(self.address.wrapping_add(offset)) }
     }
 
     /// Whether the file has lost pages of this mapping that were accessed since. After a `false`, all that the caller

@@ -13,7 +13,10 @@ pub mod queue;
 mod request;
 mod tally;
 
-use super::{ActivateError, Activation, ActiveQueue, DeviceModel, coalescing::Coalescing, queues::QueueSet};
+use super::{
+    ActivateError, Activation, ActiveQueue, ConfigFields, DeviceModel, ToldConfig, coalescing::Coalescing,
+    queues::QueueSet,
+};
 use crate::{
     memory::GuestMemory,
     plugin::BlockBackend,
@@ -213,6 +216,26 @@ impl DeviceModel for Blk {
         self.shared.writeback.store(features & 1 << VIRTIO_BLK_F_FLUSH != 0, Ordering::Relaxed);
     }
 
+    fn config_fields(&self) -> ConfigFields {
+        config::FIELDS
+    }
+
+    fn config_was_told(&mut self, features: u64, told: &ToldConfig) -> Vec<String> {
+        // Without CONFIG_WCE, features alone say what the cache mode is (virtio 1.3, 5.2.6.2).
+        let has = |feature: u32| features & 1 << feature != 0;
+        let sets_cache_mode = has(VIRTIO_BLK_F_CONFIG_WCE) && has(VIRTIO_BLK_F_FLUSH);
+        let (is_durable, remarks) = match told {
+            ToldConfig::Nothing => (false, vec![]),
+            ToldConfig::Unknown if sets_cache_mode => (true, vec![config::UNKNOWN_CACHE_MODE.into()]),
+            ToldConfig::Unknown => (false, vec![]),
+            ToldConfig::Space(space) => (!config::is_writeback(space), self.config.broken_promises(space, features)),
+        };
+        if sets_cache_mode && is_durable {
+            self.shared.writeback.store(false, Ordering::Relaxed);
+        }
+        remarks
+    }
+
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         if self.queues.has_lost() {
             return Err(self.error("a queue of it was lost before, and its backend may still use the guest's memory"));
@@ -277,8 +300,16 @@ impl DeviceModel for Blk {
         };
         let old = self.limits.capacity_sectors;
         // Only the capacity may change under a driver (virtio 1.3, 5.2.5: capacity, topology by a configuration change).
-        self.limits.capacity_sectors = Limits::new(&info, self.options.queue_size).capacity_sectors;
-        let new = self.limits.capacity_sectors;
+        let new = Limits::new(&info, self.options.queue_size);
+        let (old_block, new_block) = (self.limits.block_bytes(), new.block_bytes());
+        if new_block > old_block {
+            warn!(
+                "{name}: its medium has blocks of {new_block} bytes now, and its guest was told of {old_block}: requests for \
+                 parts of a block fail; restart the guest and this process"
+            );
+        }
+        let new = self.limits.in_whole_blocks(new.capacity_sectors);
+        self.limits.capacity_sectors = new;
         if new == old {
             return false;
         }

@@ -68,6 +68,16 @@ impl Limits {
         }
     }
 
+    /// Size of a logical block.
+    pub(super) fn block_bytes(&self) -> u64 {
+        SECTOR_SIZE << self.block_shift
+    }
+
+    /// As many of these sectors as are whole logical blocks.
+    pub(super) fn in_whole_blocks(&self, sectors: u64) -> u64 {
+        sectors >> self.block_shift << self.block_shift
+    }
+
     /// Whether `sectors` at `sector` are whole logical blocks within the medium.
     #[inline(always)]
     fn contains(&self, sector: u64, sectors: u64) -> bool {

@@ -1,6 +1,7 @@
 //! The device behind a socket, as all connections to it share it.
+use super::told::{CONFIG_BYTES, Space};
 use crate::{
-    device::{Activation, ActiveQueue, DeviceModel},
+    device::{Activation, ActiveQueue, ConfigFields, DeviceModel, ToldConfig},
     log_budget::LogBudget,
     memory::GuestMemory,
     ring::QueueConfig,
@@ -17,7 +18,7 @@ use std::{
     },
     time::{Duration, Instant},
 };
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 use vmm_sys_util::eventfd::EventFd;
 
 /// How long a front end waits for the requests of one that has gone, and how often it looks.
@@ -32,6 +33,7 @@ pub(super) struct Device {
     name: String,
     features: u64,
     queue_count: usize,
+    config_fields: ConfigFields,
     served: Mutex<Served>,
     /// Rung when a connection gives the device up.
     released: Condvar,
@@ -59,7 +61,9 @@ struct Served {
 pub(super) struct DriverState {
     /// The features that it accepted.
     pub(super) features: u64,
-    /// What it has written to the configuration space, and where.
+    /// The configuration space that it was told.
+    pub(super) told: ToldConfig,
+    /// What it has written to the configuration space on this connection, and where.
     pub(super) config_writes: Vec<(u64, Vec<u8>)>,
 }
 
@@ -81,6 +85,7 @@ impl Device {
             name: model.name().into(),
             features: model.features() | TRANSPORT_FEATURES,
             queue_count: model.queue_sizes().len(),
+            config_fields: model.config_fields(),
             served: Mutex::new(Served { model, owner: None, configured_by: None, memory_of: None }),
             released: Condvar::new(),
             interrupts: Arc::default(),
@@ -127,8 +132,16 @@ impl Device {
         self.served.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn read_config(&self, offset: u64, data: &mut [u8]) {
-        self.lock().model.read_config(offset, data);
+    /// Which fields of the configuration space change.
+    pub(super) fn config_fields(&self) -> ConfigFields {
+        self.config_fields.clone()
+    }
+
+    /// The configuration space as it is.
+    pub(super) fn config(&self) -> Space {
+        let mut space = [0; CONFIG_BYTES];
+        self.lock().model.read_config(0, &mut space);
+        space
     }
 
     /// The driver of connection `id` writes to the configuration space. As with [`configure`](Self::configure), that waits as long
@@ -176,9 +189,9 @@ impl Device {
                 self.interrupts.set_config_event(Some(wake.clone()));
                 let (memory, interrupts) = (memory.clone(), self.interrupts.clone());
                 let features = state.features;
-                if served.configured_by != Some(id) {
-                    served.configure(id, state);
-                }
+                // Once more: only now it is known where its rings start.
+                let remarks = served.configure(id, state);
+                self.remark(&remarks);
                 served.memory_of = Some(id);
                 let activation = Activation { memory, features, interrupts };
                 served.model.activate(activation).map_err(|error| error.reason)?;
@@ -189,6 +202,15 @@ impl Device {
             }
         }
         Ok(Owned { served })
+    }
+
+    /// Logs what a front end's driver is to know, or whoever runs it.
+    pub(super) fn remark(&self, remarks: &[String]) {
+        for remark in remarks {
+            if self.may_log() {
+                warn!("{}: {remark}", self.name);
+            }
+        }
     }
 
     /// The device, as soon as no other connection than `id` uses it. One whose front end has gone is waited for: its requests end
@@ -235,6 +257,11 @@ impl Device {
         if served.memory_of == Some(id) {
             served.memory_of = None;
             served.model.forget_memory();
+        }
+        // What its driver has set is nothing to the next one.
+        if served.configured_by == Some(id) && served.owner.is_none() {
+            served.configured_by = None;
+            served.model.reset();
         }
     }
 
@@ -290,16 +317,23 @@ impl Device {
 }
 
 impl Served {
-    fn configure(&mut self, id: SessionId, state: &DriverState) {
+    fn configure(&mut self, id: SessionId, state: &DriverState) -> Vec<String> {
         self.configured_by = Some(id);
         self.model.features_accepted(state.features);
+        let remarks = self.model.config_was_told(state.features, &state.told);
         for (offset, data) in &state.config_writes {
             self.model.write_config(*offset, data, state.features);
         }
+        remarks
     }
 }
 
 impl Owned<'_> {
+    /// The driver has turned out to have begun elsewhere. Returns what cannot be kept of what it was told there.
+    pub(super) fn config_was_told(&mut self, features: u64, told: &ToldConfig) -> Vec<String> {
+        self.served.model.config_was_told(features, told)
+    }
+
     pub(super) fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), String> {
         self.served.model.start_queue(queue).map_err(|error| error.reason)
     }

@@ -11,6 +11,7 @@
 //! | `requests` | what each message does |
 //! | `vring` | a virtqueue as the front end describes it |
 //! | `table` | the front end's memory |
+//! | `told` | what the front end and its guest were told of the configuration space |
 //! | `event` | the front end's event descriptors |
 //! | `device` | the device, as all connections share it |
 //!
@@ -31,6 +32,7 @@ pub mod socket;
 #[allow(unsafe_code)] // descriptors that are ours by the environment's word
 pub mod socket_activation;
 mod table;
+mod told;
 mod vring;
 mod wire;
 

@@ -1,8 +1,9 @@
 //! What each request of the front end does (vhost-user document, "Front-end message types").
 use super::{
     event::event,
-    session::{Failure, Inflight, Session, malformed, refused, regions_of},
-    table::SLOTS_MAX,
+    session::{Failure, Inflight, Session, malformed, refused},
+    table::{SLOTS_MAX, regions_of},
+    told::{CONFIG_BYTES, RECORD_BYTES},
     vring::Kick,
     wire::Message,
 };
@@ -24,8 +25,6 @@ use vhost::vhost_user::message::{
 };
 use vm_memory::ByteValued;
 
-/// Longest configuration space that the document knows (VHOST_USER_MAX_CONFIG_SIZE).
-const CONFIG_BYTES_MAX: u32 = 256;
 /// Most fields of it of which we remember that they were written: more than any device has.
 const CONFIG_WRITES_MAX: usize = 16;
 /// In the payload of a request with a descriptor for a ring: there is none.
@@ -159,20 +158,21 @@ impl Session {
         number((self.status | if failed { STATUS_NEEDS_RESET } else { 0 }).into())
     }
 
-    fn get_config(&self, message: &Message) -> Answer {
+    fn get_config(&mut self, message: &Message) -> Answer {
         let (config, rest) = message.front::<VhostUserConfig>().map_err(malformed)?;
         let (offset, size) = (config.offset, config.size);
         if rest.len() != size as usize {
             return Err(malformed(format!("its payload has {} bytes for {size} bytes of configuration", rest.len())));
         }
-        if offset.checked_add(size).is_none_or(|end| end > CONFIG_BYTES_MAX) {
+        if offset.checked_add(size).is_none_or(|end| end as usize > CONFIG_BYTES) {
             // A payload of length 0 is an error.
             let refused = VhostUserConfig { size: 0, ..config };
             return bytes(&refused, &[], None);
         }
-        let mut space = vec![0; size as usize];
-        self.device.read_config(offset.into(), &mut space);
-        bytes(&config, &space, None)
+        let space = self.told.space(&self.device.config());
+        let range = offset as usize..(offset + size) as usize;
+        self.told.note_read(range.clone(), &space);
+        bytes(&config, &space[range], None)
     }
 
     fn set_config(&mut self, message: &Message) -> Result<(), Failure> {
@@ -183,6 +183,7 @@ impl Session {
         }
         let (offset, space) = (u64::from(offset), space.to_vec());
         self.device.write_config(self.id, &self.driver_state(), offset, &space);
+        self.told.note_written(offset as usize, &space, &self.device.config());
         // Once for each field, in case that the device is another's for now.
         self.config_writes.retain(|(old, data)| (*old, data.len()) != (offset, space.len()));
         self.config_writes.push((offset, space));
@@ -322,7 +323,8 @@ impl Session {
     fn get_inflight(&self, message: &Message) -> Answer {
         let asked = message.body::<VhostUserInflight>().map_err(malformed)?;
         let (queues, queue_size) = (asked.num_queues, asked.queue_size);
-        let bytes_needed = inflight_room(self.ring_kind(), queues, queue_size).map_err(malformed)?;
+        let queue_bytes = inflight_room(self.ring_kind(), queues, queue_size).map_err(malformed)?;
+        let bytes_needed = queue_bytes + RECORD_BYTES;
         // Sealed, so that nobody can take it away: it is ours as much as the front end's.
         let file = sealed_file(c"pollux-inflight", bytes_needed)
             .map_err(|error| malformed(format!("there is no memory for {bytes_needed} bytes: {error}")))?;
@@ -344,7 +346,9 @@ impl Session {
         }
         let mapping = ForeignMapping::map(&file, given.mmap_offset, given.mmap_size, true)
             .map_err(|error| refused(format!("the in-flight region: {error}")))?;
-        self.inflight = Some(Inflight { mapping: Arc::new(mapping), queue_size, queues });
+        let mapping = Arc::new(mapping);
+        self.told.adopt(&mapping, needed);
+        self.inflight = Some(Inflight { mapping, queue_size, queues });
         Ok(())
     }
 

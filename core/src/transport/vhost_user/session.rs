@@ -4,11 +4,12 @@
 use super::{
     device::{Device, DriverState, Owned, SessionId},
     table::MemoryTable,
+    told::Told,
     vring::{Kick, Vring},
     wire::{self, WireError},
 };
 use crate::{
-    device::ActiveQueue,
+    device::{ActiveQueue, ToldConfig},
     memory::{DirtyLog, ForeignMapping, GuestMemory, guard},
     ring::{InflightPlace, RingKind, RingStart},
     transport::{Conduct, InterruptState, Notifier, check_front_end_features},
@@ -24,9 +25,7 @@ use std::{
     time::Duration,
 };
 use tracing::{debug, info, warn};
-use vhost::vhost_user::message::{
-    BackendReq, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
-};
+use vhost::vhost_user::message::{BackendReq, VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vmm_sys_util::{
     epoll::{ControlOperation, Epoll, EpollEvent, EventSet},
     eventfd::{EFD_NONBLOCK, EventFd},
@@ -36,6 +35,9 @@ use vmm_sys_util::{
 const SESSIONS_MAX: usize = 16;
 /// How often it is looked whether old memory maps can go, while there are any, in milliseconds.
 const RELEASE_INTERVAL: i32 = 20;
+/// How long a front end must be silent, in milliseconds, before it hears of what has changed while it was away: it may
+/// not be able to answer in the middle of its start.
+const NOTICE_SILENCE: i32 = 20;
 
 /// Most changes of the memory table while a request is in flight that was made before the first of them.
 const RETIRING_MAX: u32 = 64;
@@ -96,6 +98,8 @@ pub(super) struct Session {
     pub(super) log: Option<DirtyLog>,
     /// Where our own requests go to.
     pub(super) backend_channel: Option<UnixStream>,
+    /// What it and its driver were told of the configuration space.
+    pub(super) told: Told,
     /// What was written to the configuration space, and where.
     pub(super) config_writes: Vec<(u64, Vec<u8>)>,
     config_generation: u32,
@@ -126,6 +130,7 @@ impl Session {
             inflight: None,
             log: None,
             backend_channel: None,
+            told: Told::new(device.config_fields()),
             config_writes: Vec::new(),
             config_generation: device.interrupts().config_generation(),
             has_failed: false,
@@ -169,13 +174,21 @@ impl Session {
         watch(guard::damage_event().map_err(failed)?.as_raw_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED)?;
         let mut events = [EpollEvent::default(); 4];
         loop {
-            let timeout = if self.retiring > 0 { RELEASE_INTERVAL } else { -1 };
+            let timeout = match self.retiring {
+                0 if self.owes_notice() => NOTICE_SILENCE,
+                0 => -1,
+                _ => RELEASE_INTERVAL,
+            };
             let count = match epoll.wait(timeout, &mut events) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 result => result.map_err(failed)?,
             };
             if self.device.is_stopping() {
                 return Ok(());
+            }
+            if count == 0 && self.owes_notice() {
+                self.told.notice_sent();
+                self.send_config_change();
             }
             let is_ready = |fd: i32| events[..count].iter().any(|event| event.data() == fd as u64);
             if is_ready(wake) {
@@ -206,11 +219,8 @@ impl Session {
         let device = self.device.clone();
         let interrupts: &InterruptState = device.interrupts();
         let generation = interrupts.config_generation();
-        if std::mem::replace(&mut self.config_generation, generation) != generation
-            && let Some(channel) = &self.backend_channel
-            && let Err(error) = wire::request(channel, BackendReq::CONFIG_CHANGE_MSG as u32)
-        {
-            debug!("{}: the front end does not hear of a changed configuration: {error}", self.name());
+        if std::mem::replace(&mut self.config_generation, generation) != generation {
+            self.send_config_change();
         }
         let has_failed = interrupts.has_failed() && self.owned().is_some();
         if has_failed && !self.has_failed {
@@ -218,6 +228,19 @@ impl Session {
         }
         self.has_failed = has_failed;
         Ok(())
+    }
+
+    /// Whether the front end can hear of something that its driver has missed, which has rings to be told of it.
+    fn owes_notice(&self) -> bool {
+        self.told.is_notice_due() && self.backend_channel.is_some() && self.is_running()
+    }
+
+    fn send_config_change(&self) {
+        if let Some(channel) = &self.backend_channel
+            && let Err(error) = wire::request(channel, BackendReq::CONFIG_CHANGE_MSG as u32)
+        {
+            debug!("{}: the front end does not hear of a changed configuration: {error}", self.name());
+        }
     }
 
     /// Hears one message and answers it.
@@ -259,7 +282,12 @@ impl Session {
 
     /// What the model has to know of the driver.
     pub(super) fn driver_state(&self) -> DriverState {
-        DriverState { features: self.driver_features(), config_writes: self.config_writes.clone() }
+        let beginning = self.ring_kind().beginning();
+        let has_moved = |vring: &&Vring| vring.base.is_some_and(|base| base != beginning);
+        let is_strange = self.vrings.iter().filter(has_moved).any(|vring| !vring.has_run);
+        let told =
+            self.told.belief(self.vrings.iter().any(|vring| has_moved(&vring)), is_strange, &self.device.config());
+        DriverState { features: self.driver_features(), told, config_writes: self.config_writes.clone() }
     }
 
     /// The kind of ring that its driver speaks.
@@ -313,8 +341,18 @@ impl Session {
         };
         let notifier = self.notifier(&vring.call);
         let queue = ActiveQueue { index, config: vring.config(&self.table), start, kick, notifier };
-        self.device.acquire(self.id, &memory, &self.driver_state(), &self.wake)?.start_queue(queue)?;
-        self.vrings[index].running = true;
+        let (begins, state) = (!self.is_running(), self.driver_state());
+        let is_unknown = state.told == ToldConfig::Unknown;
+        let mut owned = self.device.acquire(self.id, &memory, &state, &self.wake)?;
+        if !begins && is_unknown {
+            self.device.remark(&owned.config_was_told(features, &state.told));
+        }
+        owned.start_queue(queue)?;
+        drop(owned);
+        (self.vrings[index].running, self.vrings[index].has_run) = (true, true);
+        if begins || is_unknown {
+            self.told.started(&state.told, &self.device.config());
+        }
         debug!("{}: queue {index} is started, features {features:#x}", self.name());
         Ok(())
     }
@@ -462,21 +500,4 @@ impl Drop for Session {
         self.device.leave(self.id);
         self.device.unwatch(self.id);
     }
-}
-
-/// The regions of a memory table, as they stand in its message.
-pub(super) fn regions_of(bytes: &[u8], count: u32) -> Result<Vec<VhostUserMemoryRegion>, String> {
-    const BYTES: usize = size_of::<VhostUserMemoryRegion>();
-    if bytes.len() != BYTES * count as usize {
-        return Err(format!("its table of {count} memory regions has {} bytes", bytes.len()));
-    }
-    let region = |bytes: &[u8]| {
-        let word = |index: usize| {
-            let mut word = [0; 8];
-            word.copy_from_slice(&bytes[8 * index..8 * index + 8]);
-            u64::from_ne_bytes(word)
-        };
-        VhostUserMemoryRegion::new(word(0), word(1), word(2), word(3))
-    };
-    Ok(bytes.chunks_exact(BYTES).map(region).collect())
 }

@@ -131,3 +131,20 @@ impl MemoryTable {
         self.regions.iter().any(|region| region.mapping.is_damaged())
     }
 }
+
+/// The regions of a memory table, as they stand in its message.
+pub(super) fn regions_of(bytes: &[u8], count: u32) -> Result<Vec<VhostUserMemoryRegion>, String> {
+    const BYTES: usize = size_of::<VhostUserMemoryRegion>();
+    if bytes.len() != BYTES * count as usize {
+        return Err(format!("its table of {count} memory regions has {} bytes", bytes.len()));
+    }
+    let region = |bytes: &[u8]| {
+        let word = |index: usize| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&bytes[8 * index..8 * index + 8]);
+            u64::from_ne_bytes(word)
+        };
+        VhostUserMemoryRegion::new(word(0), word(1), word(2), word(3))
+    };
+    Ok(bytes.chunks_exact(BYTES).map(region).collect())
+}

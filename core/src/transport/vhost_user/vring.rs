@@ -40,6 +40,8 @@ pub(super) struct Vring {
     pub(super) enabled: bool,
     /// Whether a worker serves it.
     pub(super) running: bool,
+    /// A worker has served it, on this connection.
+    pub(super) has_run: bool,
     /// It could not be started as it is now.
     pub(super) failed: bool,
 }
