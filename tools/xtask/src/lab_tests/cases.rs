@@ -5,24 +5,32 @@ use serde_json::Value;
 use super::Case;
 use super::drive;
 use super::guest::{Bench, Guest, Init, Kernel, Ran};
+use super::media;
 use crate::image::Disk;
 
 /// All tests, in the order in which they run.
 pub(super) const ALL: &[Case] = &[
-    ("power-off", power_off),
-    ("bzimage", bzimage),
-    ("pci", pci),
-    ("mmio", mmio),
-    ("two-workers", two_workers),
-    ("queues", queues),
-    ("reset", reset),
-    ("reboot", reboot),
-    ("sigterm", sigterm),
-    ("mistake", mistake),
-    ("nvme", drive::nvme),
+    case("power-off", power_off),
+    case("bzimage", bzimage),
+    case("pci", pci),
+    case("mmio", mmio),
+    case("two-workers", two_workers),
+    case("queues", queues),
+    case("reset", reset),
+    case("reboot", reboot),
+    case("sigterm", sigterm),
+    case("mistake", mistake),
+    Case { needs: media::TOOLS, ..case("media-errors", media::errors) },
+    case("media-gone", media::gone),
+    case("media-full", media::full),
+    case("nvme", drive::nvme),
 ];
 
-const PLAIN: Guest<'_> = Guest {
+const fn case(name: &'static str, test: super::Test) -> Case {
+    Case { name, test, needs: &[] }
+}
+
+pub(super) const PLAIN: Guest<'_> = Guest {
     config: "one-disk.toml",
     kernel: Kernel::Elf,
     init: Init::Script("up.sh"),

@@ -81,7 +81,10 @@ impl Bench<'_> {
         self.link("kernel", &self.lab.path(kernel)?)?;
         let initrd = self.folder.join("initrd");
         match guest.init {
-            Init::Script(script) => self.lab.initrd_that_runs(&self.source(script), &[], &initrd)?,
+            Init::Script(script) => {
+                let files = [(&*self.source("media.sh"), "/media.sh")];
+                self.lab.initrd_that_runs(&self.source(script), &files, &initrd)?;
+            }
             Init::Root => self.link("initrd", &self.lab.path("initrd-root")?)?,
         }
         let images = Images { lab: self.lab, scripts: &self.source(""), folder: &self.folder };

@@ -6,12 +6,14 @@
 mod cases;
 mod drive;
 mod guest;
+mod media;
 
 use std::fs;
 use std::path::Path;
 
 use crate::lab::Lab;
 use crate::project::Project;
+use crate::setup::{self, Tool};
 use crate::summary::{Outcome, Summary};
 
 use guest::Bench;
@@ -19,8 +21,12 @@ use guest::Bench;
 /// What a test does with the bench that all share.
 type Test = fn(&Bench<'_>) -> Result<(), String>;
 
-/// A test and its name.
-type Case = (&'static str, Test);
+/// A test, its name, and what it needs on this machine besides the lab.
+struct Case {
+    name: &'static str,
+    test: Test,
+    needs: &'static [Tool],
+}
 
 /// Runs the lab tests of these names on a program; all of them if there are none.
 ///
@@ -34,8 +40,8 @@ pub(crate) fn run(
     summary: &mut Summary,
 ) -> Result<(), String> {
     for name in names {
-        if !cases::ALL.iter().any(|(known, _)| known == name) {
-            let known: Vec<&str> = cases::ALL.iter().map(|(known, _)| *known).collect();
+        if !cases::ALL.iter().any(|case| case.name == name) {
+            let known: Vec<&str> = cases::ALL.iter().map(|case| case.name).collect();
             return Err(format!("no lab test {name}; there are: {}", known.join(" ")));
         }
     }
@@ -47,13 +53,16 @@ pub(crate) fn run(
             Err(why) => Outcome::Skipped(why.clone()),
         }
     });
-    for (name, test) in cases::ALL {
+    for Case { name, test, needs } in cases::ALL {
         if !names.is_empty() && !names.iter().any(|wanted| wanted == name) {
             continue;
         }
         let title = format!("lab: {name}");
         match &lab {
             Ok(lab) => summary.step(&title, || {
+                if let Err(why) = setup::install(project, needs) {
+                    return Outcome::Skipped(why);
+                }
                 let folder = project.scratch(&format!("lab/{name}"));
                 let result =
                     folder.and_then(|folder| one(&Bench { project, lab, pollux, name, folder, verbose }, *test));
