@@ -29,6 +29,8 @@ pub(super) const ALL: &[Case] = &[
     },
     case("sigterm", sigterm),
     firmware("seabios", firmware::seabios),
+    firmware("seabios-legacy", firmware::seabios_legacy),
+    firmware("ovmf", firmware::ovmf),
     firmware("ovmf-modern", firmware::ovmf_modern),
 ];
 

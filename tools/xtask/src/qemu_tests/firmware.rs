@@ -55,6 +55,16 @@ pub(super) fn seabios(bench: &Bench<'_>) -> Result<(), String> {
     boots(bench, Firmware::SeaBios, Interface::Transitional)
 }
 
+/// As the drivers of old guests have it: SeaBIOS, then Linux.
+pub(super) fn seabios_legacy(bench: &Bench<'_>) -> Result<(), String> {
+    boots(bench, Firmware::SeaBios, Interface::Legacy)
+}
+
+/// OVMF drives a device that offers both interfaces by the legacy one.
+pub(super) fn ovmf(bench: &Bench<'_>) -> Result<(), String> {
+    boots(bench, Firmware::Ovmf, Interface::Transitional)
+}
+
 pub(super) fn ovmf_modern(bench: &Bench<'_>) -> Result<(), String> {
     boots(bench, Firmware::Ovmf, Interface::Modern)
 }

@@ -43,6 +43,7 @@ pub(super) enum Interface {
     /// Both, as QEMU has it by default.
     Transitional,
     Modern,
+    Legacy,
 }
 
 impl Interface {
@@ -51,6 +52,7 @@ impl Interface {
         match self {
             Interface::Transitional => "",
             Interface::Modern => ",disable-legacy=on",
+            Interface::Legacy => ",disable-modern=on,disable-legacy=off",
         }
     }
 }
