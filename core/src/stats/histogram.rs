@@ -46,7 +46,7 @@ impl Histogram {
 
     /// Number of values.
     pub fn count(&self) -> u64 {
-        self.buckets.iter().map(Counter::get).sum()
+        sum(self.buckets.iter().map(Counter::get))
     }
 
     /// The greatest value of each bucket in nanoseconds, ascending, and how many values it has. For adding up
@@ -87,12 +87,12 @@ impl OperationLatency {
 
     /// Number of values.
     pub fn count(&self) -> u64 {
-        self.operations.iter().map(Histogram::count).sum()
+        sum(self.operations.iter().map(Histogram::count))
     }
 
     /// The buckets of all kinds together, as [`Histogram::buckets`].
     pub fn buckets(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
-        let count = |index: usize| self.operations.iter().map(|histogram| histogram.buckets[index].get()).sum();
+        let count = |index: usize| sum(self.operations.iter().map(|histogram| histogram.buckets[index].get()));
         (0..BUCKETS).map(move |index| (Histogram::upper_bound(index), count(index)))
     }
 
@@ -105,14 +105,19 @@ impl OperationLatency {
 /// The value below which `share` of `count` values lie that are in ascending buckets.
 fn quantile(buckets: impl Iterator<Item = (u64, u64)>, count: u64, share: f64) -> Option<u64> {
     let rank = ((count as f64 * share).ceil() as u64).max(1);
-    let mut seen = 0;
+    let mut seen = 0u64;
     let mut buckets = buckets;
     buckets
         .find(|(_, values)| {
-            seen += values;
+            seen = seen.saturating_add(*values);
             seen >= rank
         })
         .map(|(bound, _)| bound)
+}
+
+/// Counts added up. Those of another process's segment may be anything.
+fn sum(counts: impl IntoIterator<Item = u64>) -> u64 {
+    counts.into_iter().fold(0, u64::saturating_add)
 }
 
 /// How many batches there were of which size, by powers of two.
@@ -134,7 +139,7 @@ impl BatchSizes {
 
     /// Number of batches.
     pub fn get(&self) -> u64 {
-        self.sizes.iter().map(Counter::get).sum()
+        sum(self.sizes.iter().map(Counter::get))
     }
 
     /// The greatest size of each group, ascending (`None` for the last: it has no bound), and how many batches were in it.

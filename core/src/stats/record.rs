@@ -132,7 +132,9 @@ impl QueueStats {
 
     /// Requests completed.
     pub fn requests(&self) -> u64 {
-        self.reads.get() + self.writes.get() + self.flushes.get() + self.others.get()
+        // Wrapping, as each of them does: a queue asks this on its way, and those of another process may be anything.
+        let counts = [&self.writes, &self.flushes, &self.others];
+        counts.into_iter().fold(self.reads.get(), |sum, count| sum.wrapping_add(count.get()))
     }
 
     /// Batches for which the driver would have kicked, had it not been asked to be silent.

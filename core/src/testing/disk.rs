@@ -92,6 +92,8 @@ pub struct Control {
     permits: AtomicUsize,
     /// `Metered` panics.
     panics: AtomicBool,
+    /// The next queue finds the disk empty.
+    erase: AtomicBool,
     /// Size in bytes that the disk says it has since it was resized; 0: as it was opened.
     resized: AtomicU64,
     /// Flushes that reached a disk.
@@ -108,6 +110,15 @@ impl Control {
     /// Lets `Held` and `Metered` requests complete from now on.
     pub fn release(&self) {
         self.release.store(true, Ordering::Release);
+    }
+
+    /// Makes the disk as it was when it was opened, from its next queue on. The process keeps something of every disk
+    /// for ever, so whoever needs many takes one many times.
+    pub fn renew(&self) {
+        self.release.store(false, Ordering::Release);
+        self.permits.store(0, Ordering::Release);
+        self.panics.store(false, Ordering::Release);
+        self.erase.store(true, Ordering::Release);
     }
 
     /// Lets so many `Metered` requests complete, the oldest first.
@@ -253,6 +264,9 @@ impl Block for ModelDisk {
 
     fn open_queue(&self, _index: u32, _depth: u32) -> Result<ModelQueue, Error> {
         let wake = EventFd::new(EFD_NONBLOCK).map_err(|error| Error::from_io("cannot make an eventfd", error))?;
+        if self.control.erase.swap(false, Ordering::AcqRel) {
+            lock(&self.bytes).fill(0);
+        }
         Ok(ModelQueue {
             bytes: self.bytes.clone(),
             behaviour: self.options.behaviour,

@@ -57,6 +57,7 @@ pub struct Rig {
     pub stats: StatsSegment,
     /// The device model, which holds the configuration space.
     pub device: Blk,
+    activation: Activation,
 }
 
 impl Rig {
@@ -88,6 +89,18 @@ impl Rig {
         event_idx: bool,
         options: BlkOptions,
     ) -> Self {
+        Self::with_start(kind, backend, driver, event_idx, options, RingStart::default())
+    }
+
+    /// As [`with_options`](Self::with_options), of a queue that begins where `start` says.
+    pub fn with_start(
+        kind: RingKind,
+        backend: Arc<BlockBackend>,
+        driver: BlkDriver,
+        event_idx: bool,
+        options: BlkOptions,
+        start: RingStart,
+    ) -> Self {
         let stats = StatsSegment::anonymous(1).expect("statistics");
         let device = Blk::new(options, backend, &stats);
         let call = Arc::new(EventFd::new(EFD_NONBLOCK).expect("eventfd"));
@@ -95,17 +108,21 @@ impl Rig {
         // As if the driver had accepted FLUSH, so that writes need not be durable at once.
         let in_order = u64::from(driver.ring.order().is_some()) << VIRTIO_F_IN_ORDER;
         let features = u64::from(event_idx) << VIRTIO_RING_F_EVENT_IDX | kind.feature() | in_order;
-        let active = ActiveQueue {
-            index: 0,
-            config: driver.ring.config(),
-            start: RingStart::default(),
-            kick: Some(EventFd::new(EFD_NONBLOCK).expect("eventfd")),
-            notifier: Notifier::new(call.clone(), None),
-        };
         let activation = Activation { memory: driver.memory().clone(), features, interrupts: interrupts.clone() };
-        let mut queue = device.queue(&activation, active).expect("a queue");
-        queue.start().expect("start");
-        Rig { queue, driver, interrupts, call, stats, device }
+        let queue = started(&device, &activation, &driver, &call, start).expect("a queue");
+        Rig { queue, driver, interrupts, call, stats, device, activation }
+    }
+
+    /// The device's process dies with whatever it has in flight, and the next one goes on where `start` says.
+    ///
+    /// # Errors
+    /// It cannot start there. The first one lives on.
+    pub fn take_over(&mut self, start: RingStart) -> Result<(), String> {
+        let next = started(&self.device, &self.activation, &self.driver, &self.call, start)?;
+        let mut dead = std::mem::replace(&mut self.queue, next);
+        // Its backend, at least, is stopped, as the end of a process does; the rings are not touched.
+        assert!(dead.finish(), "the backend stops");
+        Ok(())
     }
 
     /// Does one request from beginning to end.
@@ -134,6 +151,26 @@ impl Rig {
     pub fn signalled(&self) -> bool {
         self.call.read().is_ok()
     }
+}
+
+/// A queue that polls the ring of `driver` and signals by `call`.
+fn started(
+    device: &Blk,
+    activation: &Activation,
+    driver: &BlkDriver,
+    call: &Arc<EventFd>,
+    start: RingStart,
+) -> Result<Box<dyn Task>, String> {
+    let active = ActiveQueue {
+        index: 0,
+        config: driver.ring.config(),
+        start,
+        kick: Some(EventFd::new(EFD_NONBLOCK).expect("eventfd")),
+        notifier: Notifier::new(call.clone(), None),
+    };
+    let mut queue = device.queue(activation, active)?;
+    queue.start()?;
+    Ok(queue)
 }
 
 /// The device's side of a queue whose driver is elsewhere, to be polled by hand. Latencies are sampled as by default.

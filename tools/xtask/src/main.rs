@@ -1,13 +1,14 @@
 //! `cargo xtask demo` and `cargo xtask test`: the two commands that a fresh Debian machine needs.
 //!
 //! Each does its own set-up. [`demo`] boots a Debian guest whose disks are plugins, `cargo xtask test` checks everything: its
-//! steps are in that module, the guests in the lab in [`lab_tests`], those of QEMU in [`qemu_tests`], the rules about the tree
-//! in [`tidy`].
+//! steps are in that module, the guests in the lab in [`lab_tests`], those of QEMU in [`qemu_tests`], hostile input in
+//! [`fuzz`], the rules about the tree in [`tidy`].
 #![forbid(unsafe_code)]
 
 mod boot_disk;
 mod cargo_test;
 mod demo;
+mod fuzz;
 mod host;
 mod image;
 mod instructions;
@@ -82,6 +83,18 @@ enum Task {
         #[arg(long)]
         accept: bool,
     },
+    /// Feed rings, vhost-user, registers, configurations, kernels and statistics with hostile input
+    Fuzz {
+        /// One of the programs in fuzz/fuzz_targets; all of them, if it is left out
+        #[arg(value_name = "TARGET")]
+        target: Option<String>,
+        /// How long each one runs
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        minutes: u64,
+        /// Run this one input alone, such as one that was found
+        #[arg(long, value_name = "FILE", requires = "target", conflicts_with = "minutes")]
+        input: Option<PathBuf>,
+    },
     /// Check the rules about the source tree
     Tidy,
 }
@@ -96,6 +109,7 @@ fn main() -> ExitCode {
             test::qemu_test(&project, &names, verbose, pollux, backend)
         }
         Task::Instructions { accept } => instructions::instructions(&project, accept),
+        Task::Fuzz { target, minutes, input } => fuzz::fuzz(&project, target.as_deref(), minutes, input.as_deref()),
         Task::Tidy => Ok(test::tidy(&project)),
     });
     match result {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::cargo_test;
 use crate::demo;
+use crate::fuzz;
 use crate::instructions;
 use crate::lab_tests;
 use crate::process::{Finished, Run};
@@ -60,6 +61,9 @@ pub(crate) fn test(project: &Project, wanted: &[String], lab_selftest: bool) -> 
         // Not for numbers: each bench runs once, hardly optimised. The whole workspace, so that nothing is built anew.
         let arguments = ["test", "--workspace", "--bench", "*"];
         summary.step("benches", || Outcome::of(cargo(project, "benches", &arguments)));
+    }
+    if is_wanted("fuzz") {
+        fuzz::as_test(project, &mut summary);
     }
     if is_wanted("instructions") {
         summary.step("instructions", || instructions::as_test(project));

@@ -86,6 +86,7 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ("pollux-vmm", &["pollux-core"]),
     ("pollux-loadgen", &["pollux-abi", "pollux-core"]),
     ("pollux", &["pollux-abi", "pollux-core", "pollux-loadgen", "pollux-vmm"]),
+    ("pollux-fuzz", &["pollux-core", "pollux-vmm"]),
     ("pollux-benches", &["pollux-abi", "pollux-core", "pollux-loadgen", "pollux-vmm"]),
     ("xtask", &[]),
 ];
