@@ -1,5 +1,14 @@
 //! Which way requests go: io_uring, or system calls that `submit` makes itself.
-use crate::geometry::{Geometry, disk_names};
+use crate::{
+    Options,
+    availability::{self, try_ring},
+    geometry::{Geometry, disk_names},
+};
+use io_uring::{cqueue, squeue};
+use pollux_abi::{
+    block::{Error, OpenContext},
+    host::Level,
+};
 use std::{
     fmt, fs,
     fs::File,
@@ -39,14 +48,32 @@ impl Engine {
 
     /// Chooses for `file`. Where io_uring can do without its threads it is as quick and never waits. Where it cannot, system
     /// calls are several times quicker, but only memory never makes them wait.
-    pub(crate) fn choose(choice: EngineChoice, file: &File, geometry: &Geometry) -> Self {
+    ///
+    /// A process that may not use io_uring has system calls left, which the option must allow.
+    pub(crate) fn choose(
+        options: &Options,
+        context: &OpenContext,
+        file: &File,
+        geometry: &Geometry,
+    ) -> Result<Self, Error> {
         let (has_nowait, is_memory) = (has_nowait(file, geometry), is_memory(file, geometry));
-        let is_sync = match choice {
-            EngineChoice::Auto => is_memory && !has_nowait,
-            EngineChoice::IoUring => false,
-            EngineChoice::Sync => true,
-        };
-        Engine { is_sync, has_nowait, is_memory, is_passthrough: false }
+        let engine = |is_sync| Engine { is_sync, has_nowait, is_memory, is_passthrough: false };
+        let choice = options.engine;
+        if choice == EngineChoice::Sync || choice == EngineChoice::Auto && is_memory && !has_nowait {
+            return Ok(engine(true));
+        }
+        match try_ring::<squeue::Entry, cqueue::Entry>(file, options.queue_depth) {
+            Ok(()) => Ok(engine(false)),
+            Err(error) if choice == EngineChoice::Auto && availability::is_for_good(&error) => {
+                if !context.probe {
+                    let cause = availability::cause(&error);
+                    let what = "so requests are system calls, during which the worker waits for the medium";
+                    context.host.log(Level::Warn, format_args!("{cause} ({error}), {what} (engine = \"auto\")"));
+                }
+                Ok(engine(true))
+            }
+            Err(error) => Err(availability::refusal(choice, error)),
+        }
     }
 }
 
@@ -55,7 +82,7 @@ impl fmt::Display for Engine {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match (self.is_sync, self.is_memory, self.has_nowait) {
             (true, true, _) => "by system calls (the medium is memory)",
-            (true, false, _) => "by system calls, which may stop the worker (engine = \"sync\")",
+            (true, false, _) => "by system calls, which may stop the worker",
             _ if self.is_passthrough => "by NVMe commands through io_uring",
             (false, _, true) => "by io_uring",
             (false, true, false) => "by io_uring and kernel threads (engine = \"auto\" is quicker here)",

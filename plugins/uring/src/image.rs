@@ -134,7 +134,7 @@ impl Image {
             _ => cannot_open(path, writable, error),
         })?;
         if let Some(lock) = lock.as_mut().filter(|_| writable) {
-            lock.cover(&file, path)?;
+            lock.cover(&file, path, |line| context.host.log(Level::Warn, line))?;
         }
         options.format.check(path, kind, context)?;
         let geometry = Geometry::of(&file, options.direct).map_err(|error| match error {
@@ -146,7 +146,7 @@ impl Image {
         if is_marked {
             mark_raw(&file);
         }
-        let engine = Engine::choose(options.engine, &file, &geometry);
+        let engine = Engine::choose(options, context, &file, &geometry)?;
         let discard = match writable {
             true => DiscardMethod::of(&file, &geometry, engine.is_sync, context.probe),
             false => DiscardMethod::None,

@@ -8,7 +8,7 @@
 //! | `queue_depth` | the device's | most requests of one queue that the kernel works on at a time |
 //! | `lock` | `true` | refuse a medium that another process has open for writing |
 //! | `poll` | `"auto"` | `"on"`, `"off"`: ask the device for the end of requests (IOPOLL), where its queue polls |
-//! | `register_memory` | `false` | register guest memory with the kernel: it stays pinned, all of it |
+//! | `register_memory` | `false` | register guest memory with the kernel: it stays pinned, all of it. Not over vhost-user |
 //! | `engine` | `"auto"` | `"io_uring"`, `"sync"` (system calls within `submit`), or the one that suits the medium |
 //!
 //! Each queue has a ring of its own, which its worker alone enters: at most one system call per turn of the worker,
@@ -32,6 +32,7 @@
 //! | `discard` | which way of discarding the medium knows |
 //! | `lock` | the lock against other processes |
 //! | `engine` | which way requests go |
+//! | `availability` | whether this process may use io_uring |
 //! | `flush_latch` | a flush that has failed stays failed |
 //! | `fallback` | a thread for calls that io_uring has none for |
 //! | `queue` | one queue, whichever way its requests go |
@@ -45,6 +46,7 @@
 //! | `bounce` | aligned memory for segments that direct I/O does not take |
 #![deny(unsafe_code)]
 
+mod availability;
 #[allow(unsafe_code)]
 mod bounce;
 #[allow(unsafe_code)]
@@ -187,6 +189,7 @@ impl Block for Uring {
                 .map(|queue| Way::Sync(queue).into())
                 .map_err(|error| Error::from_io("no memory for a queue", error));
         }
+        self.look_for_memory();
         let depth = depth.min(self.queue_depth);
         let (queue, set_up) = match self.image.namespace {
             Some(namespace) => {
@@ -234,6 +237,21 @@ impl Block for Uring {
     fn memory_removed(&self, region: &MemoryRegion) {
         if let Some(registry) = &self.registry {
             registry.remove(region);
+        }
+    }
+}
+
+impl Uring {
+    /// Says it once if there is nothing to register.
+    fn look_for_memory(&self) {
+        if self.registry.as_ref().is_some_and(|registry| registry.is_empty())
+            && !self.refusal_logged.swap(true, Ordering::Relaxed)
+        {
+            self.host.log(
+                Level::Warn,
+                "register_memory has no effect: the guest's memory cannot be registered (over vhost-user another process may \
+                 take pages back, as a balloon does, and registered ones would be those of before)",
+            );
         }
     }
 }

@@ -65,30 +65,41 @@ impl Lock {
                 path.display(),
                 holders(&file)
             ))),
-            Err(error) => Err(Error::from_io(
-                format_args!("cannot lock {} (write lock = false if its file system has no locks)", path.display()),
-                error,
-            )),
+            Err(error) => Err(cannot_lock(path, error)),
         }
     }
 
-    /// Locks the descriptor that requests go through, once those of a process that was killed have ended.
-    pub(crate) fn cover(&mut self, file: &File, path: &Path) -> Result<(), Error> {
-        let failed = |error| Error::from_io(format_args!("cannot lock {}", path.display()), error);
+    /// Locks the descriptor that requests go through, once those of a process that was killed have ended. If that takes
+    /// long, `say` is told what is waited for.
+    pub(crate) fn cover(&mut self, file: &File, path: &Path, say: impl FnOnce(String)) -> Result<(), Error> {
+        let (shown, patience) = (path.display(), REQUESTS_PATIENCE.as_secs());
+        let failed = |error| cannot_lock(path, error);
         let file = file.try_clone().map_err(failed)?;
-        match lock_patiently(&file, libc::F_WRLCK, REQUESTS, REQUESTS_PATIENCE) {
+        let mut result = lock_patiently(&file, libc::F_WRLCK, REQUESTS, CLAIM_PATIENCE);
+        if result.as_ref().is_err_and(is_held) {
+            let what = "the kernel is still doing requests of a process that has ended";
+            say(format!("{shown}: {what}; waiting for them, {patience} s at most (not with lock = false)"));
+            result = lock_patiently(&file, libc::F_WRLCK, REQUESTS, REQUESTS_PATIENCE);
+        }
+        match result {
             Ok(()) => self.requests = Some(file),
             Err(error) if is_held(&error) => {
                 return Err(Error::new(format!(
-                    "the kernel has been doing requests of a process that has ended to {} for {} s; look at the device                      behind it",
-                    path.display(),
-                    REQUESTS_PATIENCE.as_secs()
+                    "the kernel has been doing requests of a process that has ended to {shown} for {patience} s, or a \
+                     program holds its lock there ({}); look at the device behind it, or write lock = false if nothing \
+                     writes to it any more",
+                    holders(&file)
                 )));
             }
             Err(error) => return Err(failed(error)),
         }
         Ok(())
     }
+}
+
+fn cannot_lock(path: &Path, error: io::Error) -> Error {
+    let shown = path.display();
+    Error::from_io(format_args!("cannot lock {shown} (write lock = false if its file system has no locks)"), error)
 }
 
 /// Locks `file`. A lock that is held now may be free in a moment: a child that its holder has just forked has it, too,
@@ -149,6 +160,7 @@ fn holders(file: &File) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::mpsc;
 
     #[test]
     fn a_writer_waits_for_the_requests_of_one_that_was_killed() {
@@ -158,19 +170,22 @@ mod tests {
         let in_flight = open();
         set_lock(&in_flight, libc::F_WRLCK, REQUESTS).expect("a lock");
         let path = medium.path().to_owned();
+        let (say, said) = mpsc::channel();
         let next = thread::spawn(move || {
             let file = OpenOptions::new().read(true).write(true).open(&path).expect("opens");
             let mut lock = Lock::take(&path, true).expect("its holder is gone");
-            lock.cover(&file, &path).map(|()| (lock, file))
+            lock.cover(&file, &path, |line| say.send(line).expect("heard")).map(|()| (lock, file))
         });
-        (0..1000).for_each(|_| thread::yield_now());
+        let line = said.recv_timeout(Duration::from_secs(60)).expect("it says what it waits for");
+        assert!(line.contains("waiting for them, 60 s at most (not with lock = false)"), "{line}");
         assert!(!next.is_finished(), "a request is in flight");
         drop(in_flight);
         let (lock, file) = next.join().expect("no panic").expect("nothing is in flight");
         // A clean close lets go, whoever still has the file open.
         drop(lock);
         let mut again = Lock::take(medium.path(), true).expect("a lock");
-        again.cover(&open(), medium.path()).expect("nothing is in flight");
+        let waits = |line| panic!("{line}");
+        again.cover(&open(), medium.path(), waits).expect("nothing is in flight");
         drop(file);
     }
 }

@@ -1,6 +1,7 @@
 //! Opening an NVMe namespace by its generic device, for passthrough.
 use crate::{
     Options,
+    availability::{self, try_ring},
     discard::DiscardMethod,
     end::MediumEnd,
     engine::Engine,
@@ -10,6 +11,7 @@ use crate::{
     lock::Lock,
     nvme::Namespace,
 };
+use io_uring::{cqueue, squeue};
 use pollux_abi::block::{Error, OpenContext};
 use std::{
     fs::{self, File, OpenOptions},
@@ -72,6 +74,10 @@ impl Image {
         let namespace = Namespace::identify(&file)
             .map_err(|error| Error::from_io(format_args!("cannot identify the namespace {}", path.display()), error))?;
         check(path, &namespace)?;
+        try_ring::<squeue::Entry128, cqueue::Entry32>(&file, options.queue_depth).map_err(|error| {
+            let (cause, shown) = (availability::cause(&error), path.display());
+            Error::from_io(format_args!("{shown}: {cause}; or use its block device, with engine = \"sync\""), error)
+        })?;
         let disk = sibling.map(|(_, number)| number);
         let limit = |name| disk.and_then(|disk| queue_limit(disk, name));
         // A segment may straddle one page more than its length needs, and each page may be a segment of the device's.

@@ -51,6 +51,12 @@ impl MemoryRegistry {
         Ok(Arc::new(MemoryRegistry { table, generation: AtomicU64::new(1) }))
     }
 
+    /// Whether nothing is registered.
+    pub(crate) fn is_empty(&self) -> bool {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.pieces.iter().all(|piece| piece.length == 0)
+    }
+
     /// Registers a region, or nothing of it: requests there work all the same.
     pub(crate) fn add(&self, region: &MemoryRegion) -> io::Result<()> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);

@@ -53,6 +53,20 @@ pub(crate) enum SetUp {
 impl SetUp {
     pub(crate) const ALL: [SetUp; 3] = [SetUp::Deferred, SetUp::Cooperative, SetUp::Interrupting];
 
+    /// What `make` makes with the best that the kernel knows, and which that is.
+    pub(crate) fn best<T>(mut make: impl FnMut(SetUp) -> io::Result<T>) -> io::Result<(T, SetUp)> {
+        let mut refused = io::Error::from_raw_os_error(libc::EINVAL);
+        for set_up in Self::ALL {
+            match make(set_up) {
+                Ok(made) => return Ok((made, set_up)),
+                // The kernel does not know one of the flags.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(refused)
+    }
+
     /// What the kernel lacks.
     pub(crate) fn missing(self) -> Option<&'static str> {
         match self {

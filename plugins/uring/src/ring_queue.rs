@@ -3,6 +3,7 @@
 //! What each request passes is inlined by force: as calls, with their copies of the records, it takes half as many
 //! instructions again (`cargo bench --bench uring` counts them).
 use crate::{
+    availability,
     bounce::BouncePool,
     call::Call,
     fallback::Deferred,
@@ -448,31 +449,8 @@ impl<P: Protocol> RingQueue<P> {
         depth: u32,
         protocol: impl Fn() -> io::Result<P>,
     ) -> Result<(Self, SetUp), Error> {
-        let mut refused = io::Error::from_raw_os_error(libc::EINVAL);
-        for set_up in SetUp::ALL {
-            match protocol().and_then(|protocol| Self::open_with(image.clone(), depth, set_up, protocol)) {
-                Ok(queue) => return Ok((queue, set_up)),
-                // The kernel does not know one of the flags.
-                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => refused = error,
-                Err(error) => {
-                    refused = error;
-                    break;
-                }
-            }
-        }
-        Err(match refused.raw_os_error() {
-            Some(libc::EPERM | libc::ENOSYS) => Error::from_io(
-                "io_uring is switched off on this host: set the sysctl kernel.io_uring_disabled to 0, and allow it in \
-                 the seccomp profile of the container, if there is one",
-                refused,
-            ),
-            Some(libc::EINVAL) => Error::from_io("this kernel's io_uring is too old: Linux 5.11 is needed", refused),
-            Some(libc::ENOMEM) => Error::from_io(
-                "no memory for an io_uring: raise the limit on locked memory (ulimit -l), or lower queue_depth",
-                refused,
-            ),
-            _ => Error::from_io("cannot set up an io_uring", refused),
-        })
+        let make = |set_up| Self::open_with(image.clone(), depth, set_up, protocol()?);
+        SetUp::best(make).map_err(|error| Error::from_io(availability::cause(&error), error))
     }
 
     pub(crate) fn open_with(image: Arc<Image>, depth: u32, set_up: SetUp, protocol: P) -> io::Result<Self> {
