@@ -165,6 +165,12 @@ impl GuestMemory {
         Ok(GuestMemory { map: Arc::new(map), page_size: 4096, owned: owned.into() })
     }
 
+    /// Whether it is the memory of a guest that another process runs, which may take pages back and put others in their
+    /// place at any time, as a balloon or free page reporting does.
+    pub fn is_foreign(&self) -> bool {
+        !self.owned.is_empty()
+    }
+
     /// Whether another process has taken away memory that was accessed since: see [`ForeignMapping::is_damaged`].
     /// Always `false` for memory of our own.
     pub fn is_damaged(&self) -> bool {

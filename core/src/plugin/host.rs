@@ -21,6 +21,7 @@ pub(super) struct HostContext {
     instance: String,
     changed: EventFd,
     lines: LogBudget,
+    log_level: u32,
 }
 
 /// A table of services together with its context. The table points into the box, which stays where it is.
@@ -36,18 +37,23 @@ unsafe impl Send for HostServices {}
 unsafe impl Sync for HostServices {}
 
 impl HostServices {
+    /// For the `instance` of a plugin. One that is opened as a `probe` is opened once more if it is used, and says then what
+    /// an operator wants to know of it: until then only its complaints count.
+    ///
     /// # Errors
     /// No more file descriptors.
-    pub(super) fn new(plugin: &str, instance: &str) -> io::Result<Self> {
+    pub(super) fn new(plugin: &str, instance: &str, probe: bool) -> io::Result<Self> {
+        let log_level = if probe { log_level().min(POLLUX_LOG_WARN) } else { log_level() };
         let context = Box::new(HostContext {
             plugin: plugin.into(),
             instance: instance.into(),
             changed: EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
             lines: LogBudget::of_plugin(),
+            log_level,
         });
         let table = Box::new(HostV1 {
             struct_size: size_of::<HostV1>() as u32,
-            log_level: log_level(),
+            log_level,
             context: (&raw const *context).cast_mut().cast(),
             log,
             changed,
@@ -90,7 +96,7 @@ unsafe extern "C" fn log(context: *mut c_void, level: u32, target: Text, message
         // during the call.
         let (context, target, message) =
             unsafe { (&*context.cast::<HostContext>(), target.as_str(), message.as_str()) };
-        if !context.lines.may_log(&context.plugin) {
+        if level > context.log_level || !context.lines.may_log(&context.plugin) {
             return;
         }
         let (plugin, instance) = (context.plugin.as_str(), context.instance.as_str());

@@ -5,6 +5,7 @@ use abi_stable::{
     library::{AbiHeaderRef, ROOT_MODULE_LOADER_NAME_WITH_NUL},
 };
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
+use nix::unistd::{Group, User};
 use pollux_abi::plugin::{
     InterfaceLayout, POLLUX_PLUGIN_SYMBOL, POLLUX_PLUGIN_VERSION, PluginDescriptor, PluginModuleRef,
 };
@@ -146,8 +147,8 @@ impl Plugin {
 
     fn initialize(&self) -> Result<(), LoadError> {
         // The plugin may keep the services for ever, so they are never freed.
-        let services =
-            HostServices::new(&self.name, "").map_err(|error| LoadError::Initialize(self.path.clone(), error))?;
+        let services = HostServices::new(&self.name, "", false)
+            .map_err(|error| LoadError::Initialize(self.path.clone(), error))?;
         let services: &'static HostServices = Box::leak(Box::new(services));
         // SAFETY: `checked` made sure that there is a function, and the contract says how it may be called: once,
         // first.
@@ -251,10 +252,30 @@ fn check_file(path: &Path) -> Result<(), LoadError> {
         };
         return Err(LoadError::NoFile(path.into(), name));
     }
-    if metadata.mode() & 0o022 != 0 {
-        return Err(LoadError::Writable(path.into(), metadata.mode() & 0o7777));
+    let mode = metadata.mode();
+    let is_groups = mode & 0o020 != 0 && !is_private_group(metadata.gid(), metadata.uid());
+    if mode & 0o002 != 0 || is_groups {
+        return Err(LoadError::Writable(path.into(), mode & 0o7777));
     }
     Ok(())
+}
+
+/// Whether a group is its owner's alone. Where each user has such a group, the usual umask lets it write.
+fn is_private_group(group: u32, owner: u32) -> bool {
+    let (Ok(Some(user)), Ok(Some(group))) = (User::from_uid(owner.into()), Group::from_gid(group.into())) else {
+        return false;
+    };
+    // Name, password, user's number, group's number (passwd(5)).
+    let is_others = |line: &str| {
+        let mut numbers = line.split(':').skip(2).map(|field| field.parse::<u32>().ok());
+        matches!((numbers.next(), numbers.next()), (Some(user), Some(Some(primary)))
+            if user != Some(owner) && primary == group.gid.as_raw())
+    };
+    let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    user.gid == group.gid
+        && user.name == group.name
+        && group.mem.iter().all(|member| *member == user.name)
+        && !users.lines().any(is_others)
 }
 
 /// The linker's reason without the file name, which our message has already.

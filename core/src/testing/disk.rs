@@ -100,8 +100,8 @@ pub struct Control {
     pub flushes: AtomicUsize,
     /// Queues that were stopped.
     pub stops: AtomicUsize,
-    /// Regions of guest memory that were taken back from a disk.
-    pub removed_regions: AtomicUsize,
+    /// Regions of guest memory that a disk was told of.
+    pub added_regions: AtomicUsize,
     /// Writes that had to be durable.
     pub durable_writes: AtomicUsize,
 }
@@ -258,8 +258,9 @@ impl Block for ModelDisk {
         }
     }
 
-    fn memory_removed(&self, _region: &MemoryRegion) {
-        self.control.removed_regions.fetch_add(1, Ordering::SeqCst);
+    fn memory_added(&self, _region: &MemoryRegion) -> Result<(), Error> {
+        self.control.added_regions.fetch_add(1, Ordering::SeqCst);
+        Ok(())
     }
 
     fn open_queue(&self, _index: u32, _depth: u32) -> Result<ModelQueue, Error> {

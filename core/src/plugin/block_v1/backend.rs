@@ -92,7 +92,7 @@ impl BlockBackend {
     pub fn open(plugin: &Plugin, name: &str, options: &OpenOptions) -> Result<Arc<Self>, BackendError> {
         let table = plugin.interface::<BlockV1>(BlockV1::NAME)?;
         // A thread of the plugin's may use the services after `close`, so they are never freed.
-        let services = HostServices::new(plugin.name(), name)
+        let services = HostServices::new(plugin.name(), name, options.probe)
             .map_err(|error| BackendError::Refused { name: name.into(), reason: error.to_string() })?;
         let services: &'static HostServices = Box::leak(Box::new(services));
         let mut flags = 0;
@@ -203,9 +203,15 @@ impl BlockBackend {
     /// Tells the plugin of those regions of the guest's memory that it does not know yet. They stay mapped until they are taken
     /// back.
     ///
+    /// It is not told of memory that another process may take pages out of: if it pinned them, or had a device do so, that would
+    /// go on in pages which are the guest's no more. Segments in such memory are good for the requests that they come with.
+    ///
     /// # Errors
     /// The plugin's reason for refusing a region. Those before it are known then.
     pub fn add_memory(&self, memory: &GuestMemory) -> Result<(), BackendError> {
+        if memory.is_foreign() {
+            return Ok(());
+        }
         let mut known = self.lock();
         for region in memory.regions() {
             if known.regions.iter().any(|(old, _)| is_same_region(old, &region)) {
