@@ -39,6 +39,11 @@ impl LogBudget {
         Self::new("the front end", Duration::from_secs(60), 1)
     }
 
+    /// For requests that a medium fails: likewise.
+    pub fn of_medium() -> Self {
+        Self::new("the medium", Duration::from_secs(60), 1)
+    }
+
     /// For what a plugin logs: a hundred lines a second.
     pub fn of_plugin() -> Self {
         Self::new("the plugin", Duration::from_secs(1), LINES)

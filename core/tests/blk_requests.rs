@@ -1,6 +1,7 @@
 //! Every request type of a block device does what virtio 1.3, 5.2.6 says, however the driver cuts it into buffers.
 use pollux_core::{
     device::DeviceModel,
+    stats::QueueStats,
     testing::{
         blk::{self, Cut, GET_ID, IN, IOERR, OK, OUT, UNSUPP, pattern, range},
         disk::{self, Behaviour},
@@ -25,6 +26,8 @@ pollux_core::on_both_rings!(
     unknown_types_and_wrong_directions_are_refused,
     a_read_only_disk_refuses_every_change,
     the_backends_error_becomes_the_status,
+    what_the_device_refuses_is_counted_apart_from_what_its_medium_fails,
+    a_backend_that_fails_as_a_whole_has_moved_nothing,
     a_backend_that_takes_few_requests_at_a_time_gets_them_all,
     statistics_count_what_the_guest_did,
     a_backend_never_gets_more_than_it_takes,
@@ -225,8 +228,31 @@ fn the_backends_error_becomes_the_status(kind: RingKind) {
     let mut rig = Rig::new(kind, disk, 256, true);
     assert_eq!(rig.request(OUT, 0, &[0; 512], &Cut::plain(512, 0)).status, IOERR);
     assert_eq!(rig.request(IN, 0, &[], &Cut::plain(0, 512)).status, IOERR);
-    assert_eq!(rig.stats.records().next().expect("stats").errors.get(), 2);
     assert!(!rig.interrupts.has_failed(), "a failed request is no failed device");
+    let stats = rig.stats.records().next().expect("stats");
+    assert_eq!((stats.errors.get(), stats.requests()), (2, 2));
+    assert_eq!((stats.bytes_read.get(), stats.bytes_written.get()), (0, 0), "nothing was moved");
+    assert_eq!(stats.errors_by_number().collect::<Vec<_>>(), [(libc::ENOSPC as u16, 2)]);
+}
+
+fn what_the_device_refuses_is_counted_apart_from_what_its_medium_fails(kind: RingKind) {
+    let mut rig = rig(kind, "refused");
+    let end = DISK_BYTES / 512;
+    assert_eq!(rig.request(OUT, end, &[0; 512], &Cut::plain(512, 0)).status, IOERR);
+    assert_eq!(rig.request(77, 0, &[], &Cut::plain(0, 0)).status, UNSUPP);
+    assert_eq!(rig.request(GET_ID, 0, &[], &Cut::plain(0, 0)).status, IOERR);
+    let stats = rig.stats.records().next().expect("stats");
+    assert_eq!((stats.errors.get(), stats.bytes_written.get()), (3, 0));
+    assert_eq!(stats.errors_by_number().collect::<Vec<_>>(), [(QueueStats::REFUSED, 3)]);
+}
+
+fn a_backend_that_fails_as_a_whole_has_moved_nothing(kind: RingKind) {
+    let disk = disk::open("moved-nothing", 65536, Behaviour::PanicPoll).expect("disk");
+    let mut rig = Rig::new(kind, disk, 256, true);
+    rig.driver.submit(OUT, 0, &[0; 512], &Cut::plain(512, 0)).expect("room");
+    rig.wait_for_failure();
+    let stats = rig.stats.records().next().expect("stats");
+    assert_eq!((stats.writes.get(), stats.errors.get(), stats.bytes_written.get()), (1, 1, 0));
 }
 
 fn a_backend_that_takes_few_requests_at_a_time_gets_them_all(kind: RingKind) {

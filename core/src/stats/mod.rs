@@ -53,10 +53,12 @@
 //! |---|---|
 //! | 0 | name: device, index of the queue and worker, such as `blk0/1 io0` |
 //! | 64, 72, 80, 88 | requests completed: reads, writes, flushes, others |
-//! | 96, 104 | bytes read, bytes written |
+//! | 96, 104 | bytes read, bytes written, of requests that did not fail |
 //! | 112, 120 | requests that failed; requests in flight (goes down, too) |
 //! | 128, 136, 144 | kicks received; interrupts sent; times that the driver wanted none |
 //! | 152 | times that completed requests were left to an interrupt that was being held for earlier ones |
+//! | 160 | the first three errnos with which requests failed, 16 bits each, the first one lowest; 0: none yet; 65535: refused by the device |
+//! | 168, 176, 184 | requests that failed with each of these; what is left of the word at 112 failed otherwise |
 //! | 192 to 255 | batches of new requests by their size: 1, 2, to 4, to 8, to 16, to 32, to 64, more |
 //! | 256 | latencies of sampled requests, in nanoseconds, from the ring to the used ring: a histogram each of reads, writes, flushes, others |
 //!

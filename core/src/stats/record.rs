@@ -88,6 +88,9 @@ impl WorkerStats {
     }
 }
 
+/// Errnos that are told apart in the record of a queue.
+const ERROR_NUMBERS: usize = 3;
+
 /// What is counted of one queue. Written by its worker alone.
 #[repr(C, align(128))]
 #[derive(Debug)]
@@ -117,7 +120,10 @@ pub struct QueueStats {
     pub interrupts_suppressed: Counter,
     /// Times that completed requests were left to an interrupt that was being held for earlier ones.
     pub interrupts_merged: Counter,
-    reserved: [Counter; 4],
+    /// The errnos of `errors_by_number`, 16 bits each, the first one lowest; 0: none yet.
+    error_numbers: Counter,
+    /// Requests that failed with the first errnos that there were.
+    errors_by_number: [Counter; ERROR_NUMBERS],
     /// Times that the queue had new requests, by how many.
     pub batches: BatchSizes,
     /// Latencies of sampled requests, from being taken from the ring to the used ring.
@@ -125,6 +131,33 @@ pub struct QueueStats {
 }
 
 impl QueueStats {
+    /// In place of an errno: the device has refused the request, which did not get to the medium.
+    pub const REFUSED: u16 = u16::MAX;
+
+    /// Counts a failed request by its errno, besides `errors`. Only the owner of the record may.
+    #[cold]
+    pub fn count_error(&self, number: u16) {
+        let numbers = self.error_numbers.get();
+        for (index, counter) in self.errors_by_number.iter().enumerate().filter(|_| number != 0) {
+            let known = (numbers >> (16 * index)) as u16;
+            if known == 0 {
+                self.error_numbers.set(numbers | u64::from(number) << (16 * index));
+            }
+            if known == 0 || known == number {
+                return counter.add(1);
+            }
+        }
+    }
+
+    /// How many requests failed with which errno or [`REFUSED`](Self::REFUSED), as far as they are told apart: the others are in
+    /// `errors` alone.
+    pub fn errors_by_number(&self) -> impl Iterator<Item = (u16, u64)> {
+        let numbers = self.error_numbers.get();
+        let counts = self.errors_by_number.iter().enumerate();
+        let counts = counts.map(move |(index, counter)| ((numbers >> (16 * index)) as u16, counter.get()));
+        counts.filter(|(number, count)| *number != 0 && *count > 0)
+    }
+
     /// The record's name: device, queue and worker, such as `blk0/0 io0`.
     pub fn name(&self) -> String {
         self.name.get()
@@ -202,7 +235,7 @@ unsafe impl Record for QueueStats {
     }
 
     fn gauges(&self) -> impl Iterator<Item = &Counter> {
-        [&self.in_flight].into_iter()
+        [&self.in_flight, &self.error_numbers].into_iter()
     }
 }
 
@@ -225,8 +258,27 @@ mod tests {
         assert_eq!((offset_of!(QueueStats, reads), offset_of!(QueueStats, in_flight)), (64, 120));
         assert_eq!((offset_of!(QueueStats, kicks), offset_of!(QueueStats, interrupts_suppressed)), (128, 144));
         assert_eq!(offset_of!(QueueStats, interrupts_merged), 152);
+        assert_eq!((offset_of!(QueueStats, error_numbers), offset_of!(QueueStats, errors_by_number)), (160, 168));
         assert_eq!((offset_of!(QueueStats, batches), offset_of!(QueueStats, latency)), (192, 256));
         assert_eq!(size_of::<QueueStats>(), (256 + 4 * 8 * BUCKETS).next_multiple_of(128));
         assert_eq!(size_of::<QueueStats>(), 256 + 4 * 8 * BUCKETS, "no padding");
+    }
+    #[test]
+    fn errors_are_told_apart_by_their_first_errnos_also_of_a_period() {
+        let segment = crate::stats::StatsSegment::anonymous(1).expect("segment");
+        let queue = segment.add("blk0/0 io0").expect("room");
+        let count = |numbers: &[u16]| {
+            queue.errors.add(numbers.len() as u64);
+            numbers.iter().for_each(|&number| queue.count_error(number));
+        };
+        count(&[5, 28, 5, QueueStats::REFUSED]);
+        let before = segment.snapshot();
+        let all = |queue: &QueueStats| queue.errors_by_number().collect::<Vec<_>>();
+        assert_eq!(all(&before.queues[0]), [(5, 2), (28, 1), (QueueStats::REFUSED, 1)]);
+        // A fourth one, and one that says nothing, are among the others.
+        count(&[28, 61, 0, QueueStats::REFUSED]);
+        let between = segment.snapshot().since(&before);
+        assert_eq!(all(&between.queues[0]), [(28, 1), (QueueStats::REFUSED, 1)]);
+        assert_eq!(between.queues[0].errors.get(), 4);
     }
 }

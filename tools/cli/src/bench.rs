@@ -260,6 +260,9 @@ fn measure(arguments: &Arguments, shared: &Shared) -> Result<Status, Error> {
     if let Some((path, file)) = html_file {
         write(path, file, &html(&report))?;
     }
+    if let Some(errors) = report.errors() {
+        eprintln!("pollux: {errors}");
+    }
     let failed = report.fault_count() + report.error_count() > 0;
     Ok(match ended_early {
         Some(signal) => Status::Stopped(signal),

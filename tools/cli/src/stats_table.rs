@@ -1,8 +1,9 @@
 //! How statistics are shown: rows for devices and for workers, or JSON records for queues and workers.
 use crate::units;
+use nix::errno::Errno;
 use pollux_core::stats::{QueueStats, Schedule, Snapshot, WorkerStats};
 use pollux_vmm::ExitCounts;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// The quantiles that are shown, and their names in JSON.
@@ -15,6 +16,8 @@ struct Row {
     worker: String,
     requests: u64,
     errors: u64,
+    /// Those of them that are told apart, by their errno.
+    errors_by_number: BTreeMap<u16, u64>,
     batches: u64,
     in_flight: u64,
     bytes_read: u64,
@@ -32,6 +35,9 @@ impl Row {
     fn add(&mut self, queue: &QueueStats) {
         self.requests += queue.requests();
         self.errors += queue.errors.get();
+        for (number, count) in queue.errors_by_number() {
+            *self.errors_by_number.entry(number).or_default() += count;
+        }
         self.batches += queue.batches.get();
         self.in_flight += queue.in_flight.get();
         self.bytes_read += queue.bytes_read.get();
@@ -58,6 +64,20 @@ impl Row {
         reached.map(|(value, _)| *value)
     }
 
+    /// A line about the requests that failed, if there are any: the most frequent reason first.
+    fn failures(&self) -> Option<String> {
+        let mut reasons: Vec<(u64, String)> =
+            self.errors_by_number.iter().map(|(&number, &count)| (count, error_words(number))).collect();
+        reasons.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
+        let others = self.errors.saturating_sub(self.errors_by_number.values().sum());
+        if others > 0 {
+            reasons.push((others, "for another reason".into()));
+        }
+        let reasons: Vec<String> =
+            reasons.into_iter().map(|(count, words)| format!("{} {words}", units::count(count))).collect();
+        (self.errors > 0).then(|| format!("{} on {}: failed: {}\n", self.device, self.worker, reasons.join(", ")))
+    }
+
     fn cells(&self, period: Option<f64>) -> Vec<String> {
         let count = |number| units::count(rate(number, period));
         let pair = |one, other| format!("{} ({})", count(one), count(other));
@@ -82,6 +102,22 @@ impl Row {
         }
         cells.extend(QUANTILES.map(|(share, _)| self.quantile(share).map_or_else(|| "-".into(), units::time)));
         cells
+    }
+}
+
+/// What a request has failed of: `with ENOSPC (No space left on device)`.
+fn error_words(number: u16) -> String {
+    match number {
+        QueueStats::REFUSED => "refused by the device".into(),
+        number => format!("with {} ({})", error_name(number), Errno::from_raw(number.into()).desc()),
+    }
+}
+
+/// The name of an errno, or its number if it has none.
+fn error_name(number: u16) -> String {
+    match Errno::from_raw(number.into()) {
+        Errno::UnknownErrno => format!("errno {number}"),
+        errno => format!("{errno:?}"),
     }
 }
 
@@ -163,7 +199,7 @@ fn table(stats: &Snapshot, period: Option<f64>) -> String {
     let mut lines = vec![headings.iter().map(|&heading| heading.to_owned()).collect()];
     lines.extend(rows.iter().map(|row| row.cells(period)));
     // The first two columns are names, the others numbers.
-    align(&lines, 2)
+    align(&lines, 2) + &rows.iter().filter_map(Row::failures).collect::<String>()
 }
 
 fn workers_table(stats: &Snapshot, period: Option<f64>) -> String {
@@ -307,6 +343,7 @@ fn queue_json(queue: &QueueStats) -> Value {
         "flushes": queue.flushes.get(),
         "others": queue.others.get(),
         "errors": queue.errors.get(),
+        "errors_by_errno": errors_json(queue),
         "bytes_read": queue.bytes_read.get(),
         "bytes_written": queue.bytes_written.get(),
         "in_flight": queue.in_flight.get(),
@@ -319,6 +356,21 @@ fn queue_json(queue: &QueueStats) -> Value {
         "interrupts_merged": queue.interrupts_merged.get(),
         "latency_ns": latency,
     })
+}
+
+/// `{"ENOSPC": 17, "refused": 2, "other": 1}`
+fn errors_json(queue: &QueueStats) -> Value {
+    let mut object = Map::new();
+    let mut others = queue.errors.get();
+    for (number, count) in queue.errors_by_number() {
+        let name = if number == QueueStats::REFUSED { "refused".into() } else { error_name(number) };
+        object.insert(name, count.into());
+        others = others.saturating_sub(count);
+    }
+    if others > 0 {
+        object.insert("other".into(), others.into());
+    }
+    object.into()
 }
 
 #[cfg(test)]
@@ -366,6 +418,23 @@ a/b     io0            1       0        0  4.00 KiB      0 B            0 (0)   
         assert_eq!(queue["latency_ns"]["p50"], 1023);
         assert_eq!(json["queues"][1]["latency_ns"]["p50"], Value::Null);
         assert_eq!(json["vcpus"][0]["exits"], 0);
+    }
+
+    #[test]
+    fn failed_requests_are_told_apart_by_their_errno() {
+        let segment = StatsSegment::anonymous(2).expect("segment");
+        for name in ["blk0/0 io0", "blk0/1 io0"] {
+            let queue = segment.add(name).expect("room");
+            queue.errors.add(5);
+            [28, 28, 5, QueueStats::REFUSED].iter().for_each(|&number| queue.count_error(number));
+        }
+        let text = tables(&segment.snapshot(), None);
+        let line = "blk0 on io0: failed: 4 with ENOSPC (No space left on device), 2 with EIO (I/O error), 2 refused by the device, \
+                    2 for another reason";
+        assert_eq!(text.lines().last(), Some(line));
+        let numbers = json(&segment.snapshot(), &[]);
+        let expected = json!({ "ENOSPC": 2, "EIO": 1, "refused": 1, "other": 1 });
+        assert_eq!(numbers["queues"][1]["errors_by_errno"], expected);
     }
 
     #[test]

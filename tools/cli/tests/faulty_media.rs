@@ -65,6 +65,34 @@ fn errors_reach_the_front_end_of_their_device_one_for_one_and_no_other() {
 }
 
 #[test]
+fn failures_are_a_line_an_episode_in_the_log_and_numbers_by_errno_in_the_statistics() {
+    let folder = Folder::new();
+    let script = "script = [{ operation = \"write\", after = 500, count = 123, error = \"ENOSPC\" }]";
+    let server = serve(&folder, script);
+    let bad = bench(&folder, "bad.sock", &["--rw", "randwrite"]);
+    assert!(bad.stderr.contains("123 requests failed: 123 with IOERR"), "{}", bad.stderr);
+    let json: serde_json::Value = serde_json::from_str(&bad.stdout).expect("JSON");
+    assert_eq!(json["runs"][0]["total"]["errors_by_status"], serde_json::json!({ "IOERR": 123 }));
+    let table = folder.run(&["stats", &server.id().to_string()]).stdout;
+    assert!(table.contains("\nbad on io0: failed: 123 with ENOSPC (No space left on device)\n"), "{table}");
+    let snapshot = SegmentReader::of_process(server.id()).and_then(|reader| reader.snapshot()).expect("statistics");
+    let queue = snapshot.queues.iter().find(|queue| queue.name().starts_with("bad/")).expect("a queue");
+    assert_eq!(
+        (queue.errors.get(), queue.bytes_written.get()),
+        (123, (2000 - 123) * 4096),
+        "what failed moved nothing"
+    );
+    let log = server.stop().stderr;
+    let words = "No space left on device (os error 28)";
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains(words)).collect();
+    assert!(lines.len() >= 2 && lines.len() < 10, "{log}");
+    assert!(lines[0].contains("bad: a write at offset ") && lines[0].contains(" failed: "), "{log}");
+    let counted =
+        lines[1..].iter().filter_map(|line| line.split("bad: ").nth(1)?.split(' ').next()?.parse::<u32>().ok());
+    assert_eq!(counted.sum::<u32>(), 122, "{log}");
+}
+
+#[test]
 fn a_neighbour_is_served_while_a_medium_hangs_and_nothing_is_lost_when_it_comes_back() {
     let folder = Folder::new();
     let server = serve(&folder, "script = [{ after = 500, hang = true, until = \"FOLDER/back\" }]");

@@ -13,9 +13,10 @@ use tracing::error;
 impl<R: Ring> BlkQueue<R> {
     /// The slot beyond the ring is that of the flush at the end.
     #[cold]
-    pub(super) fn finish_flush(&mut self, status: Status) {
-        if status != Status::Ok && self.interrupts.may_log(&self.name) {
-            error!("{}: the last flush failed: the newest writes may be lost", self.name);
+    pub(super) fn finish_flush(&mut self, result: i32) {
+        if result != 0 && self.interrupts.may_log(&self.name) {
+            let error = std::io::Error::from_raw_os_error(result.saturating_neg());
+            error!("{}: the last flush failed, and the newest writes may be lost: {error}", self.name);
         }
         self.phase = Phase::Stopped;
     }
@@ -62,7 +63,7 @@ impl<R: Ring> BlkQueue<R> {
         for slot in self.backend.take_in_flight() {
             match u16::try_from(slot) {
                 Ok(head) if head < self.ring.size() => self.complete_alone(head, Status::IoError),
-                _ => self.finish_flush(Status::IoError),
+                _ => self.finish_flush(-libc::EIO),
             }
         }
         let pending = std::mem::take(&mut self.pending);

@@ -7,6 +7,7 @@ mod chain;
 mod change;
 mod config;
 mod ending;
+mod failures;
 mod interrupt;
 #[allow(unsafe_code)]
 pub mod queue;
@@ -25,6 +26,7 @@ use crate::{
     worker::{Position, QueueUpdate, Task, WorkerHandle},
 };
 use config::Config;
+use failures::FailureLog;
 use pollux_abi::block_v1::{POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_WRITE_ZEROES};
 use queue::{BlkQueue, QueueSetup};
 use request::Limits;
@@ -67,12 +69,13 @@ pub struct BlkOptions {
     pub in_order: bool,
 }
 
-/// What the transport's thread writes and workers read, once a batch.
+/// What the transport's thread writes and workers read, once a batch; and what they share of failures.
 #[derive(Debug)]
 struct Shared {
     /// Whether completed writes may stay in a volatile cache.
     writeback: AtomicBool,
     capacity_sectors: AtomicU64,
+    failures: FailureLog,
 }
 
 /// A block device model.
@@ -107,7 +110,11 @@ impl Blk {
             features,
             limits,
             config,
-            shared: Arc::new(Shared { writeback: AtomicBool::new(true), capacity_sectors }),
+            shared: Arc::new(Shared {
+                writeback: AtomicBool::new(true),
+                capacity_sectors,
+                failures: FailureLog::new(&options.name),
+            }),
             stats,
             queues,
             activation: None,

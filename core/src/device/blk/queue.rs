@@ -7,6 +7,7 @@ use super::{
     Shared,
     chain::{ChainParts, Inline, NO_SEGMENT, OLD_MEMORY, OVERFLOWN, Overflow, Slot, answer_id, range_action},
     change::Retiring,
+    failures::FailureLog,
     request::{Action, Limits, Status},
     tally::Tally,
 };
@@ -252,10 +253,12 @@ impl<R: Ring> BlkQueue<R> {
         let mut tally = Tally::default();
         for index in 0..completed {
             let completion = self.backend.completion(index);
-            let status = Status::from_result(completion.result);
             match u16::try_from(completion.slot) {
-                Ok(head) if head < self.ring.size() => self.complete(head, status, &mut tally),
-                _ => self.finish_flush(status),
+                Ok(head) if head < self.ring.size() => match completion.result {
+                    0 => self.complete(head, Status::Ok, &mut tally),
+                    result => self.complete_failed(head, result, self.backend.offset(completion.slot), &mut tally),
+                },
+                _ => self.finish_flush(completion.result),
             }
         }
         tally.add_to(&self.stats);
@@ -271,7 +274,7 @@ impl<R: Ring> BlkQueue<R> {
 
     /// Ends a request: status byte, used ring, statistics.
     #[inline(always)]
-    fn complete(&mut self, head: u16, status: Status, tally: &mut Tally) {
+    pub(super) fn complete(&mut self, head: u16, status: Status, tally: &mut Tally) {
         let slot = &mut self.slots[usize::from(head)];
         debug_assert!(slot.is_in_use());
         let state = slot.state;
@@ -365,9 +368,9 @@ impl<R: Ring> BlkQueue<R> {
             }
             Action::GetId => {
                 let status = answer_id(&data, &self.serial);
-                self.complete_alone(head, status);
+                self.answer(head, &header, &data, status);
             }
-            Action::Complete(status) => self.complete_alone(head, status),
+            Action::Complete(status) => self.answer(head, &header, &data, status),
             Action::Range(_) => unreachable!("a range has been turned into a request"),
         }
     }
@@ -375,6 +378,9 @@ impl<R: Ring> BlkQueue<R> {
     /// Ends a request that does not come from the backend.
     #[cold]
     pub(super) fn complete_alone(&mut self, head: u16, status: Status) {
+        if status != Status::Ok {
+            self.slots[usize::from(head)].length = 0;
+        }
         let mut tally = Tally::default();
         self.complete(head, status, &mut tally);
         tally.add_to(&self.stats);
@@ -396,6 +402,14 @@ impl<R: Ring> BlkQueue<R> {
     /// The slot of a request among those that the last call of the backend has completed.
     pub(super) fn completed_slot(&self, index: usize) -> u32 {
         self.backend.completion(index).slot
+    }
+
+    pub(super) fn failures(&self) -> &FailureLog {
+        &self.shared.failures
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
     }
 
     fn arm_backend(&mut self, armed: bool) -> bool {
@@ -425,6 +439,7 @@ impl<R: Ring> Task for BlkQueue<R> {
     }
 
     fn watch(&self) -> Option<Watch> {
+        self.failures().report(false);
         // Only the driver can bring work.
         let waits = self.backend.in_flight() > 0 || !self.pending.is_empty() || self.recovering || self.broken;
         let waits = waits || self.coalescer.is_owed();
@@ -443,6 +458,7 @@ impl<R: Ring> Task for BlkQueue<R> {
     fn finish(&mut self) -> bool {
         debug_assert!(!self.coalescer.is_owed(), "the turn that ended the stop has sent it");
         self.take_kicks();
+        self.failures().report(true);
         !self.lost && self.backend.stop().is_ok()
     }
 
@@ -468,6 +484,7 @@ impl<R: Ring> Task for BlkQueue<R> {
     }
 
     fn arm(&mut self) -> bool {
+        self.failures().report(false);
         // A driver that does not kick must be polled.
         if self.kick.is_none() || self.recovering {
             return true;

@@ -1,4 +1,5 @@
 //! What a block request says (virtio 1.3, 5.2.6), and whether the device can do it.
+use super::failures::OTHER;
 use pollux_abi::block_v1::{
     BlockInfo, BlockRequest, POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_FUA, POLLUX_BLOCK_READ,
     POLLUX_BLOCK_UNMAP, POLLUX_BLOCK_WRITE, POLLUX_BLOCK_WRITE_ZEROES, Segment,
@@ -16,6 +17,9 @@ pub(super) const HEADER_BYTES: usize = 16;
 pub(super) const RANGE_BYTES: usize = 16;
 /// Most data segments of a request.
 pub(super) const MAX_DATA_SEGMENTS: usize = 254;
+
+const RANGE_REFUSAL: &str =
+    "its range is malformed, too long, beyond the capacity or not a whole number of blocks, or the device is read-only";
 
 /// Longest read or write, whatever the backend takes. A request keeps its worker busy while it is copied, and others
 /// wait on the same worker.
@@ -221,6 +225,52 @@ impl Header {
             true if length == 0 => Action::Complete(Status::Ok),
             true => Action::Submit(Transfer { operation, flags, offset: self.sector * SECTOR_SIZE, length }),
             false => Action::Complete(Status::IoError),
+        }
+    }
+}
+
+impl Header {
+    /// Why this request was not done, for the log: its operation by number, where on the medium it is, and the reason that
+    /// [`action`](Self::action) has found.
+    #[cold]
+    pub(super) fn refusal(&self, data: &Data<'_>, limits: &Limits) -> (usize, u64, &'static str) {
+        let offset = self.sector.wrapping_mul(SECTOR_SIZE);
+        match self.kind {
+            VIRTIO_BLK_T_IN => {
+                (POLLUX_BLOCK_READ as usize, offset, self.transfer_refusal(data.writable, data.readable, data, limits))
+            }
+            VIRTIO_BLK_T_OUT if !limits.writable => (POLLUX_BLOCK_WRITE as usize, offset, "the device is read-only"),
+            VIRTIO_BLK_T_OUT => {
+                (POLLUX_BLOCK_WRITE as usize, offset, self.transfer_refusal(data.readable, data.writable, data, limits))
+            }
+            VIRTIO_BLK_T_FLUSH => (POLLUX_BLOCK_FLUSH as usize, 0, "the medium has no flush"),
+            VIRTIO_BLK_T_DISCARD if limits.offers(POLLUX_BLOCK_DISCARD) => {
+                (POLLUX_BLOCK_DISCARD as usize, 0, RANGE_REFUSAL)
+            }
+            VIRTIO_BLK_T_WRITE_ZEROES if limits.offers(POLLUX_BLOCK_WRITE_ZEROES) => {
+                (POLLUX_BLOCK_WRITE_ZEROES as usize, 0, RANGE_REFUSAL)
+            }
+            VIRTIO_BLK_T_GET_ID => (OTHER, 0, "it has no room for the device's serial number, or data besides"),
+            _ => (OTHER, 0, "its type is one that the device does not offer"),
+        }
+    }
+
+    fn transfer_refusal(&self, length: u64, wrong: u64, data: &Data<'_>, limits: &Limits) -> &'static str {
+        let block = 1 << limits.block_shift;
+        let (sector, sectors) = (self.sector, length / SECTOR_SIZE);
+        if wrong != 0 {
+            "it has data of the other direction"
+        } else if !length.is_multiple_of(SECTOR_SIZE) || !sector.is_multiple_of(block) || !sectors.is_multiple_of(block)
+        {
+            "it is not a whole number of blocks"
+        } else if sector.checked_add(sectors).is_none_or(|end| end > limits.capacity_sectors) {
+            "it ends beyond the capacity"
+        } else if length > limits.max_transfer {
+            "it is longer than one request may be"
+        } else if data.segments.len() > limits.max_segments {
+            "it has more segments than one request may have"
+        } else {
+            "the medium does not offer it"
         }
     }
 }

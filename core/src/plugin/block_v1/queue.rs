@@ -25,6 +25,15 @@ pub struct Completion {
 }
 
 const NO_TOKEN: u64 = u64::MAX;
+
+/// What is remembered of a slot's request.
+#[derive(Clone, Copy, Debug)]
+struct InFlight {
+    /// [`NO_TOKEN`]: it has ended.
+    token: u64,
+    /// Stays when it has ended.
+    offset: u64,
+}
 const SLOT_BITS: u32 = 32;
 
 /// One queue of a backend, `[worker]` unless said otherwise. A request is known by its slot, a number below the
@@ -34,8 +43,8 @@ pub struct BackendQueue {
     queue: *mut c_void,
     submit: unsafe extern "C" fn(*mut c_void, *const BlockRequest, u32, *mut BlockCompletions) -> i32,
     poll: unsafe extern "C" fn(*mut c_void, *mut BlockCompletions) -> i32,
-    /// The token in flight of each slot.
-    tokens: Box<[u64]>,
+    /// What is in flight in each slot.
+    slots: Box<[InFlight]>,
     completions: Box<[BlockCompletion]>,
     /// Valid entries of `completions`, checked.
     completed: usize,
@@ -58,7 +67,7 @@ impl BackendQueue {
             queue: handle.queue,
             submit: backend.table().submit,
             poll: backend.table().poll,
-            tokens: vec![NO_TOKEN; depth as usize].into(),
+            slots: vec![InFlight { token: NO_TOKEN, offset: 0 }; depth as usize].into(),
             completions: vec![empty; depth as usize].into(),
             completed: 0,
             in_flight: 0,
@@ -99,9 +108,9 @@ impl BackendQueue {
         for request in &mut *requests {
             let slot = request.token as u32;
             request.token = u64::from(slot) | u64::from(self.generation) << SLOT_BITS;
-            let entry = &mut self.tokens[slot as usize];
-            assert!(*entry == NO_TOKEN, "a slot was submitted twice");
-            *entry = request.token;
+            let entry = &mut self.slots[slot as usize];
+            assert!(entry.token == NO_TOKEN, "a slot was submitted twice");
+            *entry = InFlight { token: request.token, offset: request.offset };
         }
         let mut buffer = self.buffer();
         // SAFETY: the queue is started and its worker calls; requests and buffer are valid for the counts given.
@@ -112,7 +121,7 @@ impl BackendQueue {
         }
         for request in &mut requests[taken..] {
             let slot = request.token as u32;
-            self.tokens[slot as usize] = NO_TOKEN;
+            self.slots[slot as usize].token = NO_TOKEN;
             request.token = slot.into();
         }
         self.in_flight += taken as u32;
@@ -153,6 +162,11 @@ impl BackendQueue {
         Completion { slot: token as u32, result }
     }
 
+    /// Where on the medium the last request of a slot began, also after its end.
+    pub fn offset(&self, slot: u32) -> u64 {
+        self.slots[slot as usize].offset
+    }
+
     /// Requests in flight.
     #[inline]
     pub fn in_flight(&self) -> u32 {
@@ -161,7 +175,7 @@ impl BackendQueue {
 
     /// Most requests in flight.
     pub fn depth(&self) -> usize {
-        self.tokens.len()
+        self.slots.len()
     }
 
     /// Whether the queue has failed.
@@ -171,10 +185,9 @@ impl BackendQueue {
 
     /// After a failure: the slots of all requests that were in flight. They will not complete any more.
     pub fn take_in_flight(&mut self) -> Vec<u32> {
-        let tokens = self.tokens.iter_mut().enumerate();
-        let slots = tokens
-            .filter_map(|(slot, token)| (std::mem::replace(token, NO_TOKEN) != NO_TOKEN).then_some(slot as u32))
-            .collect();
+        let was_in_flight = |entry: &mut InFlight| std::mem::replace(&mut entry.token, NO_TOKEN) != NO_TOKEN;
+        let slots = self.slots.iter_mut().enumerate();
+        let slots = slots.filter_map(|(slot, entry)| was_in_flight(entry).then_some(slot as u32)).collect();
         self.in_flight = 0;
         slots
     }
@@ -238,11 +251,11 @@ impl BackendQueue {
         }
         for index in 0..count {
             let token = self.completions[index].token;
-            match self.tokens.get_mut(token as u32 as usize) {
-                Some(entry) if *entry == token && token != NO_TOKEN => *entry = NO_TOKEN,
+            match self.slots.get_mut(token as u32 as usize) {
+                Some(entry) if entry.token == token && token != NO_TOKEN => entry.token = NO_TOKEN,
                 _ => return Err(self.fail("a completion for a request that is not in flight")),
             }
-            // Those before a bad one count: they are gone from `tokens`.
+            // Those before a bad one count: they are gone from `slots`.
             self.completed = index + 1;
             self.in_flight -= 1;
         }

@@ -208,8 +208,11 @@ impl<'a> Worker<'a> {
         }
         let result = &mut self.result;
         result.requests += 1;
-        result.errors += u64::from(!success);
-        result.bytes += u64::from(operation.bytes);
+        if success {
+            result.bytes += u64::from(operation.bytes);
+        } else {
+            result.add_error(completion.status);
+        }
         match operation.kind {
             Kind::Read => result.reads += 1,
             Kind::Write => result.writes += 1,

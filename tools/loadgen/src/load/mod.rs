@@ -12,6 +12,7 @@ use crate::{
 };
 use lane::{Failure, Lane, Source, Worker};
 use std::{
+    collections::BTreeMap,
     path::Path,
     sync::{
         Arc, Barrier,
@@ -77,7 +78,9 @@ pub struct QueueResult {
     pub flushes: u64,
     /// Of these: failed.
     pub errors: u64,
-    /// Bytes read and written.
+    /// How many of those that failed ended with which status, by the status byte.
+    pub errors_by_status: BTreeMap<u8, u64>,
+    /// Bytes read and written, by requests that did not fail.
     pub bytes: u64,
     /// Length of the measurement.
     pub elapsed_ns: u64,
@@ -99,6 +102,9 @@ impl QueueResult {
             sum.writes += result.writes;
             sum.flushes += result.flushes;
             sum.errors += result.errors;
+            for (&status, count) in &result.errors_by_status {
+                *sum.errors_by_status.entry(status).or_default() += count;
+            }
             sum.bytes += result.bytes;
             sum.elapsed_ns = sum.elapsed_ns.max(result.elapsed_ns);
             sum.latencies.merge(&result.latencies);
@@ -108,6 +114,13 @@ impl QueueResult {
             sum.counters.sleeps += result.counters.sleeps;
         }
         sum
+    }
+
+    /// A request has failed, with this status.
+    #[cold]
+    fn add_error(&mut self, status: u8) {
+        self.errors += 1;
+        *self.errors_by_status.entry(status).or_default() += 1;
     }
 
     /// Requests per second.

@@ -1,5 +1,5 @@
 //! The report for machines. Its schema is frozen by a number; a field may be added, none changes.
-use super::Report;
+use super::{Report, status_name};
 use crate::{
     campaign::{self, Run, Target},
     frontend::Indirect,
@@ -111,6 +111,7 @@ fn run(run: &Run) -> Value {
 }
 
 fn result(result: &QueueResult) -> Value {
+    let errors = result.errors_by_status.iter().map(|(&status, count)| (status_name(status), json!(count)));
     json!({
         "iops": result.iops(),
         "bytes_per_second": result.bytes_per_second(),
@@ -121,6 +122,7 @@ fn result(result: &QueueResult) -> Value {
         "writes": result.writes,
         "flushes": result.flushes,
         "errors": result.errors,
+        "errors_by_status": errors.collect::<Map<String, Value>>(),
         "kicks": result.counters.kicks,
         "interrupts": result.counters.interrupts,
         "sleeps": result.counters.sleeps,

@@ -13,8 +13,10 @@ pub use table::{align, summary, verdict};
 
 use crate::{
     campaign::{Plan, Run},
+    load::QueueResult,
     machine::Machine,
 };
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_UNSUPP};
 
 /// All that a report is made of.
 #[derive(Clone, Debug)]
@@ -44,9 +46,29 @@ impl Report {
         self.runs.iter().filter_map(|run| run.verified.as_ref()).map(|verified| verified.fault_count).sum()
     }
 
+    /// A sentence about the requests that failed, if there are any.
+    pub fn errors(&self) -> Option<String> {
+        let total = QueueResult::sum(self.runs.iter().map(|run| &run.total));
+        let parts =
+            total.errors_by_status.iter().map(|(&status, count)| format!("{count} with {}", status_name(status)));
+        let requests = if total.errors == 1 { "request" } else { "requests" };
+        let parts = parts.collect::<Vec<String>>().join(", ");
+        let why = "the log and the statistics of the backend say why";
+        (total.errors > 0).then(|| format!("{} {requests} failed: {parts}; {why}", total.errors))
+    }
+
     /// Number of requests that failed.
     pub fn error_count(&self) -> u64 {
         self.runs.iter().map(|run| run.total.errors).sum()
+    }
+}
+
+/// The name of a status that is no success (virtio 1.3, 5.2.6).
+fn status_name(status: u8) -> String {
+    match status.into() {
+        VIRTIO_BLK_S_IOERR => "IOERR".into(),
+        VIRTIO_BLK_S_UNSUPP => "UNSUPP".into(),
+        other => format!("status {other}"),
     }
 }
 

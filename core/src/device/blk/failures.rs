@@ -1,0 +1,300 @@
+//! Requests that fail: what the statistics count of them, and a log line for each episode instead of one for each request.
+use super::{
+    queue::BlkQueue,
+    request::{Data, Header, Status},
+    tally::Tally,
+};
+use crate::{log_budget::LogBudget, ring::Ring, stats::QueueStats};
+use std::{
+    io,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use tracing::error;
+
+/// A failure after so long a time without one of its kind begins a new episode.
+const QUIET: Duration = Duration::from_secs(60);
+/// How often failures are counted in the log while they go on.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// Kinds of failures that are told apart at a time.
+const EPISODES: usize = 16;
+
+/// Singular and plural of each operation, by its number in `block/1`.
+const OPERATIONS: [[&str; 2]; 6] = [
+    ["a read", "reads"],
+    ["a write", "writes"],
+    ["a flush", "flushes"],
+    ["a discard", "discards"],
+    ["a write-zeroes", "write-zeroes"],
+    ["a request", "requests"],
+];
+const FLUSH: usize = 2;
+pub(super) const OTHER: usize = OPERATIONS.len() - 1;
+
+/// Why requests fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// The medium says so, by a positive errno.
+    Errno(i32),
+    /// It did not get there, since the device does not do what it asks for.
+    Refused(&'static str),
+}
+
+impl Cause {
+    fn words(self) -> String {
+        match self {
+            Cause::Errno(errno) => io::Error::from_raw_os_error(errno).to_string(),
+            Cause::Refused(reason) => reason.into(),
+        }
+    }
+
+    fn verb(self) -> [&'static str; 2] {
+        match self {
+            Cause::Errno(_) => ["failed", "failed"],
+            Cause::Refused(_) => ["was refused", "were refused"],
+        }
+    }
+}
+
+/// Failures of one kind, one soon after the other.
+#[derive(Debug)]
+struct Episode {
+    operation: usize,
+    cause: Cause,
+    /// Those that no line has counted yet.
+    unreported: u64,
+    last_offset: u64,
+    last_failure: Instant,
+    last_line: Instant,
+    /// The least time to the next line. It grows, so that failures far from each other do not have a line each.
+    gap: Duration,
+}
+
+impl Episode {
+    fn new(operation: usize, offset: u64, cause: Cause, now: Instant) -> Self {
+        Episode {
+            operation,
+            cause,
+            unreported: 0,
+            last_offset: offset,
+            last_failure: now,
+            last_line: now,
+            gap: Duration::ZERO,
+        }
+    }
+
+    fn place(&self) -> String {
+        if self.operation == FLUSH { String::new() } else { format!(" at offset {}", self.last_offset) }
+    }
+
+    fn first_line(&self) -> String {
+        let (operation, verb) = (OPERATIONS[self.operation][0], self.cause.verb()[0]);
+        format!("{operation}{} {verb}: {}", self.place(), self.cause.words())
+    }
+
+    /// A line about those that have not been counted, if there are any.
+    fn next_line(&mut self, now: Instant) -> Option<String> {
+        let count = std::mem::take(&mut self.unreported);
+        if count == 0 {
+            return None;
+        }
+        self.last_line = now;
+        self.gap = (self.gap * 2).clamp(Duration::from_secs(1), QUIET);
+        let ([one, more], verb) = (OPERATIONS[self.operation], self.cause.verb());
+        let (noun, verb) = match count {
+            1 => (one.trim_start_matches("a "), verb[0]),
+            _ => (more, verb[1]),
+        };
+        let last = match (self.operation, count) {
+            (FLUSH, _) => String::new(),
+            (_, 1) => format!(",{}", self.place()),
+            _ => format!(", the last{}", self.place()),
+        };
+        Some(format!("{count} more {noun} {verb} since{last}: {}", self.cause.words()))
+    }
+}
+
+/// What the log has been told of the failures of a device, shared by its queues. For failures alone: it takes a lock.
+#[derive(Debug)]
+pub(super) struct FailureLog {
+    device: String,
+    lines: LogBudget,
+    episodes: Mutex<Vec<Episode>>,
+    /// Whether any has failures that no line has counted.
+    has_unreported: AtomicBool,
+}
+
+impl FailureLog {
+    pub(super) fn new(device: &str) -> Self {
+        FailureLog {
+            device: device.into(),
+            lines: LogBudget::of_medium(),
+            episodes: Mutex::default(),
+            has_unreported: AtomicBool::new(false),
+        }
+    }
+
+    /// A request has failed.
+    #[cold]
+    pub(super) fn note(&self, operation: usize, offset: u64, cause: Cause) {
+        let lines = self.lines_for(operation.min(OTHER), offset, cause, Instant::now());
+        self.write(lines);
+    }
+
+    /// Counts in the log what it does not know of yet, if that is due or `is_end`. For moments in which there is nothing to do.
+    #[inline]
+    pub(super) fn report(&self, is_end: bool) {
+        if self.has_unreported.load(Ordering::Relaxed) {
+            self.report_now(is_end);
+        }
+    }
+
+    #[cold]
+    fn report_now(&self, is_end: bool) {
+        let now = Instant::now();
+        let mut episodes = self.episodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = episodes.iter_mut().filter(|episode| is_end || now - episode.last_line >= episode.gap);
+        let lines = due.filter_map(|episode| episode.next_line(now)).collect();
+        self.has_unreported.store(episodes.iter().any(|episode| episode.unreported > 0), Ordering::Relaxed);
+        drop(episodes);
+        self.write(lines);
+    }
+
+    /// Notes a failure. Returns what there is to be said: outside of the lock, since whoever reads the log may be slow.
+    fn lines_for(&self, operation: usize, offset: u64, cause: Cause, now: Instant) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut episodes = self.episodes.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = episodes.iter().position(|episode| (episode.operation, episode.cause) == (operation, cause));
+        if let Some(at) = known
+            && now - episodes[at].last_failure < QUIET
+        {
+            let episode = &mut episodes[at];
+            (episode.last_failure, episode.last_offset) = (now, offset);
+            episode.unreported += 1;
+            if now - episode.last_line >= INTERVAL.max(episode.gap) {
+                lines.extend(episode.next_line(now));
+            }
+            self.has_unreported.store(true, Ordering::Relaxed);
+            return lines;
+        }
+        let is_full = episodes.len() == EPISODES;
+        let oldest = || episodes.iter().enumerate().min_by_key(|(_, episode)| episode.last_failure).map(|(at, _)| at);
+        if let Some(at) = known.or_else(|| oldest().filter(|_| is_full)) {
+            lines.extend(episodes.swap_remove(at).next_line(now));
+        }
+        let episode = Episode::new(operation, offset, cause, now);
+        lines.push(episode.first_line());
+        episodes.push(episode);
+        lines
+    }
+
+    fn write(&self, lines: Vec<String>) {
+        for line in lines {
+            if self.lines.may_log(&self.device) {
+                error!("{}: {line}", self.device);
+            }
+        }
+    }
+}
+
+impl<R: Ring> BlkQueue<R> {
+    /// Ends a request that the medium has failed: `result` is a negative errno.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn complete_failed(&mut self, head: u16, result: i32, offset: u64, tally: &mut Tally) {
+        let slot = &mut self.slots[usize::from(head)];
+        // Whatever part of it was moved, the driver cannot know of it.
+        slot.length = 0;
+        let (operation, errno) = (slot.operation as usize, result.saturating_neg());
+        self.stats.count_error(errno.try_into().unwrap_or(0));
+        self.failures().note(operation, offset, Cause::Errno(errno));
+        self.complete(head, Status::from_result(result), tally);
+    }
+
+    /// Ends a request that the device answers by itself.
+    #[cold]
+    pub(super) fn answer(&mut self, head: u16, header: &Header, data: &Data<'_>, status: Status) {
+        if status != Status::Ok {
+            let (operation, offset, reason) = header.refusal(data, self.limits());
+            self.stats.count_error(QueueStats::REFUSED);
+            self.failures().note(operation, offset, Cause::Refused(reason));
+        }
+        self.complete_alone(head, status);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const READ: usize = 0;
+    const WRITE: usize = 1;
+    const NO_SPACE: Cause = Cause::Errno(libc::ENOSPC);
+
+    /// A log, and what it says at a time in seconds.
+    struct Said(FailureLog, Instant);
+
+    impl Said {
+        fn new() -> Self {
+            Said(FailureLog::new("blk0"), Instant::now())
+        }
+
+        fn fails(&self, operation: usize, offset: u64, cause: Cause, at: f64) -> Vec<String> {
+            self.0.lines_for(operation, offset, cause, self.1 + Duration::from_secs_f64(at))
+        }
+    }
+
+    #[test]
+    fn an_episode_has_a_line_at_once_and_a_count_later() {
+        let said = Said::new();
+        let first = "a write at offset 4096 failed: No space left on device (os error 28)";
+        assert_eq!(said.fails(WRITE, 4096, NO_SPACE, 0.0), [first]);
+        for second in 1..10 {
+            assert!(said.fails(WRITE, 8192, NO_SPACE, second.into()).is_empty());
+        }
+        let more = "10 more writes failed since, the last at offset 512: No space left on device (os error 28)";
+        assert_eq!(said.fails(WRITE, 512, NO_SPACE, 10.0), [more]);
+        assert!(said.fails(WRITE, 512, NO_SPACE, 19.0).is_empty());
+        let one = "1 more write failed since, at offset 512: No space left on device (os error 28)";
+        assert_eq!(said.fails(WRITE, 1024, NO_SPACE, 80.0), [one, &first.replace("4096", "1024")], "a new episode");
+    }
+
+    #[test]
+    fn kinds_are_told_apart_and_only_so_many() {
+        let said = Said::new();
+        assert_eq!(said.fails(READ, 0, NO_SPACE, 0.0).len(), 1);
+        assert_eq!(said.fails(WRITE, 0, NO_SPACE, 0.0).len(), 1);
+        assert_eq!(said.fails(FLUSH, 0, Cause::Errno(5), 0.0), ["a flush failed: Input/output error (os error 5)"]);
+        let refused = said.fails(READ, 0, Cause::Refused("it ends beyond the capacity"), 0.0);
+        assert_eq!(refused, ["a read at offset 0 was refused: it ends beyond the capacity"]);
+        for errno in 40..140 {
+            said.fails(READ, 0, Cause::Errno(errno), 1.0);
+        }
+        assert_eq!(said.0.episodes.lock().expect("no panic").len(), EPISODES);
+    }
+
+    #[test]
+    fn thousands_of_failures_a_second_are_few_lines() {
+        let said = Said::new();
+        let lines = (0..600_000).map(|index| said.fails(WRITE, 0, NO_SPACE, f64::from(index) / 1000.0).len());
+        assert!((5..30).contains(&lines.sum::<usize>()));
+    }
+
+    #[test]
+    fn what_is_left_over_is_told_at_the_end() {
+        let log = FailureLog::new("blk0");
+        log.note(WRITE, 0, NO_SPACE);
+        log.note(WRITE, 0, NO_SPACE);
+        assert!(log.has_unreported.load(Ordering::Relaxed));
+        log.report(false);
+        assert!(!log.has_unreported.load(Ordering::Relaxed), "nobody has anything to do: it is told at once");
+        log.note(WRITE, 0, NO_SPACE);
+        log.report(false);
+        assert!(log.has_unreported.load(Ordering::Relaxed), "but not again and again");
+        log.report(true);
+        assert!(!log.has_unreported.load(Ordering::Relaxed));
+    }
+}
