@@ -1,5 +1,5 @@
-//! Image formats that are not raw. Served as raw, such an image looks like a disk full of something else, and the first write
-//! destroys it. A plugin that serves the bytes of a file as they are asks here first.
+//! Image formats that are not raw. Served as raw, such an image looks like a disk full of something else, and the first
+//! write destroys it. A plugin that serves the bytes of a file as they are asks here first.
 use crate::{
     block::{Error, OpenContext},
     host::Level,
@@ -149,8 +149,8 @@ impl FormatChoice {
     }
 }
 
-/// The extended attribute of a file that is served as raw. Its value is the file's length: what somebody else makes in its
-/// place has another one.
+/// The extended attribute of a file that is served as raw. Its value is the file's length: what somebody else makes in
+/// its place has another one.
 const MARK: &str = "user.pollux.raw";
 
 /// Marks a file that a guest may write to, so that nothing it writes is taken for a format at the next start. Not every

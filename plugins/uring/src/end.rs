@@ -1,10 +1,10 @@
-//! Where the medium ends. A guest may use all of the capacity that it was told of: what is missing below it is an error and never
-//! a hole full of zeroes.
+//! Where the medium ends. A guest may use all of the capacity that it was told of: what is missing below it is an error
+//! and never a hole full of zeroes.
 //!
-//! Nothing keeps others from cutting an image that is in use. A read finds out, for it comes to the end too early. A write would
-//! not: it makes a file longer again, and what lies between reads as zeroes from then on. So all requests beyond the lowest end
-//! that was found fail, whatever becomes of the file, until the medium is measured again: then the guest is told of the capacity
-//! that there is.
+//! Nothing keeps others from cutting an image that is in use. A read finds out, for it comes to the end too early. A
+//! write would not: it makes a file longer again, and what lies between reads as zeroes from then on. So all requests
+//! beyond the lowest end that was found fail, whatever becomes of the file, until the medium is measured again: then
+//! the guest is told of the capacity that there is.
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// No request has come to an end too early.

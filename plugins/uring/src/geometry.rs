@@ -34,6 +34,8 @@ pub(crate) struct Geometry {
     pub(crate) minimum_io_size: u32,
     pub(crate) optimal_io_size: u32,
     pub(crate) discard_alignment: u32,
+    /// Of what a range that is discarded or zeroed must consist. A file system zeroes parts of its blocks by itself.
+    pub(crate) allocation_unit: u32,
     /// `st_dev` and `st_ino` of a file. A block device has its own number and 0: it may have several names.
     pub(crate) identity: (u64, u64),
 }
@@ -54,35 +56,44 @@ impl From<io::Error> for GeometryError {
 }
 
 impl Geometry {
-    /// Asks about `file`, which was opened with `O_DIRECT` if `direct`.
-    pub(crate) fn of(mut file: &File, direct: bool) -> Result<Self, GeometryError> {
+    /// Asks about `file`, which was opened with `O_DIRECT` if `direct`. Guests address it in blocks of `block_size`, if
+    /// given.
+    ///
+    /// The blocks of a file are 512 bytes whatever its file system says: what direct I/O takes changes when the file is
+    /// copied (by a reflink on XFS, to a disk with larger sectors), and a guest finds neither partitions nor file
+    /// systems when its blocks have another size.
+    pub(crate) fn of(mut file: &File, direct: bool, block_size: Option<u32>) -> Result<Self, GeometryError> {
         let metadata = file.metadata()?;
         let is_block_device = metadata.file_type().is_block_device();
         let sector = if is_block_device { block_device_number(file, libc::BLKSSZGET)?.max(512) } else { 512 };
         let mut alignment =
             if direct { direct_alignment(file, is_block_device.then_some(sector))? } else { Alignment::NONE };
         if direct && is_block_device && disk_names(metadata.rdev()).iter().any(|name| name.starts_with("zram")) {
-            // With pages of 4096 bytes zram takes each part of a transfer for a whole page (is_partial_io in zram_drv.c, Linux
-            // 6.18): memory that straddles pages, which it says it takes, gets other data.
+            // With pages of 4096 bytes zram takes each part of a transfer for a whole page (is_partial_io in
+            // zram_drv.c, Linux 6.18): memory that straddles pages, which it says it takes, gets other data.
             alignment.memory = alignment.memory.max(4096);
         }
-        let logical_block_size = sector.max(alignment.offset);
         if !is_block_device {
             // A file system's block is what it reads, changes and writes back when less is written. What the larger
             // values of network file systems mean is another thing: their best transfer.
             let block = u32::try_from(metadata.blksize()).unwrap_or(4096).clamp(512, 4096).next_power_of_two();
+            let logical_block_size = block_size.unwrap_or(512);
+            let block = block.max(logical_block_size).max(alignment.offset);
             return Ok(Geometry {
                 is_block_device,
                 capacity: metadata.len(),
                 alignment,
                 logical_block_size,
-                physical_block_size: block.max(logical_block_size),
+                physical_block_size: block,
                 minimum_io_size: 0,
                 optimal_io_size: 0,
-                discard_alignment: block.max(logical_block_size),
+                discard_alignment: block,
+                allocation_unit: 1,
                 identity: (metadata.dev(), metadata.ino()),
             });
         }
+        let unit = sector.max(alignment.offset);
+        let logical_block_size = block_size.unwrap_or(unit);
         let physical = block_device_number(file, libc::BLKPBSZGET)?.next_power_of_two();
         let granularity = queue_limit(metadata.rdev(), "discard_granularity").unwrap_or(0);
         Ok(Geometry {
@@ -90,12 +101,23 @@ impl Geometry {
             capacity: file.seek(SeekFrom::End(0))?,
             alignment,
             logical_block_size,
-            physical_block_size: physical.max(logical_block_size),
+            physical_block_size: physical.max(logical_block_size).max(unit),
             minimum_io_size: block_device_number(file, libc::BLKIOMIN)?,
             optimal_io_size: block_device_number(file, libc::BLKIOOPT)?,
-            discard_alignment: u32::try_from(granularity).unwrap_or(0).max(logical_block_size),
+            discard_alignment: u32::try_from(granularity).unwrap_or(0).max(logical_block_size).max(unit),
+            allocation_unit: sector,
             identity: (metadata.rdev(), 0),
         })
+    }
+
+    /// Whether a guest's block is less than what direct I/O takes.
+    pub(crate) fn has_parts(&self) -> bool {
+        self.alignment.offset > self.logical_block_size
+    }
+
+    /// What the capacity consists of. The rest of a unit at the end could be read and not written.
+    pub(crate) fn capacity_unit(&self, read_only: bool) -> u32 {
+        if read_only { self.logical_block_size } else { self.logical_block_size.max(self.alignment.offset) }
     }
 }
 
@@ -104,7 +126,8 @@ pub(crate) fn capacity_of(mut file: &File, is_block_device: bool) -> io::Result<
     if is_block_device { file.seek(SeekFrom::End(0)) } else { Ok(file.metadata()?.len()) }
 }
 
-/// A limit of the request queue of the block device `device`, such as `discard_max_bytes`. Partitions share their disk's.
+/// A limit of the request queue of the block device `device`, such as `discard_max_bytes`. Partitions share their
+/// disk's.
 pub(crate) fn queue_limit(device: u64, name: &str) -> Option<u64> {
     let (major, minor) = (libc::major(device), libc::minor(device));
     ["queue", "../queue"]

@@ -6,10 +6,11 @@ use crate::{
     engine::Engine,
     fallback::FallbackThread,
     flush_latch::FlushLatch,
-    geometry::{Geometry, GeometryError, capacity_of},
+    geometry::{Alignment, Geometry, GeometryError, capacity_of},
     lock::Lock,
     namespace::is_namespace,
     nvme::Namespace,
+    write_order::WriteOrder,
 };
 use pollux_abi::{
     block::{BlockInfo, Error, OpenContext},
@@ -19,7 +20,7 @@ use pollux_abi::{
     },
     host::{Host, Level},
     image_format::mark_raw,
-    options::Size,
+    options::{BlockSize, Size},
 };
 use std::{
     fmt,
@@ -38,6 +39,12 @@ use std::{
 /// Direct I/O into memory that must be aligned to more than this is not supported: bounce chunks are pages.
 pub(crate) const MAXIMUM_ALIGNMENT: u32 = 4096;
 
+/// Most bytes of a unit of direct I/O: a few of them fit into a bounce chunk.
+const MAXIMUM_UNIT: u32 = 65536;
+
+/// Most bytes of a block that guests know how to use.
+const MAXIMUM_BLOCK: u32 = 4096;
+
 /// The kernel's IOV_MAX.
 pub(crate) const MAXIMUM_SEGMENTS: u32 = 1024;
 
@@ -53,6 +60,8 @@ pub(crate) struct Image {
     pub(crate) file: Arc<File>,
     pub(crate) geometry: Geometry,
     pub(crate) end: MediumEnd,
+    /// Of media whose unit is larger than the guest's block.
+    pub(crate) write_order: Option<WriteOrder>,
     pub(crate) discard: DiscardMethod,
     pub(crate) engine: Engine,
     /// Reads and writes end when the worker asks the device (IOPOLL).
@@ -108,6 +117,10 @@ pub(crate) fn open_claiming(options: &OpenOptions, path: &Path) -> io::Result<Fi
 impl Image {
     pub(crate) fn open(options: &Options, context: &OpenContext) -> Result<Self, Error> {
         let path = options.path.as_path();
+        let block_size = options.block_size.map(BlockSize::bytes);
+        if let Some(size) = block_size.filter(|size| *size > MAXIMUM_BLOCK) {
+            return Err(Error::new(format!("block_size = {size}: write 512, 1024, 2048 or 4096")));
+        }
         let metadata = std::fs::metadata(path).map_err(|error| cannot_open(path, !context.read_only, error))?;
         let kind = metadata.file_type();
         if kind.is_char_device() && is_namespace(metadata.rdev()) {
@@ -137,11 +150,11 @@ impl Image {
             lock.cover(&file, path, |line| context.host.log(Level::Warn, line))?;
         }
         options.format.check(path, kind, context)?;
-        let geometry = Geometry::of(&file, options.direct).map_err(|error| match error {
+        let geometry = Geometry::of(&file, options.direct, block_size).map_err(|error| match error {
             GeometryError::NoDirect => no_direct(path),
             GeometryError::Io(error) => Error::from_io(format_args!("cannot examine {}", path.display()), error),
         })?;
-        check_geometry(path, &geometry, options.direct)?;
+        check_geometry(path, &geometry, options.direct, writable)?;
         let is_marked = writable && !context.probe;
         if is_marked {
             mark_raw(&file);
@@ -157,6 +170,7 @@ impl Image {
         let latches = !(options.direct && is_block_device);
         Ok(Image {
             file: Arc::new(file),
+            write_order: geometry.has_parts().then(WriteOrder::default),
             end: MediumEnd::new(geometry.capacity),
             flush_latch: FlushLatch::new(latches, context.host, path.to_owned()),
             fallback,
@@ -214,7 +228,7 @@ impl Image {
 
     /// The capacity to tell of, in whole blocks: whoever manages the medium may have resized it.
     fn measure(&self) -> u64 {
-        let block = u64::from(self.geometry.logical_block_size);
+        let block = u64::from(self.geometry.capacity_unit(self.read_only));
         match self.length() {
             Ok(length) if length >= block => {
                 let capacity = length / block * block;
@@ -246,8 +260,8 @@ impl Image {
             self.host.log(
                 Level::Warn,
                 format_args!(
-                    "{} ends at byte {end}, but the guest was told of {} bytes: requests beyond the end fail until the media are \
-                     measured again (SIGHUP)",
+                    "{} ends at byte {end}, but the guest was told of {} bytes: requests beyond the end fail until the \
+                     media are measured again (SIGHUP)",
                     self.path.display(),
                     self.end.told()
                 ),
@@ -262,7 +276,7 @@ impl fmt::Display for Image {
         let geometry = &self.geometry;
         write!(
             formatter,
-            "{}: {}, {} bytes in {}-byte blocks, {}, {}, {}, {}, {}",
+            "{}: {}, {} bytes in {}-byte blocks{}, {}, {}, {}, {}, {}",
             self.path.display(),
             match self.namespace {
                 Some(_) => "NVMe namespace",
@@ -271,6 +285,10 @@ impl fmt::Display for Image {
             },
             Size::from_bytes(geometry.capacity),
             geometry.logical_block_size,
+            match &self.write_order {
+                Some(_) => format!(" (parts of the {} bytes that are written at a time)", geometry.alignment.offset),
+                None => String::new(),
+            },
             if self.read_only { "read-only" } else { "writable" },
             if self.direct { "direct" } else { "through the page cache" },
             if self.lock.is_some() { "locked" } else { "not locked" },
@@ -345,12 +363,14 @@ fn no_direct(path: &Path) -> Error {
     Error::new(format!("{} does not take direct I/O (O_DIRECT): write direct = false", path.display()))
 }
 
-fn check_geometry(path: &Path, geometry: &Geometry, direct: bool) -> Result<(), Error> {
-    let (shown, block) = (path.display(), u64::from(geometry.logical_block_size));
-    let alignment = geometry.alignment.memory.max(geometry.alignment.offset);
-    if direct && (alignment > MAXIMUM_ALIGNMENT || !alignment.is_power_of_two()) {
+fn check_geometry(path: &Path, geometry: &Geometry, direct: bool, writable: bool) -> Result<(), Error> {
+    let shown = path.display();
+    let Alignment { memory, offset } = geometry.alignment;
+    let is_usable = |size: u32, most| size <= most && size.is_power_of_two();
+    if direct && !(is_usable(memory, MAXIMUM_ALIGNMENT) && is_usable(offset, MAXIMUM_UNIT)) {
         return Err(Error::new(format!(
-            "{shown} takes direct I/O only in units of {alignment} bytes: write direct = false"
+            "{shown} takes direct I/O only in units of {} bytes: write direct = false",
+            memory.max(offset)
         )));
     }
     if geometry.capacity == 0 {
@@ -360,18 +380,18 @@ fn check_geometry(path: &Path, geometry: &Geometry, direct: bool) -> Result<(), 
             format!("{shown} is empty: give it its size, such as with `truncate -s 10G`")
         }));
     }
-    if !geometry.capacity.is_multiple_of(block) {
-        let whole = geometry.capacity.next_multiple_of(block);
-        let or_cached = if direct && block > 512 && geometry.capacity.is_multiple_of(512) {
-            ", or write direct = false, which has 512-byte blocks"
-        } else {
-            ""
-        };
-        return Err(Error::new(format!(
-            "the size of {shown}, {} bytes, is not a whole number of its {block}-byte blocks: extend it with `truncate \
-             -s {whole}`{or_cached}",
-            geometry.capacity
-        )));
+    let (block, unit) = (geometry.logical_block_size, geometry.capacity_unit(!writable));
+    let whole = geometry.capacity.next_multiple_of(unit.into());
+    if whole == geometry.capacity || geometry.is_block_device {
+        return Ok(());
     }
-    Ok(())
+    let size = format!("the size of {shown}, {} bytes, is not a whole number of", geometry.capacity);
+    Err(Error::new(if geometry.capacity.is_multiple_of(block.into()) {
+        format!(
+            "{size} the {unit} bytes that its file system writes directly: extend it with `truncate -s {whole}`, or \
+             write direct = false"
+        )
+    } else {
+        format!("{size} its {block}-byte blocks: extend it with `truncate -s {whole}`")
+    }))
 }

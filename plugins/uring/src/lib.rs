@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `path` | | the image file or block device |
 //! | `format` | `"auto"` | refuse what looks like another format than raw; `"raw"`: insist |
+//! | `block_size` | 512; a block device's own | what guests address the medium in: 512, 1024, 2048 or 4096 bytes |
 //! | `direct` | `true` | go past the page cache (`O_DIRECT`) |
 //! | `queue_depth` | the device's | most requests of one queue that the kernel works on at a time |
 //! | `lock` | `true` | refuse a medium that another process has open for writing |
@@ -42,6 +43,7 @@
 //! | `rules` | how a request begins |
 //! | `call` | one call to the kernel, as a ring's entry or at once |
 //! | `slot` | one request in flight: its steps, and what follows a result |
+//! | `write_order` | which writes may be under way together, where a guest's block is a part of the medium's |
 //! | `ring` | the io_uring itself, and how a worker sleeps on it |
 //! | `bounce` | aligned memory for segments that direct I/O does not take |
 #![deny(unsafe_code)]
@@ -88,6 +90,7 @@ mod testing;
 #[cfg(test)]
 #[allow(unsafe_code)]
 mod tests;
+mod write_order;
 
 use crate::{
     engine::EngineChoice,
@@ -104,6 +107,7 @@ use pollux_abi::{
     block::{Block, BlockInfo, Error, MemoryRegion, OpenContext},
     host::{Host, Level},
     image_format::FormatChoice,
+    options::BlockSize,
 };
 use std::{
     path::PathBuf,
@@ -120,6 +124,7 @@ pub struct Options {
     path: PathBuf,
     #[serde(default)]
     format: FormatChoice,
+    block_size: Option<BlockSize>,
     #[serde(default = "yes")]
     direct: bool,
     queue_depth: Option<u32>,

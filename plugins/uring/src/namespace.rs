@@ -74,6 +74,13 @@ impl Image {
         let namespace = Namespace::identify(&file)
             .map_err(|error| Error::from_io(format_args!("cannot identify the namespace {}", path.display()), error))?;
         check(path, &namespace)?;
+        let block = 1_u32 << namespace.block_shift;
+        if options.block_size.is_some_and(|size| size.bytes() != block) {
+            return Err(Error::new(format!(
+                "{} has {block}-byte blocks: leave block_size out, or use its block device (/dev/nvme…) instead",
+                path.display()
+            )));
+        }
         try_ring::<squeue::Entry128, cqueue::Entry32>(&file, options.queue_depth).map_err(|error| {
             let (cause, shown) = (availability::cause(&error), path.display());
             Error::from_io(format_args!("{shown}: {cause}; or use its block device, with engine = \"sync\""), error)
@@ -86,7 +93,6 @@ impl Image {
         for most in [limit("max_hw_sectors_kb").map_or(0, |kibibytes| kibibytes << 10), namespace.maximum_transfer] {
             longest = if most > 0 { longest.min(most) } else { longest };
         }
-        let block = 1_u32 << namespace.block_shift;
         let geometry = Geometry {
             is_block_device: false,
             capacity: namespace.capacity(),
@@ -97,6 +103,7 @@ impl Image {
             minimum_io_size: 0,
             optimal_io_size: 0,
             discard_alignment: block,
+            allocation_unit: block,
             identity: disk.map_or((device, 1), |disk| (disk, 0)),
         };
         let discard = match writable && namespace.has_discard {
@@ -105,6 +112,7 @@ impl Image {
         };
         Ok(Image {
             file: Arc::new(file),
+            write_order: None,
             end: MediumEnd::new(geometry.capacity),
             flush_latch: FlushLatch::new(false, context.host, path.to_owned()),
             fallback: None,

@@ -2,6 +2,9 @@
 //!
 //! What each request passes is inlined by force: as calls, with their copies of the records, it takes half as many
 //! instructions again (`cargo bench --bench uring` counts them).
+mod ordered;
+
+use self::ordered::Ordered;
 use crate::{
     availability,
     bounce::BouncePool,
@@ -52,6 +55,8 @@ pub(crate) struct RingQueue<P: Protocol> {
     /// Slots that wait for bounce memory, in order.
     waiting: VecDeque<u32>,
     pool: BouncePool,
+    /// For media whose unit is larger than the guest's block.
+    ordered: Option<Ordered>,
     /// For media that are synced by `fdatasync`.
     syncs: Option<SyncTurns>,
     /// What is synced through.
@@ -92,7 +97,9 @@ impl<P: Protocol> BlockQueue for RingQueue<P> {
             match self.rules.begin(request) {
                 Ok((operation, step)) => {
                     self.slots[index as usize] = Some(Slot::new(*request, operation, step));
-                    if requests.len() > 1 || !self.read_at_once(index, done) {
+                    if self.rules.orders_writes {
+                        self.begin_in_order(index, done);
+                    } else if requests.len() > 1 || !self.read_at_once(index, done) {
                         self.begin(index, done);
                     }
                 }
@@ -109,6 +116,9 @@ impl<P: Protocol> BlockQueue for RingQueue<P> {
     fn poll(&mut self, done: &mut Completions) {
         if self.free.len() == self.slots.len() {
             return;
+        }
+        if self.ordered.as_ref().is_some_and(Ordered::waits) {
+            self.take_turns(done);
         }
         if self.ring.wants_enter() {
             self.ring.enter();
@@ -130,7 +140,9 @@ impl<P: Protocol> BlockQueue for RingQueue<P> {
         // No interrupt would wake a worker that waits for a polled request.
         let must_poll = self.polled.as_ref().is_some_and(|polled| polled.in_flight > 0);
         // After the ring, which has made the wake-up unreadable: what ends from here on wakes.
-        self.ring.arm(armed) || must_poll || self.deferred.in_flight > 0 && !self.deferred.results.is_empty()
+        let may_sleep = !self.ring.arm(armed) && !must_poll;
+        let has_turns = self.ordered.as_ref().is_some_and(Ordered::has_turns);
+        !may_sleep || has_turns || self.deferred.in_flight > 0 && !self.deferred.results.is_empty()
     }
 
     fn stop(&mut self) -> Result<(), Error> {
@@ -141,6 +153,7 @@ impl<P: Protocol> BlockQueue for RingQueue<P> {
             polled.ring.disable(left == 0);
         }
         if left == 0 {
+            self.abandon_order();
             return Ok(());
         }
         Err(match drained {
@@ -230,13 +243,13 @@ impl<P: Protocol> RingQueue<P> {
     #[inline(always)]
     fn begin(&mut self, index: u32, done: &mut Completions) {
         let slot = self.slots[index as usize].as_mut().expect("the slot was just filled");
-        match &mut slot.step {
-            Step::Bounce(chunk @ NO_CHUNK) => {
+        match slot.step {
+            Step::Bounce if slot.chunk == NO_CHUNK => {
                 let Some(free) = self.pool.take() else {
                     self.waiting.push_back(index);
                     return;
                 };
-                *chunk = free;
+                slot.chunk = free;
                 self.image.counters.bounced.fetch_add(1, Ordering::Relaxed);
             }
             Step::Sync => return self.begin_sync(index, done),
@@ -268,7 +281,7 @@ impl<P: Protocol> RingQueue<P> {
         let slot = self.slots[index as usize].as_mut().expect("only filled slots complete");
         let result = P::result(result, slot.asked);
         match (slot.completed(result, &self.rules, &self.pool, &self.image.counters), slot.step) {
-            (Next::Push, Step::Sync) => self.begin_sync(index, done),
+            (Next::Push, Step::Sync | Step::Bounce) => self.begin(index, done),
             (Next::Push, _) => self.push(index),
             (Next::Defer(result), _) => self.defer(index, result, done),
             (Next::Complete(result), _) => self.end(index, result, done),
@@ -296,10 +309,13 @@ impl<P: Protocol> RingQueue<P> {
     #[inline(always)]
     fn finish(&mut self, index: u32, result: i32, done: &mut Completions) {
         let slot = self.slots[index as usize].as_ref().expect("only filled slots end");
-        let (token, step) = (slot.request.token(), slot.step);
+        let (token, chunk) = (slot.request.token(), slot.chunk);
         self.free.push(index);
         done.complete(token, result);
-        if let Step::Bounce(chunk) = step {
+        if self.rules.orders_writes {
+            self.leave_order(index);
+        }
+        if chunk != NO_CHUNK {
             self.pool.give_back(chunk);
             if let Some(next) = self.waiting.pop_front() {
                 self.begin(next, done);
@@ -359,8 +375,8 @@ impl<P: Protocol> RingQueue<P> {
             let slot = self.slots[index as usize].as_mut().expect("only filled slots complete");
             let next = slot.completed(result, &self.rules, &self.pool, &self.image.counters);
             match next {
-                Next::Push if slot.is_deferred => self.defer(index, result, done),
-                Next::Push => self.begin_sync(index, done),
+                Next::Push if slot.is_deferred && !slot.needs_chunk() => self.defer(index, result, done),
+                Next::Push => self.begin(index, done),
                 Next::Defer(result) | Next::Complete(result) => self.end(index, result, done),
                 Next::EndOfMedium(byte) => self.miss(index, byte, done),
             }
@@ -373,6 +389,7 @@ impl<P: Protocol> RingQueue<P> {
 
     /// Waits until the kernel has let go of everything. There is nothing, unless the host gives up a queue that failed.
     fn drain(&mut self) -> io::Result<()> {
+        self.stop_waiting();
         self.free.extend(self.waiting.drain(..));
         self.free.extend(self.syncs.iter_mut().flat_map(SyncTurns::drain_idle));
         if let Some(thread) = &self.image.fallback {
@@ -404,7 +421,8 @@ impl<P: Protocol> RingQueue<P> {
     /// the queue is given up they stay there.
     fn held(&mut self) -> usize {
         let syncs = self.syncs.as_ref().map_or(0, SyncTurns::idle);
-        self.slots.len() - self.free.len() - self.waiting.len() - syncs - self.queued()
+        let ordered = self.ordered.as_ref().map_or(0, Ordered::idle);
+        self.slots.len() - self.free.len() - self.waiting.len() - syncs - ordered - self.queued()
     }
 
     fn queued(&mut self) -> usize {
@@ -475,6 +493,7 @@ impl<P: Protocol> RingQueue<P> {
         };
         let ring = Ring::build(purpose, &files)?;
         let deferred = Deferred::new(ring.wake_fd())?;
+        let ordered = Ordered::of(&image, &ring, depth)?;
         Ok(RingQueue {
             ring,
             polled,
@@ -483,6 +502,7 @@ impl<P: Protocol> RingQueue<P> {
             free: (0..depth).rev().collect(),
             waiting: VecDeque::with_capacity(depth as usize),
             pool: BouncePool::new(CHUNKS)?,
+            ordered,
             syncs: image.namespace.is_none().then(|| SyncTurns::new(depth)),
             sync_file,
             deferred,

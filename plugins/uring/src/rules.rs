@@ -10,8 +10,12 @@ pub(crate) const NO_CHUNK: u32 = u32::MAX;
 pub(crate) struct Rules {
     /// Bits that are zero in the address of a segment that direct I/O takes.
     pub(crate) address_mask: usize,
-    /// Bits that are zero in its length.
+    /// Bits that are zero in its length, and in the offset and length of a transfer.
     pub(crate) length_mask: usize,
+    /// Bits that are zero in the range of a discard, or of zeroes that are not written.
+    allocation_mask: u64,
+    /// Requests may be for parts of what direct I/O takes.
+    pub(crate) orders_writes: bool,
     /// Most bytes of a transfer that the plugin makes up itself.
     pub(crate) longest_transfer: u32,
     /// There may be a quicker way to zeroes than to write them.
@@ -32,6 +36,8 @@ impl Rules {
     pub(crate) const NONE: Rules = Rules {
         address_mask: 0,
         length_mask: 0,
+        allocation_mask: 0,
+        orders_writes: false,
         longest_transfer: u32::MAX,
         has_write_zeroes: true,
         read_only: false,
@@ -45,6 +51,8 @@ impl Rules {
         Rules {
             address_mask: image.geometry.alignment.memory as usize - 1,
             length_mask: image.geometry.alignment.offset as usize - 1,
+            allocation_mask: u64::from(image.geometry.allocation_unit) - 1,
+            orders_writes: image.write_order.is_some(),
             longest_transfer: if image.maximum_transfer > 0 { image.maximum_transfer } else { u32::MAX },
             has_write_zeroes: image.namespace.is_none_or(|namespace| namespace.has_write_zeroes),
             read_only: image.read_only,
@@ -78,18 +86,38 @@ impl Rules {
         let step = match operation {
             Operation::Write if self.syncs_writes && request.is_fua() => Step::TransferThenSync,
             Operation::Read | Operation::Write if self.is_aligned(request) => Step::Transfer,
-            Operation::Read | Operation::Write => Step::Bounce(NO_CHUNK),
+            Operation::Read | Operation::Write => Step::Bounce,
             Operation::Flush => Step::Sync,
             Operation::Discard => match self.discard {
                 DiscardMethod::None => return Err(-ENOTSUP),
+                // Nothing has to happen to what is discarded.
+                _ if self.discarded(request).1 == 0 => return Err(0),
                 DiscardMethod::PunchHole => Step::PunchHole,
                 DiscardMethod::Command => Step::DiscardCommand,
             },
             Operation::WriteZeroes if !self.has_write_zeroes => Step::WriteZeroes,
+            Operation::WriteZeroes if self.is_part_of(request, self.allocation_mask) => self.zeroes_written(request),
             Operation::WriteZeroes if request.may_unmap() => Step::PunchHole,
             Operation::WriteZeroes => Step::ZeroRange,
         };
         Ok((operation, step))
+    }
+
+    fn is_part_of(&self, request: &Request, mask: u64) -> bool {
+        (request.offset() | request.length()) & mask != 0
+    }
+
+    /// How the request's zeroes are written.
+    pub(crate) fn zeroes_written(&self, request: &Request) -> Step {
+        if self.is_part_of(request, self.length_mask as u64) { Step::Bounce } else { Step::WriteZeroes }
+    }
+
+    /// What the medium can discard of the request's range: offset and length.
+    pub(crate) fn discarded(&self, request: &Request) -> (u64, u64) {
+        let mask = self.allocation_mask;
+        let (start, end) = (request.offset(), request.offset() + request.length());
+        let start = (start + mask) & !mask;
+        (start, (end & !mask).saturating_sub(start))
     }
 
     fn check(&self, operation: Operation, request: &Request) -> Result<(), i32> {
@@ -102,14 +130,15 @@ impl Rules {
         Ok(())
     }
 
-    /// Whether direct I/O takes the segments as they are. Offset and length are whole blocks by the host's word.
+    /// Whether direct I/O takes the request as it is.
     #[inline(always)]
     fn is_aligned(&self, request: &Request) -> bool {
         let (address_mask, length_mask) = (self.address_mask, self.length_mask);
         address_mask | length_mask == 0
-            || request
-                .segments()
-                .iter()
-                .all(|segment| segment.base.addr() & address_mask == 0 && segment.length & length_mask == 0)
+            || request.offset() as usize & length_mask == 0
+                && request
+                    .segments()
+                    .iter()
+                    .all(|segment| segment.base.addr() & address_mask == 0 && segment.length & length_mask == 0)
     }
 }

@@ -1,12 +1,14 @@
 //! One request in flight: the steps it takes, the call of each step, and what follows its result.
 //!
 //! A request is done in one step or in several, one after the other: the rest of a short transfer, the next chunk of a
-//! bounced one, another way of writing zeroes when the file system does not know the first.
+//! bounced one, another way of writing zeroes when the file system does not know the first. A bounced write of a part
+//! of a unit reads the unit first.
 use crate::{
     bounce::{self, BouncePool, CHUNK_SIZE, ZEROES_SIZE},
     call::{Call, Memory, Transfer},
     image::{Counters, MAXIMUM_SEGMENTS},
-    rules::Rules,
+    rules::{NO_CHUNK, Rules},
+    write_order::{Change, Hold},
 };
 use pollux_abi::block::{EIO, Operation, Request};
 use std::{
@@ -30,8 +32,8 @@ pub(crate) enum Step {
     Transfer,
     /// A write that must be durable, on a medium where each queue syncs by itself (`flush_latch`).
     TransferThenSync,
-    /// Read or write through this chunk.
-    Bounce(u32),
+    /// Read or write through a chunk. Of zeroes too, where they are written to parts of units.
+    Bounce,
     /// Discard, or zeroes, by a hole.
     PunchHole,
     /// Zeroes that keep their blocks.
@@ -49,8 +51,8 @@ pub(crate) enum Step {
 pub(crate) enum Next {
     /// Make the slot's call again: its step or progress has changed.
     Push,
-    /// The kernel could not make the call for want of a thread or memory, and said so by this negative errno. It can be made
-    /// in another way; if there is none, the request has ended.
+    /// The kernel could not make the call for want of a thread or memory, and said so by this negative errno. It can be
+    /// made in another way; if there is none, the request has ended.
     Defer(i32),
     /// The request has ended with 0 or a negative errno.
     Complete(i32),
@@ -72,12 +74,53 @@ pub(crate) struct Slot {
     refused_since: Option<Instant>,
     /// A call of it was made in another way than by the ring.
     pub(crate) is_deferred: bool,
+    /// Bytes of the chunk that are the medium's, for a write of a part of them.
+    filled: u32,
+    pub(crate) chunk: u32,
+    pub(crate) hold: Hold,
+}
+
+/// What of a bounced request passes through the chunk at a time.
+struct Piece {
+    /// First byte on the medium, and bytes: whole units.
+    offset: u64,
+    length: usize,
+    /// What of that is the request's.
+    skip: usize,
+    wanted: usize,
 }
 
 impl Slot {
     #[inline(always)]
     pub(crate) fn new(request: Request, operation: Operation, step: Step) -> Self {
-        Slot { request, operation, step, progress: 0, asked: 0, refused_since: None, is_deferred: false }
+        Slot {
+            request,
+            operation,
+            step,
+            progress: 0,
+            asked: 0,
+            refused_since: None,
+            is_deferred: false,
+            filled: 0,
+            chunk: NO_CHUNK,
+            hold: Hold::None,
+        }
+    }
+
+    /// What the request changes, in whole units, if it changes anything.
+    pub(crate) fn change(&self, rules: &Rules) -> Option<Change> {
+        if matches!(self.operation, Operation::Read | Operation::Flush) {
+            return None;
+        }
+        let (start, mask) = (self.request.offset(), rules.length_mask as u64);
+        let end = start + self.request.length();
+        Some(Change { bytes: start & !mask..(end + mask) & !mask, is_part: (start | end) & mask != 0 })
+    }
+
+    /// Whether it cannot go on without a chunk.
+    #[inline(always)]
+    pub(crate) fn needs_chunk(&self) -> bool {
+        matches!(self.step, Step::Bounce) && self.chunk == NO_CHUNK
     }
 
     /// The call of the current step.
@@ -105,7 +148,14 @@ impl Slot {
         let length = self.request.length() - self.progress;
         let call = match self.step {
             Step::Transfer | Step::TransferThenSync => Call::Transfer(self.transfer(offset)),
-            Step::Bounce(chunk) => Call::Transfer(self.bounce(offset, length, rules, pool.chunk(chunk))),
+            Step::Bounce => Call::Transfer(self.bounce(rules, pool.chunk(self.chunk))),
+            Step::PunchHole | Step::DiscardCommand if self.operation == Operation::Discard => {
+                let (offset, length) = rules.discarded(&self.request);
+                match self.step {
+                    Step::PunchHole => Call::Allocate { mode: PUNCH_HOLE, offset, length },
+                    _ => Call::Discard { offset, length },
+                }
+            }
             Step::PunchHole => Call::Allocate { mode: PUNCH_HOLE, offset, length },
             Step::ZeroRange => Call::Allocate { mode: ZERO_RANGE, offset, length },
             Step::WriteZeroes => Call::Transfer(Transfer {
@@ -124,8 +174,8 @@ impl Slot {
         call
     }
 
-    /// The rest of the segments as they are. Within a segment only that segment's rest is moved, so that no array of the
-    /// plugin's own is needed.
+    /// The rest of the segments as they are. Within a segment only that segment's rest is moved, so that no array of
+    /// the plugin's own is needed.
     fn transfer(&self, offset: u64) -> Transfer {
         let mut segments = self.request.segments();
         let mut skip = self.progress;
@@ -152,15 +202,40 @@ impl Slot {
         Transfer { is_write, is_durable, memory, offset, length }
     }
 
-    fn bounce(&self, offset: u64, rest: u64, rules: &Rules, chunk: *mut u8) -> Transfer {
-        let length = rest.min(rules.longest_transfer.min(CHUNK_SIZE as u32).into()) as u32;
-        let is_write = self.operation != Operation::Read;
-        if is_write {
-            // SAFETY: the request is in flight, and the chunk has room for CHUNK_SIZE bytes.
-            unsafe { bounce::gather(self.request.segments(), self.progress, chunk, length as usize) };
+    fn piece(&self, rules: &Rules) -> Piece {
+        let (offset, mask) = (self.request.offset() + self.progress, rules.length_mask);
+        let skip = offset as usize & mask;
+        let rest = self.request.length() - self.progress;
+        let room = rules.longest_transfer.min(CHUNK_SIZE as u32) as usize - skip;
+        let wanted = rest.min(room as u64) as usize;
+        Piece { offset: offset - skip as u64, length: (skip + wanted + mask) & !mask, skip, wanted }
+    }
+
+    /// Whether the medium's bytes come first: the request writes a part of what passes through the chunk.
+    fn fills(&self, piece: &Piece) -> bool {
+        self.operation != Operation::Read && piece.wanted < piece.length && (self.filled as usize) < piece.length
+    }
+
+    fn bounce(&self, rules: &Rules, chunk: *mut u8) -> Transfer {
+        let piece = self.piece(rules);
+        if self.fills(&piece) {
+            let memory = Memory::Piece(chunk.wrapping_add(self.filled as usize));
+            let (offset, length) = (piece.offset + u64::from(self.filled), piece.length as u32 - self.filled);
+            return Transfer { is_write: false, is_durable: false, memory, offset, length };
         }
-        let is_durable = is_write && self.request.is_fua();
-        Transfer { is_write, is_durable, memory: Memory::Piece(chunk), offset, length }
+        let target = chunk.wrapping_add(piece.skip);
+        match self.operation {
+            // SAFETY: the request is in flight, and the chunk has room for a piece.
+            Operation::Write => unsafe {
+                bounce::gather(self.request.segments(), self.progress, target, piece.wanted);
+            },
+            // SAFETY: the chunk has room for a piece.
+            Operation::WriteZeroes => unsafe { target.write_bytes(0, piece.wanted) },
+            _ => {}
+        }
+        let is_durable = self.operation == Operation::Write && self.request.is_fua();
+        let (is_write, memory) = (self.operation != Operation::Read, Memory::Piece(chunk));
+        Transfer { is_write, is_durable, memory, offset: piece.offset, length: piece.length as u32 }
     }
 
     /// What follows `result`, the kernel's answer to the call.
@@ -187,8 +262,8 @@ impl Slot {
                 counters.resubmitted.fetch_add(1, Ordering::Relaxed);
                 Next::Push
             }
-            // The threads of io_uring cannot be made. Of a sync, only that says that the kernel has not tried: whatever else
-            // it says, it says only once (`flush_latch`).
+            // The threads of io_uring cannot be made. Of a sync, only that says that the kernel has not tried: whatever
+            // else it says, it says only once (`flush_latch`).
             (libc::ECANCELED | libc::EAGAIN, _) if !self.is_deferred => self.deferred(result),
             (libc::ENOMEM, step) if step != Step::Sync && !self.is_deferred => self.deferred(result),
             // The kernel could not drop cached blocks of a device that another program has claimed. A range that is not
@@ -201,7 +276,7 @@ impl Slot {
                 Next::Push
             }
             (libc::EOPNOTSUPP | libc::EBUSY, Step::ZeroRange) => {
-                self.step = Step::WriteZeroes;
+                self.step = rules.zeroes_written(&self.request);
                 counters.zeroes_written.fetch_add(1, Ordering::Relaxed);
                 Next::Push
             }
@@ -219,26 +294,48 @@ impl Slot {
         match self.step {
             Step::PunchHole | Step::ZeroRange | Step::DiscardCommand => return self.zeroed(),
             Step::Sync => return Next::Complete(0),
-            Step::Transfer | Step::TransferThenSync | Step::Bounce(_) | Step::WriteZeroes => {}
+            Step::Bounce => return self.bounced(moved as usize, rules, pool, counters),
+            Step::Transfer | Step::TransferThenSync | Step::WriteZeroes => {}
         }
-        if let (Step::Bounce(chunk), Operation::Read) = (self.step, self.operation) {
-            let length = (moved as usize).min(CHUNK_SIZE);
+        // Direct transfers end within a unit only where the file ends.
+        self.moved(moved.into(), moved as usize & rules.length_mask != 0, counters)
+    }
+
+    /// A transfer between the medium and the chunk has ended.
+    fn bounced(&mut self, moved: usize, rules: &Rules, pool: &BouncePool, counters: &Counters) -> Next {
+        let piece = self.piece(rules);
+        let is_at_end = moved & rules.length_mask != 0;
+        if self.fills(&piece) {
+            self.filled += moved as u32;
+            if moved == 0 || is_at_end {
+                return Next::EndOfMedium(piece.offset + u64::from(self.filled));
+            }
+            return Next::Push;
+        }
+        self.filled = 0;
+        let useful = moved.saturating_sub(piece.skip).min(piece.wanted);
+        if self.operation == Operation::Read {
+            let source = pool.chunk(self.chunk).wrapping_add(piece.skip);
             // SAFETY: the request is in flight, and the kernel has filled that much of the chunk.
-            unsafe { bounce::scatter(pool.chunk(chunk), self.request.segments(), self.progress, length) };
+            unsafe { bounce::scatter(source, self.request.segments(), self.progress, useful) };
         }
-        self.progress = (self.progress + u64::from(moved)).min(self.request.length());
+        self.moved(useful as u64, is_at_end, counters)
+    }
+
+    /// So many bytes of the request are done. The medium ends there if the transfer ended within a unit.
+    fn moved(&mut self, bytes: u64, is_at_end: bool, counters: &Counters) -> Next {
+        self.progress = (self.progress + bytes).min(self.request.length());
         if self.progress == self.request.length() {
-            return match self.step {
-                Step::WriteZeroes => self.zeroed(),
-                Step::TransferThenSync => self.then_sync(),
+            return match (self.operation, self.step) {
+                (Operation::WriteZeroes, _) => self.zeroed(),
+                (_, Step::TransferThenSync) => self.then_sync(),
                 _ => Next::Complete(0),
             };
         }
-        // Direct reads end within a unit only where the file ends.
-        if self.operation == Operation::Read && (moved == 0 || moved as usize & rules.length_mask != 0) {
+        if self.operation == Operation::Read && (bytes == 0 || is_at_end) {
             return Next::EndOfMedium(self.request.offset() + self.progress);
         }
-        if moved == 0 {
+        if bytes == 0 {
             return Next::Complete(-EIO);
         }
         if matches!(self.step, Step::Transfer | Step::TransferThenSync) {

@@ -8,7 +8,8 @@ use crate::{
     flush_latch::reopened,
     image::Image,
     rules::Rules,
-    slot::{Next, Slot, Step},
+    slot::{Next, Slot},
+    write_order::{Hold, Turns},
 };
 use pollux_abi::block::{BlockQueue, Completions, EIO, Request};
 use std::{
@@ -26,22 +27,50 @@ pub(crate) struct SyncQueue {
     rules: Rules,
     /// One chunk, for one request at a time.
     pool: BouncePool,
+    turns: Arc<Turns>,
 }
 
 impl SyncQueue {
     pub(crate) fn open(image: Arc<Image>) -> io::Result<Self> {
         let sync_file = reopened(&image.file)?;
-        Ok(SyncQueue { sync_file, rules: Rules::of(&image), pool: BouncePool::new(1)?, image })
+        let (rules, pool, turns) = (Rules::of(&image), BouncePool::new(1)?, Turns::of_caller());
+        Ok(SyncQueue { sync_file, rules, pool, turns, image })
     }
 
-    /// Makes the calls of a request, one after the other. Returns its result.
+    /// Does a request and returns its result.
     #[inline]
     fn run(&mut self, mut slot: Slot) -> i32 {
-        if let Step::Bounce(chunk) = &mut slot.step {
-            *chunk = 0;
-            self.image.counters.bounced.fetch_add(1, Ordering::Relaxed);
+        if !self.rules.orders_writes {
+            return self.make_calls(&mut slot);
         }
+        let hold = self.enter(&slot);
+        let result = self.make_calls(&mut slot);
+        if let Some(order) = &self.image.write_order {
+            order.leave(&self.turns, 0, hold);
+        }
+        result
+    }
+
+    /// Waits for the request's turn. Whoever is before it is in a system call on another thread.
+    fn enter(&self, slot: &Slot) -> Hold {
+        let (Some(order), Some(change)) = (&self.image.write_order, slot.change(&self.rules)) else {
+            return Hold::None;
+        };
+        let (hold, is_granted) = order.enter(&self.turns, 0, change);
+        if !is_granted {
+            self.turns.wait();
+        }
+        hold
+    }
+
+    /// Makes the calls of a request, one after the other.
+    #[inline]
+    fn make_calls(&mut self, slot: &mut Slot) -> i32 {
         loop {
+            if slot.needs_chunk() {
+                slot.chunk = 0;
+                self.image.counters.bounced.fetch_add(1, Ordering::Relaxed);
+            }
             let call = slot.call(&self.rules, &self.pool);
             if let Call::Sync = call {
                 return self.sync();

@@ -40,23 +40,45 @@ impl Drop for LoopDevice {
 }
 
 /// A mounted file system, unmounted when dropped.
-pub(super) struct Mount(pub(super) TempDir);
+pub(super) struct Mount {
+    folder: TempDir,
+    /// What it is on, detached after it is unmounted.
+    _device: Option<LoopDevice>,
+}
 
 impl Mount {
     pub(super) fn tmpfs(size: &str) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let (option, path) = (format!("size={size}"), folder.path().to_str().unwrap().to_owned());
-        let mounted = is_root().then(|| system("mount", &["-t", "tmpfs", "-o", &option, "tmpfs", &path])).flatten();
-        if mounted.is_none() {
-            println!("SKIPPED: to mount a tmpfs needs the root user");
+        Self::of(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"], None)
+    }
+
+    /// Makes a file system on the device.
+    pub(super) fn ext4_on(device: LoopDevice) -> Option<Self> {
+        let path = device.path.to_str().unwrap().to_owned();
+        if system("mkfs.ext4", &["-q", "-F", "-b", "4096", &path]).is_none() {
+            println!("SKIPPED: there is no mkfs.ext4");
+            return None;
         }
-        mounted.map(|_| Mount(folder))
+        Self::of(&["-t", "ext4", &path], Some(device))
+    }
+
+    fn of(arguments: &[&str], device: Option<LoopDevice>) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let arguments = [arguments, &[folder.path().to_str().unwrap()]].concat();
+        let mounted = is_root().then(|| system("mount", &arguments)).flatten();
+        if mounted.is_none() {
+            println!("SKIPPED: to mount a file system needs the root user");
+        }
+        mounted.map(|_| Mount { folder, _device: device })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.folder.path()
     }
 }
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        system("umount", &["--lazy", self.0.path().to_str().unwrap()]);
+        system("umount", &["--lazy", self.path().to_str().unwrap()]);
     }
 }
 
@@ -136,7 +158,7 @@ fn a_broken_block_device_answers_with_errors_and_goes_on() {
 #[test]
 fn a_full_file_system_fails_the_request_and_nothing_else() {
     let Some(mount) = Mount::tmpfs("1m") else { return };
-    let path = mount.0.path().join("disk.img");
+    let path = mount.path().join("disk.img");
     File::create(&path).unwrap().set_len(8 << 20).unwrap();
     {
         let instance = Instance::<Uring>::open(&options(&path, false)).unwrap();

@@ -1,4 +1,5 @@
-//! A medium that has become shorter than the guest was told: what is missing is an error, and never a hole full of zeroes.
+//! A medium that has become shorter than the guest was told: what is missing is an error, and never a hole full of
+//! zeroes.
 use super::*;
 use crate::{testing::Memory, tests::device::LoopDevice};
 use pollux_abi::block_v1::*;

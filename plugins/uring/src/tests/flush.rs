@@ -11,7 +11,7 @@ const MIB: u64 = 1 << 20;
 /// A disk whose space runs out when the kernel writes back what it took: a file with holes on a full file system.
 fn disk_that_loses_data() -> Option<(LoopDevice, Mount)> {
     let mount = Mount::tmpfs("1m")?;
-    let path = mount.0.path().join("disk.img");
+    let path = mount.path().join("disk.img");
     File::create(&path).unwrap().set_len(8 * MIB).unwrap();
     let folder = tempfile::tempdir().unwrap();
     LoopDevice::over(Fixture { folder, path }, 512).map(|device| (device, mount))

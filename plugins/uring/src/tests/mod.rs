@@ -22,6 +22,7 @@ mod flush;
 mod format;
 mod nvme;
 mod open;
+mod parts;
 mod registered;
 mod short_of_threads;
 mod sync;
