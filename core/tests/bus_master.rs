@@ -23,6 +23,7 @@ pollux_core::on_both_rings!(
     a_device_that_is_started_without_the_bit_serves_once_it_is_set,
     a_reset_without_the_bit_forgets_what_was_held,
     a_ring_that_broke_does_not_come_back_by_the_bit,
+    rings_of_a_driver_that_has_gone_stay_as_they_are_until_a_reset,
 );
 
 fn worker() -> Worker {
@@ -115,6 +116,27 @@ fn a_reset_without_the_bit_forgets_what_was_held(kind: RingKind) {
     guest.start();
     assert_eq!(guest.request(0, IN, 0, &[], &Cut::plain(0, 512)).status, OK);
     assert!(guest.drivers[0].pop().is_none());
+}
+
+fn rings_of_a_driver_that_has_gone_stay_as_they_are_until_a_reset(kind: RingKind) {
+    let worker = worker();
+    let mut guest = guest(kind, "bit-gone", Behaviour::Inline, &worker);
+    guest.start();
+    assert_eq!(guest.request(0, IN, 0, &[], &Cut::plain(0, 512)).status, OK);
+    guest.device.abandon_rings();
+    assert_eq!(guest.request(0, IN, 0, &[], &Cut::plain(0, 512)).status, OK, "they run, so their driver is there");
+    guest.device.set_bus_master(false);
+    let head = guest.submit(0, IN, 0, &[], &Cut::plain(0, 512));
+    guest.device.abandon_rings();
+    for _ in 0..2 {
+        guest.device.set_bus_master(true);
+        thread::sleep(Duration::from_millis(20));
+        assert_eq!(guest.drivers[0].peek_status(head), UNTOUCHED);
+        guest.device.set_bus_master(false);
+    }
+    guest.device.set_bus_master(true);
+    guest.start();
+    assert_eq!(guest.request(0, IN, 0, &[], &Cut::plain(0, 512)).status, OK);
 }
 
 fn a_ring_that_broke_does_not_come_back_by_the_bit(kind: RingKind) {

@@ -24,7 +24,7 @@ impl Held {
 
 impl VirtioDevice {
     /// Says whether the device may access memory. Cleared, this returns when its rings are stopped and the requests in flight have
-    /// completed, however long the backend takes, as a reset does. Set again, the rings go on where they stopped.
+    /// completed, however long the backend takes, as a reset does. Set again, the rings go on where they stopped, unless they were abandoned.
     pub fn set_bus_master(&mut self, enabled: bool) {
         if std::mem::replace(&mut self.is_bus_master, enabled) == enabled || !self.active {
             return;
@@ -33,6 +33,15 @@ impl VirtioDevice {
             self.start_held();
         } else {
             (0..self.queues.len()).for_each(|index| self.hold(index));
+        }
+    }
+
+    /// Forgets the rings that were stopped because the device may not access memory: they do not go on before a reset. For when
+    /// another driver than theirs has come, to which the memory belongs that they are in. It sets the bit before it resets the
+    /// device (Linux: `virtio_pci_probe`), and what the one before had left in a ring would be done then, in memory of the other's.
+    pub fn abandon_rings(&mut self) {
+        if !self.is_bus_master {
+            self.held.fill(None);
         }
     }
 

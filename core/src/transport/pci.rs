@@ -182,6 +182,12 @@ impl PciTransport {
         self.device.set_bus_master(enabled);
     }
 
+    /// Says that the driver has gone whose rings were stopped by [`set_bus_master`](Self::set_bus_master): see
+    /// [`VirtioDevice::abandon_rings`].
+    pub fn abandon_rings(&mut self) {
+        self.device.abandon_rings();
+    }
+
     /// Resets device and registers, as the machine's reset does. Returns when the data path is drained.
     pub fn reset(&mut self) {
         self.device.reset();

@@ -147,6 +147,11 @@ impl VirtioFunction {
         self.follow_bus_master(state);
         let window = PCI_WINDOW_START..=PCI_WINDOW_START + PCI_WINDOW_BYTES - BAR_BYTES;
         let bar = state.config.bar_address().filter(|bar| window.contains(bar)).unwrap_or(NOWHERE);
+        // Whoever turns the registers off, or moves them, looks for devices, as a kernel does that begins: to find the size of a
+        // BAR is to write to it (PCI 3.0, 6.2.5.1). What a driver before it had left in its rings is not done in this one's memory.
+        if !state.config.is_bus_master() && bar != self.bar.load(Ordering::Acquire) {
+            lock(&self.transport).abandon_rings();
+        }
         if let Err(error) = self.move_bar(state, bar) {
             let transport = lock(&self.transport);
             let device = transport.device();
@@ -279,18 +284,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use crate::vm::Vm;
+    use std::sync::atomic::AtomicUsize;
+
     use kvm_ioctls::Kvm;
     use pollux_core::device::{ActivateError, Activation, ActiveQueue, DeviceModel};
     use pollux_core::memory::GuestMemory;
     use pollux_core::transport::VirtioDevice;
+    use pollux_core::worker::Position;
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     /// Offset of BAR 0 in configuration space.
     const BAR0: usize = 0x10;
     const QUEUES: usize = 3;
 
-    /// A device that does nothing.
-    struct Idle;
+    /// A device that does nothing, and counts how often a queue was started.
+    #[derive(Default)]
+    struct Idle {
+        starts: Arc<AtomicUsize>,
+    }
 
     impl DeviceModel for Idle {
         fn name(&self) -> &str {
@@ -311,7 +322,11 @@ mod tests {
             Ok(())
         }
         fn start_queue(&mut self, _queue: ActiveQueue) -> Result<(), ActivateError> {
+            self.starts.fetch_add(1, Ordering::Relaxed);
             Ok(())
+        }
+        fn stop_queue(&mut self, _index: usize) -> Option<Position> {
+            Some(Position::default())
         }
         fn deactivate(&mut self) {}
     }
@@ -347,7 +362,11 @@ mod tests {
         }
 
         fn function(&self, bar: u64) -> VirtioFunction {
-            let device = VirtioDevice::new(Box::new(Idle), self.memory.clone()).unwrap();
+            self.function_of(Idle::default(), bar)
+        }
+
+        fn function_of(&self, model: Idle, bar: u64) -> VirtioFunction {
+            let device = VirtioDevice::new(Box::new(model), self.memory.clone()).unwrap();
             let vectors: Vec<_> = (0..=QUEUES).map(|_| Arc::new(EventFd::new(EFD_NONBLOCK).unwrap())).collect();
             let transport = Arc::new(Mutex::new(PciTransport::new(device, vectors.clone()).unwrap()));
             VirtioFunction::new(self.vm.fd(), &self.router, transport, &vectors, bar as u32).unwrap()
@@ -368,6 +387,53 @@ mod tests {
         let pointers = std::iter::successors(Some(byte(0x34)), |at| Some(byte(usize::from(*at) + 1)));
         let ids: Vec<u8> = pointers.take_while(|at| *at != 0).map(|at| byte(at.into())).collect();
         assert_eq!(ids, [0x09, 0x09, 0x09, 0x09, 0x09, 0x11]);
+    }
+
+    /// What a driver does to start the device with queue 0 (virtio 1.3, 3.1.1), through the common configuration (4.1.4.3).
+    fn start(function: &VirtioFunction) {
+        let status = |value: u8| function.write_bar(20, &[value]);
+        [1, 3].into_iter().for_each(status);
+        // VERSION_1.
+        function.write_bar(8, &1u32.to_le_bytes());
+        function.write_bar(12, &1u32.to_le_bytes());
+        status(11);
+        for (at, value) in [(22, 0), (24, 16u16)] {
+            function.write_bar(at, &value.to_le_bytes());
+        }
+        for (at, address) in [(32, 0x1000u32), (40, 0x2000), (48, 0x3000)] {
+            function.write_bar(at, &address.to_le_bytes());
+            function.write_bar(at + 4, &0u32.to_le_bytes());
+        }
+        function.write_bar(28, &1u16.to_le_bytes());
+        status(15);
+    }
+
+    /// A kernel that another one hands over to by kexec sizes the BARs, then sets the Bus Master Enable bit, and only then resets
+    /// the device.
+    #[test]
+    fn rings_go_on_with_their_own_driver_and_not_with_the_next_one() {
+        let Some(slots) = Slots::new() else { return };
+        let model = Idle::default();
+        let starts = model.starts.clone();
+        let function = slots.function_of(model, PCI_WINDOW_START);
+        let command = |value: u16| function.write_config(0x04, &value.to_le_bytes());
+        let started = || starts.load(Ordering::Relaxed);
+        command(6);
+        start(&function);
+        assert_eq!(started(), 1);
+        command(2);
+        command(6);
+        assert_eq!(started(), 2, "the bit alone was cleared and set");
+        command(2);
+        command(0);
+        function.write_config(BAR0, &[0xff; 4]);
+        function.write_config(BAR0, &(PCI_WINDOW_START as u32).to_le_bytes());
+        command(2);
+        command(6);
+        assert_eq!(started(), 2, "the rings of the kernel before");
+        function.write_bar(20, &[0]);
+        start(&function);
+        assert_eq!(started(), 3, "after a reset they are its own");
     }
 
     #[test]
