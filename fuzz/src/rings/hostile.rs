@@ -75,7 +75,7 @@ fn describe(driver: &mut BlkDriver, input: &mut Input<'_>, end: u64) {
             ring.write_descriptor(index, Descriptor { address, length, flags, next });
         }
         RingDriver::Packed(ring) => {
-            let laps = u16::from(input.byte()) << 7 & (AVAILABLE | USED);
+            let laps = input.choose(&[0, AVAILABLE, USED, AVAILABLE | USED]);
             let id = u16::from(input.byte()) % (size + 1);
             ring.write_descriptor(index, PackedDescriptor { address, length, id, flags: flags | laps });
         }
