@@ -30,7 +30,8 @@ pollux_core::on_both_rings!(
     a_backend_that_fails_as_a_whole_has_moved_nothing,
     a_backend_that_takes_few_requests_at_a_time_gets_them_all,
     statistics_count_what_the_guest_did,
-    a_backend_never_gets_more_than_it_takes,
+    what_is_too_much_for_the_backend_at_once_is_done_in_portions,
+    a_portion_that_fails_fails_its_request_and_is_the_last,
     a_medium_opened_read_only_is_read_only_whatever_its_plugin_says,
     a_backend_that_takes_nothing_at_first_is_asked_again,
 );
@@ -289,23 +290,61 @@ fn statistics_count_what_the_guest_did(kind: RingKind) {
     assert!(stats.latency.quantile(0.5).is_some_and(|median| median > 0));
 }
 
-fn a_backend_never_gets_more_than_it_takes(kind: RingKind) {
-    let disk = disk::open_with("segments", r#"{"size": 1048576, "maximum_segments": 2}"#, false).expect("disk");
-    let mut rig = Rig::new(kind, disk, 256, true);
-    let mut seg_max = [0; 4];
-    rig.device.read_config(12, &mut seg_max);
-    assert_eq!(u32::from_le_bytes(seg_max), 2);
-    let two = Cut { readable: vec![16], writable: vec![512, 512, 1], indirect: false };
-    assert_eq!(rig.request(IN, 0, &[], &two).status, OK);
-    let three = Cut { readable: vec![16], writable: vec![512, 512, 512, 1], indirect: false };
-    assert_eq!(rig.request(IN, 0, &[], &three).status, IOERR);
-    let disk = disk::open_with("transfer", r#"{"size": 1048576, "maximum_transfer": 8192}"#, false).expect("disk");
-    let mut rig = Rig::new(kind, disk, 256, true);
-    let mut limits = [0; 8];
-    rig.device.read_config(8, &mut limits);
-    assert_eq!(limits, [0, 16, 0, 0, 2, 0, 0, 0], "two segments of 4096 bytes, which are 8192 together");
-    assert_eq!(rig.request(IN, 0, &[], &Cut::plain(0, 8192)).status, OK);
-    assert_eq!(rig.request(IN, 0, &[], &Cut::plain(0, 8192 + 512)).status, IOERR);
+/// The model disk checks that it gets no more than it takes.
+fn what_is_too_much_for_the_backend_at_once_is_done_in_portions(kind: RingKind) {
+    let limits = [
+        (r#""maximum_segments": 2"#, 512),
+        (r#""maximum_transfer": 8192"#, 512),
+        (r#""maximum_transfer": 12288, "maximum_segments": 3, "block_size": 4096"#, 4096),
+    ];
+    let mut seed = 0;
+    for behaviour in ["inline", "deferred", "reversed", "slow", "threaded"] {
+        for (limit, block) in limits {
+            let json = format!(r#"{{"size": {DISK_BYTES}, "behaviour": "{behaviour}", {limit}}}"#);
+            let mut rig = Rig::new(kind, disk::open_with("portions", &json, false).expect("disk"), 256, true);
+            // In one piece; in pieces that are cut in the middle of a portion; in many small ones.
+            for pieces in [vec![65536], vec![block + 256, 30000, 2 * block - 256, 35536 - 3 * block], vec![256; 240]] {
+                let length: u32 = pieces.iter().sum();
+                assert!(length.is_multiple_of(block));
+                seed += 1;
+                let data = pattern(seed, length as usize);
+                let cut = Cut { readable: [vec![16], pieces.clone()].concat(), writable: vec![1], indirect: true };
+                let write = rig.request(OUT, 8, &data, &cut);
+                // Three small segments are less than a block.
+                let is_possible = pieces.len() < 100 || block == 512;
+                assert_eq!(write.status == OK, is_possible, "{behaviour}, {limit}, {pieces:?}");
+                if is_possible {
+                    let cut = Cut { readable: vec![16], writable: [pieces, vec![1]].concat(), indirect: true };
+                    let read = rig.request(IN, 8, &[], &cut);
+                    assert!(read.status == OK && read.data == data, "{behaviour}, {limit}, in pieces");
+                    assert_eq!(read.written, length + 1);
+                    let whole = rig.request(IN, 8, &[], &Cut::plain(0, length));
+                    assert!(whole.status == OK && whole.data == data, "{behaviour}, {limit}, in one piece");
+                }
+            }
+        }
+    }
+}
+
+fn a_portion_that_fails_fails_its_request_and_is_the_last(kind: RingKind) {
+    let json = format!(r#"{{"size": {DISK_BYTES}, "behaviour": "failing", "maximum_transfer": 4096}}"#);
+    let mut rig = Rig::new(kind, disk::open_with("portions-failing", &json, false).expect("disk"), 256, true);
+    assert_eq!(rig.request(IN, 0, &[], &Cut::plain(0, 65536)).status, IOERR);
+    assert_eq!(rig.request(IN, 0, &[], &Cut::plain(0, 65536)).status, IOERR);
+    let stats = rig.stats.records().next().expect("stats");
+    assert_eq!((stats.reads.get(), stats.errors.get(), stats.in_flight.get()), (2, 2, 0));
+}
+
+#[test]
+fn a_driver_is_told_of_segments_of_a_mebibyte_at_least() {
+    for (limit, size_max, seg_max) in [("0", 4 << 20, 254), ("131072", 1 << 20, 32), ("2097152", 2 << 20, 254)] {
+        let json = format!(r#"{{"size": {DISK_BYTES}, "maximum_transfer": {limit}}}"#);
+        let rig = Rig::new(RingKind::Split, disk::open_with("told", &json, false).expect("disk"), 256, true);
+        let mut config = [0; 8];
+        rig.device.read_config(8, &mut config);
+        let words = [size_max, seg_max].map(u32::to_le_bytes).concat();
+        assert_eq!(config[..], words, "maximum_transfer = {limit}");
+    }
 }
 
 #[test]

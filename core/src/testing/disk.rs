@@ -271,6 +271,8 @@ impl Block for ModelDisk {
         Ok(ModelQueue {
             bytes: self.bytes.clone(),
             behaviour: self.options.behaviour,
+            maximum_segments: self.options.maximum_segments,
+            maximum_transfer: self.options.maximum_transfer,
             control: self.control.clone(),
             held: VecDeque::new(),
             submits: 0,
@@ -286,6 +288,8 @@ impl Block for ModelDisk {
 pub struct ModelQueue {
     bytes: Arc<Mutex<Vec<u8>>>,
     behaviour: Behaviour,
+    maximum_segments: u32,
+    maximum_transfer: u32,
     control: Arc<Control>,
     held: VecDeque<Request>,
     submits: u32,
@@ -301,6 +305,16 @@ impl ModelQueue {
             return -libc::ENOSPC;
         }
         perform(&self.bytes, &self.control, request)
+    }
+
+    /// The host has promised to keep to the limits: a panic here makes the device fail, which a test sees.
+    fn check_limits(&self, requests: &[Request]) {
+        let is_within = |amount: u64, limit: u32| limit == 0 || amount <= limit.into();
+        for request in requests.iter().filter(|request| !request.segments().is_empty()) {
+            assert!(is_within(request.length(), self.maximum_transfer), "a transfer of {} bytes", request.length());
+            let count = request.segments().len();
+            assert!(is_within(count as u64, self.maximum_segments), "{count} segments");
+        }
     }
 
     fn later(&self, request: Request) {
@@ -342,6 +356,7 @@ fn perform(bytes: &Mutex<Vec<u8>>, control: &Control, request: &Request) -> i32 
 
 impl BlockQueue for ModelQueue {
     fn submit(&mut self, requests: &[Request], done: &mut Completions) -> usize {
+        self.check_limits(requests);
         self.submits = self.submits.wrapping_add(1);
         while self.behaviour == Behaviour::Gated && self.submits > 2 && !self.control.release.load(Ordering::Acquire) {
             std::hint::spin_loop();

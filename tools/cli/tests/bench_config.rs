@@ -66,6 +66,18 @@ fn all_devices_of_a_file_are_measured_or_the_one_that_is_named() {
     assert_eq!(targets(&json), [both[1]]);
 }
 
+/// As a driver such as FreeBSD's makes them.
+#[test]
+fn requests_of_a_mebibyte_in_one_piece_are_within_what_a_device_offers() {
+    let folder = Folder::new();
+    folder.write("disks.toml", two_devices());
+    for block_size in ["64k", "1M"] {
+        let arguments = ["bench", "disks.toml", "--block-size", block_size, "-n", "50", "--warm-up", "0", "-d", "1"];
+        let ran = folder.run(&arguments);
+        assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""), "{block_size}: {}", ran.stdout);
+    }
+}
+
 /// Whether the process has devices that have done so many requests.
 fn has_done(process: u32, requests: u64) -> bool {
     let snapshot = SegmentReader::of_process(process).and_then(|reader| reader.snapshot());

@@ -36,7 +36,7 @@ pub(super) struct Slot {
     /// Segments of its data, from index `first` of its room on.
     count: u16,
     first: u8,
-    /// [`IN_USE`], [`OLD_MEMORY`], [`OVERFLOWN`].
+    /// [`IN_USE`], [`OLD_MEMORY`], [`OVERFLOWN`], [`PORTIONED`].
     pub(super) state: u8,
 }
 
@@ -46,6 +46,8 @@ pub(super) const IN_USE: u8 = 1;
 pub(super) const OLD_MEMORY: u8 = 2;
 /// In [`Slot::state`]: its segments are in [`Overflow`]. Stays when the request has ended.
 pub(super) const OVERFLOWN: u8 = 4;
+/// In [`Slot::state`]: the backend has a portion of it.
+pub(super) const PORTIONED: u8 = 8;
 
 impl Slot {
     pub(super) const EMPTY: Self =
@@ -56,10 +58,15 @@ impl Slot {
         self.state & IN_USE != 0
     }
 
+    /// Where in its room the segments of its data are.
+    pub(super) fn data_range(&self) -> std::ops::Range<usize> {
+        self.first.into()..usize::from(self.first) + usize::from(self.count)
+    }
+
     /// The segments of its data, also just after its end. `room` is its own.
     pub(super) fn data<'r>(&self, room: (&'r Inline, &'r Overflow)) -> &'r [Segment] {
         let segments = if self.state & OVERFLOWN != 0 { &room.1[..] } else { &room.0[..] };
-        segments.get(self.first.into()..usize::from(self.first) + usize::from(self.count)).unwrap_or_default()
+        segments.get(self.data_range()).unwrap_or_default()
     }
 }
 

@@ -5,11 +5,11 @@ use super::{
     queue::BlkQueue,
 };
 use crate::{
-    memory::Translator,
+    memory::{DirtyLog, Translator},
     ring::{QueueConfig, Ring},
     worker::{QueueUpdate, Retired},
 };
-use pollux_abi::block_v1::POLLUX_BLOCK_READ;
+use pollux_abi::block_v1::{POLLUX_BLOCK_READ, Segment};
 use rustix::io::{ReadWriteFlags, preadv2};
 use std::{
     io::IoSliceMut,
@@ -46,6 +46,17 @@ impl Retiring {
     /// The guest address of a host address in one of the maps.
     fn guest_address(&self, host: *const u8) -> Option<u64> {
         self.maps.iter().find_map(|(Retired([_, data]), _)| data.guest_address(host))
+    }
+}
+
+/// Notes what the device has written to guest memory, if that is logged.
+pub(super) fn log_segments(log: Option<&DirtyLog>, data: &Translator, retiring: &Retiring, segments: &[Segment]) {
+    let Some(log) = log else { return };
+    for segment in segments {
+        let host = segment.base;
+        if let Some(address) = data.guest_address(host).or_else(|| retiring.guest_address(host)) {
+            log.mark(address, segment.length as u64);
+        }
     }
 }
 
@@ -125,18 +136,12 @@ impl<R: Ring> BlkQueue<R> {
         let Some(log) = &self.log else { return };
         let index = usize::from(head);
         let slot = &self.slots[index];
-        let mark = |host: *const u8, length: u64| {
-            if let Some(address) = self.data.guest_address(host).or_else(|| self.retiring.guest_address(host)) {
-                log.mark(address, length);
-            }
-        };
-        mark(slot.status, 1);
+        let mark = |segments: &[Segment]| log_segments(Some(log), &self.data, &self.retiring, segments);
+        mark(&[Segment { base: slot.status, length: 1 }]);
         // Of what does not come from the backend, only the answer to GET_ID has data that is written; to note too much does no
         // harm.
         if slot.operation == POLLUX_BLOCK_READ || slot.operation == u32::MAX {
-            for segment in slot.data((&self.inline[index], &self.overflow[index])) {
-                mark(segment.base, segment.length as u64);
-            }
+            mark(slot.data((&self.inline[index], &self.overflow[index])));
         }
     }
 

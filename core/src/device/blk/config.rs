@@ -5,8 +5,6 @@ use pollux_abi::block_v1::BlockInfo;
 
 /// Length of the space up to and with the write-zeroes fields.
 const LENGTH: usize = 60;
-const SIZE_MAX: usize = 8;
-const SEG_MAX: usize = 12;
 const BLOCK_SIZE: usize = 20;
 const WRITEBACK: u64 = 32;
 const MAX_DISCARD: usize = 36;
@@ -33,8 +31,8 @@ impl Config {
         let exponent = info.physical_block_size.trailing_zeros() - info.logical_block_size.trailing_zeros();
         let sectors = |bytes: u64| (bytes / SECTOR_SIZE).min(u32::MAX.into());
         config.put(0, limits.capacity_sectors, 8);
-        config.put(SIZE_MAX, limits.size_max.into(), 4);
-        config.put(SEG_MAX, limits.seg_max.into(), 4);
+        config.put(8, limits.size_max.into(), 4);
+        config.put(12, limits.seg_max.into(), 4);
         config.put(BLOCK_SIZE, block, 4);
         config.put(24, exponent.into(), 1);
         // min_io_size and opt_io_size are in logical blocks.
@@ -59,7 +57,8 @@ impl Config {
         self.put(0, sectors, 8);
     }
 
-    /// What a driver that was told `told` may ask for and the device does not do any more, each in a sentence.
+    /// What a driver that was told `told` may ask for and the device does not do any more, each in a sentence. Reads and
+    /// writes of as many and as long segments as ever are done, in portions if need be.
     pub(super) fn broken_promises(&self, told: &[u8], features: u64) -> Vec<String> {
         use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES};
         let word = |space: &[u8], at: usize| {
@@ -83,8 +82,6 @@ impl Config {
                 ));
             }
         };
-        shrunk("a request", "segments", pair(SEG_MAX));
-        shrunk("a segment", "bytes", pair(SIZE_MAX));
         if has(VIRTIO_BLK_F_DISCARD) {
             shrunk("a discard", "sectors", pair(MAX_DISCARD));
         }

@@ -214,9 +214,15 @@ impl<R: Ring> BlkQueue<R> {
         self.complete(head, Status::from_result(result), tally);
     }
 
-    /// Ends a request that the device answers by itself.
+    /// Ends a request that the device answers by itself; or begins it after all, if the backend can do it in portions.
     #[cold]
     pub(super) fn answer(&mut self, head: u16, header: &Header, data: &Data<'_>, status: Status) {
+        let is_durable = !self.shared.writeback.load(Ordering::Relaxed);
+        if status == Status::IoError
+            && let Some(transfer) = header.portions(data, &self.limits, is_durable)
+        {
+            return self.begin_portions(head, transfer);
+        }
         if status != Status::Ok {
             let (operation, offset, reason) = header.refusal(data, self.limits());
             self.stats.count_error(QueueStats::REFUSED);

@@ -9,6 +9,7 @@ mod config;
 mod ending;
 mod failures;
 mod interrupt;
+mod portions;
 #[allow(unsafe_code)]
 pub mod queue;
 mod request;

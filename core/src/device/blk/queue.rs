@@ -5,9 +5,12 @@
 //! driver once. What changes while a queue runs is in `change`, how it ends in `ending`, interrupts that wait in `interrupt`.
 use super::{
     Shared,
-    chain::{ChainParts, Inline, NO_SEGMENT, OLD_MEMORY, OVERFLOWN, Overflow, Slot, answer_id, range_action},
+    chain::{
+        ChainParts, Inline, NO_SEGMENT, OLD_MEMORY, OVERFLOWN, Overflow, PORTIONED, Slot, answer_id, range_action,
+    },
     change::Retiring,
     failures::FailureLog,
+    portions::Portions,
     request::{Action, Limits, Status},
     tally::Tally,
 };
@@ -84,8 +87,10 @@ pub struct BlkQueue<R> {
     pub(super) pending: Vec<BlockRequest>,
     pub(super) pending_start: usize,
     /// The backend completed all that it was offered the last time, before it returned.
-    completes_at_once: bool,
-    limits: Limits,
+    pub(super) completes_at_once: bool,
+    /// Requests that are done in portions.
+    pub(super) portions: Vec<Portions>,
+    pub(super) limits: Limits,
     pub(super) phase: Phase,
     /// Turns have no more to do at their end than to signal: the queue runs, and no interrupt is ever held.
     ends_plainly: bool,
@@ -110,7 +115,7 @@ pub struct BlkQueue<R> {
     scale: clock::Scale,
     pub(super) stats: QueueStatsHandle,
     pub(super) notifier: Notifier,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     pub(super) interrupts: Arc<InterruptState>,
     pub(super) kick: Option<EventFd>,
     pub(super) name: String,
@@ -140,6 +145,7 @@ impl<R: Ring> BlkQueue<R> {
             pending: Vec::with_capacity(BATCH),
             pending_start: 0,
             completes_at_once: false,
+            portions: Vec::new(),
             limits: setup.limits,
             phase: Phase::Running,
             ends_plainly: coalescer.is_off(),
@@ -272,9 +278,19 @@ impl<R: Ring> BlkQueue<R> {
         completed
     }
 
-    /// Ends a request: status byte, used ring, statistics.
+    /// A request, or a portion of it, is done.
     #[inline(always)]
     pub(super) fn complete(&mut self, head: u16, status: Status, tally: &mut Tally) {
+        if self.slots[usize::from(head)].state & (OLD_MEMORY | PORTIONED) != 0 {
+            self.complete_unusual(head, status, tally);
+        } else {
+            self.end_request(head, status, tally);
+        }
+    }
+
+    /// Ends a request: status byte, used ring, statistics.
+    #[inline(always)]
+    pub(super) fn end_request(&mut self, head: u16, status: Status, tally: &mut Tally) {
         let slot = &mut self.slots[usize::from(head)];
         debug_assert!(slot.is_in_use());
         let state = slot.state;
@@ -286,9 +302,6 @@ impl<R: Ring> BlkQueue<R> {
         self.ring.push_used(head, written);
         if started != 0 {
             self.stats.latency.record(operation, self.scale.nanoseconds(clock::ticks().wrapping_sub(started)));
-        }
-        if state & OLD_MEMORY != 0 {
-            self.retiring.request_done();
         }
     }
 

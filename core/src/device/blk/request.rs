@@ -21,9 +21,11 @@ pub(super) const MAX_DATA_SEGMENTS: usize = 254;
 const RANGE_REFUSAL: &str =
     "its range is malformed, too long, beyond the capacity or not a whole number of blocks, or the device is read-only";
 
-/// Longest read or write, whatever the backend takes. A request keeps its worker busy while it is copied, and others
-/// wait on the same worker.
+/// Most that the backend is given of a read or write at once, whatever it takes. A request keeps its worker busy while it is
+/// copied, and others wait on the same worker.
 const MAX_TRANSFER: u32 = 4 << 20;
+/// Least limit of a segment that a driver is told. FreeBSD takes no disk with less.
+const LEAST_SIZE_MAX: u32 = 1 << 20;
 
 /// Length limits, as the driver is told and as they are checked.
 #[derive(Clone, Copy, Debug)]
@@ -34,9 +36,9 @@ pub(super) struct Limits {
     /// What the driver is told: most segments of a request, and the length of each.
     pub(super) seg_max: u32,
     pub(super) size_max: u32,
-    /// What the backend takes. A driver's segment that crosses memory regions is several of these.
-    max_segments: usize,
-    max_transfer: u64,
+    /// What the backend is given at once. A driver's segment that crosses memory regions is several of these.
+    pub(super) max_segments: usize,
+    pub(super) max_transfer: u64,
     pub(super) max_discard: u64,
     pub(super) max_write_zeroes: u64,
     operations: u32,
@@ -50,11 +52,11 @@ impl Limits {
         let max_transfer = or_none(info.maximum_transfer).min(MAX_TRANSFER);
         // A chain is not longer than its queue (virtio 1.3, 2.7.5.3.1), header and status included.
         let seg_max = u32::from(queue_size).saturating_sub(2).clamp(1, MAX_DATA_SEGMENTS as u32);
-        // The driver knows no limit for a whole request, so its segments must not exceed ours together. Drivers want
-        // segments of a page at least.
+        // So many segments that those of a page each, which most are, do not make a request longer than the backend takes. What
+        // is longer all the same is done in portions.
         let least = info.logical_block_size.max(4096);
         let seg_max = seg_max.min(or_none(info.maximum_segments)).min((max_transfer / least).max(1));
-        let size_max = max_transfer / seg_max / least * least;
+        let size_max = max_transfer.max(LEAST_SIZE_MAX);
         // In whole blocks, and as many as the driver's 32-bit number of sectors can say.
         let most = u64::from(u32::MAX) * SECTOR_SIZE;
         let range = |limit: u64| if limit == 0 { most } else { limit.min(most) } / block * block;
@@ -80,6 +82,11 @@ impl Limits {
     /// As many of these sectors as are whole logical blocks.
     pub(super) fn in_whole_blocks(&self, sectors: u64) -> u64 {
         sectors >> self.block_shift << self.block_shift
+    }
+
+    /// How much of so many bytes the backend is given at once.
+    pub(super) fn portion(&self, bytes: u64) -> u64 {
+        bytes.min(self.max_transfer) / self.block_bytes() * self.block_bytes()
     }
 
     /// Whether `sectors` at `sector` are whole logical blocks within the medium.
@@ -130,11 +137,16 @@ pub(super) struct Data<'a> {
 pub(super) struct Transfer {
     pub(super) operation: u32,
     flags: u32,
-    offset: u64,
+    pub(super) offset: u64,
     pub(super) length: u64,
 }
 
 impl Transfer {
+    /// A part of it.
+    pub(super) fn part(&self, start: u64, length: u64) -> Self {
+        Transfer { offset: self.offset + start, length, ..*self }
+    }
+
     /// The record that goes to the backend, from `slot` and with the data in `segments`.
     #[inline(always)]
     pub(super) fn request(&self, slot: u16, segments: &[Segment]) -> BlockRequest {
@@ -230,6 +242,20 @@ impl Header {
 }
 
 impl Header {
+    /// What the backend is to do in portions: a read or write with nothing wrong but that it is too much for it at once.
+    #[cold]
+    pub(super) fn portions(&self, data: &Data<'_>, limits: &Limits, durable: bool) -> Option<Transfer> {
+        // Nothing is too much for these.
+        let whole = Limits { max_segments: usize::MAX, max_transfer: u64::MAX, ..*limits };
+        match self.kind {
+            VIRTIO_BLK_T_IN | VIRTIO_BLK_T_OUT => match self.action(data, &whole, durable) {
+                Action::Submit(transfer) => Some(transfer),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
     /// Why this request was not done, for the log: its operation by number, where on the medium it is, and the reason that
     /// [`action`](Self::action) has found.
     #[cold]
@@ -237,11 +263,11 @@ impl Header {
         let offset = self.sector.wrapping_mul(SECTOR_SIZE);
         match self.kind {
             VIRTIO_BLK_T_IN => {
-                (POLLUX_BLOCK_READ as usize, offset, self.transfer_refusal(data.writable, data.readable, data, limits))
+                (POLLUX_BLOCK_READ as usize, offset, self.transfer_refusal(data.writable, data.readable, limits))
             }
             VIRTIO_BLK_T_OUT if !limits.writable => (POLLUX_BLOCK_WRITE as usize, offset, "the device is read-only"),
             VIRTIO_BLK_T_OUT => {
-                (POLLUX_BLOCK_WRITE as usize, offset, self.transfer_refusal(data.readable, data.writable, data, limits))
+                (POLLUX_BLOCK_WRITE as usize, offset, self.transfer_refusal(data.readable, data.writable, limits))
             }
             VIRTIO_BLK_T_FLUSH => (POLLUX_BLOCK_FLUSH as usize, 0, "the medium has no flush"),
             VIRTIO_BLK_T_DISCARD if limits.offers(POLLUX_BLOCK_DISCARD) => {
@@ -255,7 +281,7 @@ impl Header {
         }
     }
 
-    fn transfer_refusal(&self, length: u64, wrong: u64, data: &Data<'_>, limits: &Limits) -> &'static str {
+    fn transfer_refusal(&self, length: u64, wrong: u64, limits: &Limits) -> &'static str {
         let block = 1 << limits.block_shift;
         let (sector, sectors) = (self.sector, length / SECTOR_SIZE);
         if wrong != 0 {
@@ -265,10 +291,6 @@ impl Header {
             "it is not a whole number of blocks"
         } else if sector.checked_add(sectors).is_none_or(|end| end > limits.capacity_sectors) {
             "it ends beyond the capacity"
-        } else if length > limits.max_transfer {
-            "it is longer than one request may be"
-        } else if data.segments.len() > limits.max_segments {
-            "it has more segments than one request may have"
         } else {
             "the medium does not offer it"
         }
