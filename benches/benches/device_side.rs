@@ -95,8 +95,8 @@ fn ring_blk_null(criterion: &mut Criterion) {
 }
 
 fn configuration() -> Criterion {
-    if let Some(core) = core_affinity::get_core_ids().and_then(|cores| cores.last().copied()) {
-        core_affinity::set_for_current(core);
+    if let Some(&cpu) = pollux_core::cpus::current().last() {
+        pollux_core::cpus::pin(cpu).expect("it runs there");
     }
     Criterion::default()
         .warm_up_time(Duration::from_millis(300))

@@ -81,7 +81,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("SKIPPED: vcpu_path: cannot open /dev/kvm: {error}");
         return Ok(());
     }
-    if core_affinity::get_core_ids().is_none_or(|cores| cores.len() < 2) {
+    if pollux_core::cpus::usable().len() < 2 {
         println!("SKIPPED: vcpu_path: a vCPU and a worker need a CPU each");
         return Ok(());
     }

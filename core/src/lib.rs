@@ -9,6 +9,7 @@
 //! | [`worker`] | polling threads |
 //! | [`plugin`] | the plugin host |
 //! | [`config`] | the configuration file |
+//! | [`cpus`] | which CPUs threads run on |
 //! | [`log_budget`] | a bound on the log lines that a guest or a plugin can cause |
 //! | [`stats`] | counters and histograms that other processes can map |
 //! | [`testing`] | a guest-side driver and a model disk, for tests and benchmarks |
@@ -17,6 +18,7 @@
 #![deny(unsafe_code)]
 
 pub mod config;
+pub mod cpus;
 pub mod device;
 pub mod error;
 pub mod log_budget;

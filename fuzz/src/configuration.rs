@@ -9,6 +9,7 @@ use std::path::Path;
 pub fn run(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let host = Host {
+        cpus_present: vec![0, 1, 2, 3],
         cpus_online: vec![0, 1, 2, 3],
         cpus_usable: vec![0, 1, 2],
         memory_bytes: 8 << 30,

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_ioctls::Kvm;
+use pollux_core::cpus;
 use pollux_core::device::DeviceModel;
 use pollux_core::log_budget::LogBudget;
 use pollux_core::memory::{GuestMemory, MemoryError};
@@ -365,12 +366,10 @@ fn check(spec: &MachineSpec, vcpus_max: usize) -> Result<(), String> {
     if !spec.memory_bytes.is_multiple_of(page) {
         return Err(format!("{} bytes of memory are not whole pages of {page} bytes", spec.memory_bytes));
     }
-    if let Some(cpu) = spec.vcpus.iter().filter_map(|vcpu| vcpu.pin).find(|cpu| !is_cpu(*cpu)) {
-        return Err(format!("a vCPU is pinned to CPU {cpu}, which this process cannot run on"));
+    let usable = cpus::usable();
+    if let Some(cpu) = spec.vcpus.iter().filter_map(|vcpu| vcpu.pin).find(|cpu| !usable.contains(cpu)) {
+        let why = cpus::obstacle(cpu);
+        return Err(format!("a vCPU is pinned to CPU {cpu}, which this process cannot run on: {why}"));
     }
     Ok(())
-}
-
-fn is_cpu(id: usize) -> bool {
-    core_affinity::get_core_ids().is_none_or(|cpus| cpus.iter().any(|cpu| cpu.id == id))
 }

@@ -11,9 +11,9 @@ use std::ptr;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use core_affinity::CoreId;
 use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use pollux_core::cpus::{self, Pin};
 use pollux_core::log_budget::LogBudget;
 use thiserror::Error;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
@@ -121,6 +121,24 @@ impl Vcpu {
             }
         }
         KICK_TARGET.set(ptr::null_mut());
+    }
+
+    /// Pins the calling thread if told.
+    fn take_cpu(&self) -> Option<Pin> {
+        let Some(cpu) = self.pin else {
+            cpus::roam();
+            return None;
+        };
+        match Pin::take(format_args!("vCPU {}", self.index), cpu) {
+            Ok(pin) => Some(pin),
+            Err(error) => {
+                if self.lines.may_log("vcpus") {
+                    let why = cpus::obstacle(cpu);
+                    tracing::warn!(vcpu = self.index, cpu, "cannot pin the vCPU to its CPU: {why} ({error})");
+                }
+                None
+            }
+        }
     }
 
     /// Once into the guest, and what it came out for.
@@ -233,12 +251,7 @@ impl VcpuThread {
     pub(crate) fn spawn(mut vcpu: Vcpu) -> io::Result<VcpuThread> {
         let thread = std::thread::Builder::new().name(format!("vcpu{}", vcpu.index));
         let handle = thread.spawn(move || {
-            if let Some(id) = vcpu.pin
-                && !core_affinity::set_for_current(CoreId { id })
-                && vcpu.lines.may_log("vcpus")
-            {
-                tracing::warn!(vcpu = vcpu.index, cpu = id, "cannot pin the vCPU to its CPU");
-            }
+            let _pin = vcpu.take_cpu();
             let outcome = panic::catch_unwind(AssertUnwindSafe(|| vcpu.run()));
             if let Err(panic) = outcome {
                 KICK_TARGET.set(ptr::null_mut());

@@ -2,11 +2,10 @@
 use super::{
     Blk, Context, Device, DeviceKind, Transport,
     diagnostic::{Diagnostic, Diagnostics, Span, Spanned},
-    host::cpu_list,
     suggest,
     tables::{Draft, Entries, Kind},
 };
-use crate::{transport::vhost_user::socket::SocketSpec, worker::IdlePolicy};
+use crate::{cpus, transport::vhost_user::socket::SocketSpec, worker::IdlePolicy};
 use std::{
     ffi::OsStr,
     fs,
@@ -75,12 +74,16 @@ fn unusable(cpu: usize, context: &Context<'_>) -> Option<(String, String)> {
     if host.cpus_usable.contains(&cpu) {
         return None;
     }
-    let usable = cpu_list(&host.cpus_usable);
+    let usable = cpus::list(&host.cpus_usable);
     if host.cpus_online.contains(&cpu) {
         let message = format!("CPU {cpu} is not among those that this process may use ({usable})");
-        return Some((message, "choose one of those, or start pollux with a wider `taskset` or cpuset".into()));
+        return Some((message, "choose one of those, or start pollux in a wider cpuset".into()));
     }
-    let online = cpu_list(&host.cpus_online);
+    let online = cpus::list(&host.cpus_online);
+    if host.cpus_present.contains(&cpu) {
+        let help = format!("choose one of {usable}, or switch it on: echo 1 > /sys/devices/system/cpu/cpu{cpu}/online");
+        return Some((format!("CPU {cpu} is switched off"), help));
+    }
     Some((format!("there is no CPU {cpu} on this host"), format!("CPUs are counted from 0; write one of {online}")))
 }
 
@@ -120,7 +123,7 @@ fn check_spinning(draft: &Draft, context: &Context<'_>, diagnostics: &Diagnostic
     if let Some(last) = spinning.last()
         && usable.iter().all(is_taken)
     {
-        let message = format!("workers spin on every CPU that this process may use ({})", cpu_list(usable));
+        let message = format!("workers spin on every CPU that this process may use ({})", cpus::list(usable));
         let others = match draft.kind {
             Kind::Machine => "the vCPUs",
             Kind::Exports => "the guests",

@@ -1,13 +1,16 @@
 //! What a configuration is checked against: this host, and what a machine can take.
 use super::Context;
+use crate::cpus;
 use std::{fs, path::Path};
 
 /// What the checks need to know of this host. Fill it by hand for another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
-    /// CPUs that are there and switched on, ascending.
+    /// CPUs that are there, ascending.
+    pub cpus_present: Vec<usize>,
+    /// Those of them that are switched on, ascending.
     pub cpus_online: Vec<usize>,
-    /// Those of them that this process may use, ascending.
+    /// Those of them that threads of this process can be pinned to, ascending.
     pub cpus_usable: Vec<usize>,
     /// Size of main memory in bytes; 0: unknown.
     pub memory_bytes: u64,
@@ -27,12 +30,13 @@ pub struct HugepagePool {
 impl Host {
     /// This host, as `/sys`, `/proc` and the scheduler show it.
     pub fn probe() -> Self {
-        let mut cpus_usable: Vec<usize> =
-            core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
-        cpus_usable.sort_unstable();
-        let online = fs::read_to_string("/sys/devices/system/cpu/online").ok();
-        let cpus_online = online.and_then(|list| parse_cpu_list(&list)).unwrap_or_else(|| cpus_usable.clone());
-        Host { cpus_online, cpus_usable, memory_bytes: memory_bytes(), hugepages: hugepage_pools() }
+        let cpus_usable = cpus::usable();
+        let listed = |name: &str| {
+            let text = fs::read_to_string(format!("/sys/devices/system/cpu/{name}")).ok();
+            text.and_then(|list| cpus::parse_list(&list)).unwrap_or_else(|| cpus_usable.clone())
+        };
+        let (cpus_present, cpus_online) = (listed("present"), listed("online"));
+        Host { cpus_present, cpus_online, cpus_usable, memory_bytes: memory_bytes(), hugepages: hugepage_pools() }
     }
 
     pub(super) fn hugepage_pool(&self, page_bytes: u64) -> Option<&HugepagePool> {
@@ -92,45 +96,9 @@ fn available_pages(folder: &Path) -> u64 {
     free + number("nr_overcommit_hugepages").saturating_sub(number("surplus_hugepages"))
 }
 
-/// Reads the kernel's notation of a set of CPUs: `0-3,8`.
-fn parse_cpu_list(list: &str) -> Option<Vec<usize>> {
-    let mut cpus = Vec::new();
-    for part in list.trim().split(',') {
-        match part.split_once('-') {
-            Some((first, last)) => cpus.extend(first.parse::<usize>().ok()?..=last.parse().ok()?),
-            None => cpus.push(part.parse().ok()?),
-        }
-    }
-    Some(cpus)
-}
-
-/// Writes it: the reverse of [`parse_cpu_list`]. `cpus` is ascending.
-pub(super) fn cpu_list(cpus: &[usize]) -> String {
-    let mut ranges: Vec<(usize, usize)> = Vec::new();
-    for &cpu in cpus {
-        match ranges.last_mut() {
-            Some(range) if range.1 + 1 == cpu => range.1 = cpu,
-            _ => ranges.push((cpu, cpu)),
-        }
-    }
-    let parts: Vec<String> = ranges
-        .iter()
-        .map(|&(first, last)| if first == last { first.to_string() } else { format!("{first}-{last}") })
-        .collect();
-    parts.join(",")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn cpu_lists_are_read_and_written_as_the_kernel_does() {
-        for list in ["0", "0-3", "0-3,8", "1,3,5-6"] {
-            assert_eq!(cpu_list(&parse_cpu_list(list).expect(list)), list);
-        }
-        assert_eq!(parse_cpu_list("\n"), None);
-    }
 
     #[test]
     fn this_host_has_cpus_and_memory() {

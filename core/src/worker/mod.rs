@@ -41,6 +41,7 @@ use self::{
     core::Core,
     mailbox::{Command, Mailbox},
 };
+use crate::cpus::{self, Pin};
 use crate::stats::{Capacity, StatsSegment, WorkerStatsHandle};
 use std::{
     io,
@@ -66,8 +67,8 @@ pub enum WorkerError {
     #[error("worker {0}: cannot start its thread: {1}")]
     Thread(String, io::Error),
     /// The thread could not be pinned.
-    #[error("worker {0}: cannot be pinned to CPU {1}: the process may not use it (see taskset and cpusets)")]
-    Pin(String, usize),
+    #[error("worker {0}: cannot be pinned to CPU {1}: {why} ({2})", why = cpus::obstacle(*.1))]
+    Pin(String, usize, io::Error),
     /// The task refused to start.
     #[error("{0}")]
     Task(String),
@@ -115,14 +116,24 @@ impl Worker {
             .name(format!("pollux-{name}"))
             .spawn(move || {
                 let _watch = watchdog::watch();
-                let pinned = cpu.is_none_or(pin);
-                if reply.send(pinned).is_ok() && pinned {
+                let pin = match cpu {
+                    Some(cpu) => Pin::take(format_args!("worker {}", theirs.name), cpu).map(Some),
+                    None => {
+                        cpus::roam();
+                        Ok(None)
+                    }
+                };
+                let (pin, answer) = match pin {
+                    Ok(pin) => (Some(pin), Ok(())),
+                    Err(error) => (None, Err(error)),
+                };
+                if reply.send(answer).is_ok() && pin.is_some() {
                     Core::new(theirs, policy, stats).run();
                 }
             })
             .map_err(thread_error)?;
-        if !answer.recv().unwrap_or(false) {
-            return Err(WorkerError::Pin(name.into(), cpu.unwrap_or(0)));
+        if let Ok(Err(error)) = answer.recv() {
+            return Err(WorkerError::Pin(name.into(), cpu.unwrap_or(0), error));
         }
         info!("worker {name}: polling on CPU {}, idle = {policy}", cpu.map_or("any".into(), |cpu| cpu.to_string()));
         Ok(Worker { handle: WorkerHandle { mailbox }, thread: Some(thread) })
@@ -143,9 +154,4 @@ impl Drop for Worker {
             error!("worker {}: its thread panicked", self.handle.name());
         }
     }
-}
-
-/// Pins the calling thread. core_affinity panics on a number beyond its set of CPUs.
-fn pin(id: usize) -> bool {
-    id < libc::CPU_SETSIZE as usize && core_affinity::set_for_current(core_affinity::CoreId { id })
 }

@@ -1,6 +1,7 @@
 //! The open medium, and the messages for one that cannot be used.
 use crate::{
     Options,
+    background::Background,
     discard::DiscardMethod,
     end::MediumEnd,
     engine::Engine,
@@ -75,6 +76,7 @@ pub(crate) struct Image {
     pub(crate) read_only: bool,
     pub(crate) counters: Counters,
     pub(crate) flush_latch: FlushLatch,
+    pub(crate) background: Background,
     /// Makes the calls for which io_uring can have no thread. None where it needs none.
     pub(crate) fallback: Option<FallbackThread>,
     pub(crate) path: PathBuf,
@@ -173,6 +175,7 @@ impl Image {
             write_order: geometry.has_parts().then(WriteOrder::default),
             end: MediumEnd::new(geometry.capacity),
             flush_latch: FlushLatch::new(latches, context.host, path.to_owned()),
+            background: Background::of_this_thread(context.host, path.to_owned()),
             fallback,
             geometry,
             discard,

@@ -35,6 +35,7 @@
 //! | `engine` | which way requests go |
 //! | `availability` | whether this process may use io_uring |
 //! | `flush_latch` | a flush that has failed stays failed |
+//! | `background` | where the kernel's threads of io_uring run |
 //! | `fallback` | a thread for calls that io_uring has none for |
 //! | `queue` | one queue, whichever way its requests go |
 //! | `ring_queue` | the hot path through io_uring: submit, poll, completions |
@@ -49,6 +50,8 @@
 #![deny(unsafe_code)]
 
 mod availability;
+#[allow(unsafe_code)]
+mod background;
 #[allow(unsafe_code)]
 mod bounce;
 #[allow(unsafe_code)]

@@ -2,6 +2,7 @@
 use crate::{
     Options,
     availability::{self, try_ring},
+    background::Background,
     discard::DiscardMethod,
     end::MediumEnd,
     engine::Engine,
@@ -115,6 +116,7 @@ impl Image {
             write_order: None,
             end: MediumEnd::new(geometry.capacity),
             flush_latch: FlushLatch::new(false, context.host, path.to_owned()),
+            background: Background::of_this_thread(context.host, path.to_owned()),
             fallback: None,
             geometry,
             discard,

@@ -26,6 +26,7 @@ const IORING_UNREGISTER_BUFFERS: u8 = 1;
 const IORING_UNREGISTER_FILES: u8 = 3;
 const IORING_REGISTER_ENABLE_RINGS: u8 = 12;
 const IORING_REGISTER_CLONE_BUFFERS: u8 = 30;
+const IORING_REGISTER_IOWQ_AFF: u8 = 17;
 const IORING_REGISTER_RING_FDS: libc::c_uint = 20;
 const IORING_UNREGISTER_RING_FDS: libc::c_uint = 21;
 const IORING_ENTER_GETEVENTS: libc::c_uint = 1;
@@ -122,8 +123,9 @@ fn restrictions(purpose: Purpose) -> Vec<Restriction> {
     let mut list: Vec<_> = purpose.operations.iter().map(|&operation| Restriction::sqe_op(operation)).collect();
     list.push(Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()));
     let mut register = vec![IORING_REGISTER_ENABLE_RINGS, IORING_UNREGISTER_FILES, IORING_UNREGISTER_BUFFERS];
-    // A kernel knows no restriction for what it does not know. These came with Linux 5.18 and 6.12.
+    // A kernel knows no restriction for what it does not know. These came with Linux 5.14, 5.18 and 6.12.
     if purpose.set_up != SetUp::Interrupting {
+        register.push(IORING_REGISTER_IOWQ_AFF);
         register.extend([IORING_REGISTER_RING_FDS as u8, IORING_UNREGISTER_RING_FDS as u8]);
     }
     if purpose.may_clone_buffers {

@@ -84,7 +84,9 @@ impl<P: Protocol> BlockQueue for RingQueue<P> {
         self.ring
             .enable()
             .and(polled)
-            .map_err(|error| Error::from_io("cannot start the io_uring on this worker", error))
+            .map_err(|error| Error::from_io("cannot start the io_uring on this worker", error))?;
+        self.image.background.receive(&self.ring);
+        Ok(())
     }
 
     fn submit(&mut self, requests: &[Request], done: &mut Completions) -> usize {

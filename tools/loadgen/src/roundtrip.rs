@@ -54,7 +54,7 @@ fn wait_for(ball: &AtomicU64, value: u64) {
 
 /// Pins the calling thread.
 pub fn pin(cpu: usize) {
-    assert!(core_affinity::set_for_current(core_affinity::CoreId { id: cpu }), "CPU {cpu} can be used");
+    pollux_core::cpus::pin(cpu).unwrap_or_else(|error| panic!("CPU {cpu} cannot be used: {error}"));
 }
 
 /// The median: of an even number, the greater of the two in the middle. Sorts the values.

@@ -18,6 +18,7 @@ impl Bench {
         let host = Host {
             cpus_online: vec![0, 1, 2, 3],
             cpus_usable: vec![0, 1, 2],
+            cpus_present: vec![0, 1, 2, 3, 4],
             memory_bytes: 8 << 30,
             hugepages: vec![HugepagePool { page_bytes: 2 << 20, available: 512 }],
         };
@@ -179,7 +180,12 @@ fn cpus_must_be_there_and_free() {
             (
                 &format!("{VM}{}", worker("a", 3, "spin")),
                 "error at 3: CPU 3 is not among those that this process may use (0-2): \
-                 choose one of those, or start pollux with a wider `taskset` or cpuset",
+                 choose one of those, or start pollux in a wider cpuset",
+            ),
+            (
+                &format!("{VM}{}", worker("a", 4, "spin")),
+                "error at 4: CPU 4 is switched off: \
+                 choose one of 0-2, or switch it on: echo 1 > /sys/devices/system/cpu/cpu4/online",
             ),
             (
                 &format!("{VM}{a}{b}"),

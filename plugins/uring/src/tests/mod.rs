@@ -16,6 +16,7 @@ use std::{
 };
 use tempfile::TempDir;
 
+mod background;
 mod device;
 mod end;
 mod flush;

@@ -2,6 +2,7 @@
 use crate::examine::{Examined, open_options};
 use pollux_core::{
     config::{self, Config, Device, DeviceKind},
+    cpus,
     device::{
         DeviceModel,
         blk::{Blk, BlkOptions},
@@ -35,6 +36,8 @@ impl Dataplane {
     /// configuration. What they count goes to `stats`, which has the [`capacity`] for it. On an error all that was made is undone.
     pub(crate) fn new(examined: &Examined, stats: StatsSegment) -> Result<(Self, Vec<Box<dyn DeviceModel>>), Error> {
         let config = &examined.config;
+        // What backends start and the kernel makes for them has its place where they were opened.
+        cpus::leave(&taken_cpus(config));
         let backends = open_backends(examined)?;
         let workers = spawn_workers(config, &stats)?;
         let handles: Vec<WorkerHandle> = workers.iter().map(Worker::handle).collect();
@@ -42,6 +45,13 @@ impl Dataplane {
         let models = devices.map(|(device, backend)| model(device, backend, &handles, &stats)).collect();
         Ok((Dataplane { stats, _workers: workers }, models))
     }
+}
+
+/// CPUs that a worker or a vCPU has for itself.
+fn taken_cpus(config: &Config) -> Vec<usize> {
+    let workers = config.workers.iter().filter_map(|worker| worker.cpu.as_ref());
+    let vcpus = config.vm.iter().flat_map(|vm| vm.vcpus.iter().flatten());
+    workers.chain(vcpus).map(|cpu| cpu.value).collect()
 }
 
 /// What there is to count.

@@ -11,6 +11,7 @@ use crate::{
     workload::{Generator, Workload},
 };
 use lane::{Failure, Lane, Source, Worker};
+use pollux_core::cpus;
 use std::{
     collections::BTreeMap,
     path::Path,
@@ -327,7 +328,8 @@ fn work(
     count: usize,
 ) -> Result<QueueResult, Failure> {
     if let Some(&cpu) = limits.cpus.get(index % limits.cpus.len().max(1)) {
-        core_affinity::set_for_current(core_affinity::CoreId { id: cpu });
+        // It was checked.
+        let _ = cpus::pin(cpu);
     }
     // The remainder goes to the first queues.
     let (index, count) = (index as u64, count as u64);
@@ -361,11 +363,9 @@ fn explain(failure: Failure, path: &Path, queue: usize, limits: &Limits) -> Erro
     }
 }
 
-/// CPUs that this process may use.
+/// CPUs that this process runs on unless it is told others.
 pub fn usable_cpus() -> Vec<usize> {
-    let mut cpus: Vec<usize> = core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
-    cpus.sort_unstable();
-    cpus
+    cpus::current()
 }
 
 /// Checks that the CPUs can be used.
@@ -373,7 +373,7 @@ pub fn usable_cpus() -> Vec<usize> {
 /// # Errors
 /// The first that cannot.
 pub fn check_cpus(cpus: &[usize]) -> Result<(), Error> {
-    let usable = usable_cpus();
+    let usable = cpus::usable();
     match cpus.iter().find(|cpu| !usable.contains(cpu)) {
         None => Ok(()),
         Some(&cpu) => {
