@@ -65,6 +65,7 @@ pub mod block;
 pub mod block_v1;
 #[allow(unsafe_code)]
 pub mod export;
+pub mod flush_latch;
 #[allow(unsafe_code)]
 pub mod host;
 pub mod host_v1;

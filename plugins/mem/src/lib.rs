@@ -16,6 +16,8 @@
 //! space at a write, or that is cut short by someone else, ends the whole process with SIGBUS.
 #![deny(unsafe_code)]
 
+#[cfg(test)]
+mod flush_tests;
 #[allow(unsafe_code)]
 mod medium;
 mod queue;

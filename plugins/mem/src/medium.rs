@@ -10,6 +10,7 @@ use pollux_abi::{
         POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_INFO_READ_ONLY, POLLUX_BLOCK_INFO_VOLATILE_CACHE,
         POLLUX_BLOCK_READ, POLLUX_BLOCK_WRITE, POLLUX_BLOCK_WRITE_ZEROES,
     },
+    flush_latch::FlushLatch,
     image_format::mark_raw,
     options::Size,
 };
@@ -25,6 +26,7 @@ use std::{
     },
     path::{Path, PathBuf},
     ptr,
+    sync::{Mutex, PoisonError},
 };
 
 /// Longest write-zeroes in bytes: what the worker can afford to do at once.
@@ -44,6 +46,8 @@ pub(crate) struct Medium {
     /// `None` in an instance that is only described.
     memory: Option<MmapRaw>,
     file: Option<MappedFile>,
+    /// What is mapped is the kernel's to write back, and to lose.
+    flush_latch: Mutex<FlushLatch>,
     capacity: u64,
     block_size: u32,
     read_only: bool,
@@ -82,7 +86,9 @@ impl Medium {
         let memory = if context.probe { None } else { Some(map(file.as_ref(), capacity, context.read_only)?) };
         let discards = !context.read_only && file.as_ref().is_none_or(|file| file.sparse);
         let (block_size, read_only) = (options.block_size.bytes(), context.read_only);
-        Ok(Medium { memory, file, capacity, block_size, read_only, discards })
+        let path = options.path.clone().unwrap_or_default();
+        let flush_latch = Mutex::new(FlushLatch::new(true, context.host, path));
+        Ok(Medium { memory, file, flush_latch, capacity, block_size, read_only, discards })
     }
 
     pub(crate) fn info(&self) -> BlockInfo {
@@ -220,10 +226,12 @@ impl Medium {
     pub(crate) fn flush_range(&self, part: &Part) -> i32 {
         match &self.memory {
             Some(memory) if self.file.is_some() && !self.read_only => {
-                match memory.flush_range(part.0.start, part.0.len()) {
+                // One at a time: of two, one alone would hear of a loss.
+                let latch = self.flush_latch.lock().unwrap_or_else(PoisonError::into_inner);
+                latch.failure().unwrap_or_else(|| match memory.flush_range(part.0.start, part.0.len()) {
                     Ok(()) => 0,
-                    Err(error) => -error.raw_os_error().unwrap_or(EIO),
-                }
+                    Err(error) => latch.outcome(-error.raw_os_error().unwrap_or(EIO)),
+                })
             }
             _ => 0,
         }

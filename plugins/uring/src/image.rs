@@ -6,7 +6,6 @@ use crate::{
     end::MediumEnd,
     engine::Engine,
     fallback::FallbackThread,
-    flush_latch::FlushLatch,
     geometry::{Alignment, Geometry, GeometryError, capacity_of},
     lock::Lock,
     namespace::is_namespace,
@@ -19,6 +18,7 @@ use pollux_abi::{
         POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_INFO_READ_ONLY, POLLUX_BLOCK_INFO_VOLATILE_CACHE,
         POLLUX_BLOCK_READ, POLLUX_BLOCK_WRITE, POLLUX_BLOCK_WRITE_ZEROES,
     },
+    flush_latch::FlushLatch,
     host::{Host, Level},
     image_format::mark_raw,
     options::{BlockSize, Size},
@@ -168,7 +168,8 @@ impl Image {
         };
         let disk = is_block_device.then_some(metadata.rdev());
         let fallback = (!engine.is_sync && !context.probe).then(|| start_fallback(path)).transpose()?;
-        // Of a block device with direct I/O, nothing is in the kernel that it could lose (`flush_latch`).
+        // With direct I/O a file still has metadata in the kernel's caches, and a network file system may say only once that it
+        // has lost what it took. Of a block device the kernel keeps nothing then.
         let latches = !(options.direct && is_block_device);
         Ok(Image {
             file: Arc::new(file),

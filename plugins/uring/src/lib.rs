@@ -34,7 +34,7 @@
 //! | `lock` | the lock against other processes |
 //! | `engine` | which way requests go |
 //! | `availability` | whether this process may use io_uring |
-//! | `flush_latch` | a flush that has failed stays failed |
+//! | `sync_turns` | the syncs of a queue |
 //! | `background` | where the kernel's threads of io_uring run |
 //! | `fallback` | a thread for calls that io_uring has none for |
 //! | `queue` | one queue, whichever way its requests go |
@@ -63,7 +63,6 @@ mod end;
 mod engine;
 #[allow(unsafe_code)]
 mod fallback;
-mod flush_latch;
 #[allow(unsafe_code)]
 mod geometry;
 mod image;
@@ -87,6 +86,7 @@ mod rules;
 mod slot;
 #[allow(unsafe_code)]
 mod sync_queue;
+mod sync_turns;
 #[cfg(test)]
 #[allow(unsafe_code)]
 mod testing;

@@ -6,14 +6,16 @@ use crate::{
     discard::DiscardMethod,
     end::MediumEnd,
     engine::Engine,
-    flush_latch::FlushLatch,
     geometry::{Alignment, Geometry, queue_limit},
     image::{Counters, Image, cannot_open, open_claiming},
     lock::Lock,
     nvme::Namespace,
 };
 use io_uring::{cqueue, squeue};
-use pollux_abi::block::{Error, OpenContext};
+use pollux_abi::{
+    block::{Error, OpenContext},
+    flush_latch::FlushLatch,
+};
 use std::{
     fs::{self, File, OpenOptions},
     os::unix::fs::{MetadataExt, OpenOptionsExt},

@@ -10,13 +10,13 @@ use crate::{
     bounce::BouncePool,
     call::Call,
     fallback::Deferred,
-    flush_latch::{SyncTurns, reopened},
     image::Image,
     inline::InlineReads,
     protocol::Protocol,
     ring::{MAXIMUM_DEPTH, Purpose, Ring, SetUp},
     rules::{NO_CHUNK, Rules},
     slot::{Next, Slot, Step},
+    sync_turns::{SyncTurns, reopened},
 };
 use io_uring::{cqueue, squeue};
 use pollux_abi::block::{BlockQueue, Completions, EIO, Error, Operation, Request};

@@ -30,7 +30,7 @@ const ZERO_RANGE: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 pub(crate) enum Step {
     /// Read or write, straight between the medium and the segments.
     Transfer,
-    /// A write that must be durable, on a medium where each queue syncs by itself (`flush_latch`).
+    /// A write that must be durable, on a medium where each queue syncs by itself (`sync_turns`).
     TransferThenSync,
     /// Read or write through a chunk. Of zeroes too, where they are written to parts of units.
     Bounce,
@@ -263,7 +263,7 @@ impl Slot {
                 Next::Push
             }
             // The threads of io_uring cannot be made. Of a sync, only that says that the kernel has not tried: whatever
-            // else it says, it says only once (`flush_latch`).
+            // else it says, it says only once (`sync_turns`).
             (libc::ECANCELED | libc::EAGAIN, _) if !self.is_deferred => self.deferred(result),
             (libc::ENOMEM, step) if step != Step::Sync && !self.is_deferred => self.deferred(result),
             // The kernel could not drop cached blocks of a device that another program has claimed. A range that is not

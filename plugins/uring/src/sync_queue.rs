@@ -5,10 +5,10 @@
 use crate::{
     bounce::BouncePool,
     call::Call,
-    flush_latch::reopened,
     image::Image,
     rules::Rules,
     slot::{Next, Slot},
+    sync_turns::reopened,
     write_order::{Hold, Turns},
 };
 use pollux_abi::block::{BlockQueue, Completions, EIO, Request};

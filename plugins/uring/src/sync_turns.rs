@@ -1,73 +1,13 @@
-//! A flush that has failed stays failed.
+//! The syncs of a queue, each of which must hear of every loss.
 //!
-//! When the kernel cannot write cached data back, it says so once to each open file, and then takes the pages for clean
-//! (`errseq_t`): the next `fdatasync` succeeds although the data is lost. So the first failure is kept, for all queues of
-//! the image, until it is opened again.
-//!
-//! Each queue syncs through an open file of its own, so that no other queue's sync takes its report of a failure away, and
-//! makes one sync at a time ([`SyncTurns`]), so that none of its own does.
-//!
-//! With `O_DIRECT` a file still has metadata in the kernel's caches, and a network file system may say only once that it
-//! has lost what it took: it is latched too. Of a block device with `O_DIRECT` the kernel keeps nothing. There, as for
-//! NVMe commands, each flush has the device's own answer.
-use pollux_abi::host::{Host, Level};
+//! The kernel tells a loss once to each open file ([`FlushLatch`](pollux_abi::flush_latch::FlushLatch)). So each queue syncs through
+//! an open file of its own, so that no other queue's sync takes its report away, and makes one sync at a time, so that none of its
+//! own does.
 use std::{
     fs::{File, OpenOptions},
     io,
     os::fd::AsRawFd,
-    path::PathBuf,
-    sync::atomic::{AtomicI32, Ordering},
 };
-
-/// Whether a flush of an image has failed.
-#[derive(Debug)]
-pub(crate) struct FlushLatch {
-    /// The first failure as a negative errno; 0: there is none.
-    failure: AtomicI32,
-    is_kept: bool,
-    host: Host,
-    path: PathBuf,
-}
-
-impl FlushLatch {
-    /// With `is_kept` false, failures are passed on and forgotten.
-    pub(crate) fn new(is_kept: bool, host: Host, path: PathBuf) -> Self {
-        FlushLatch { failure: AtomicI32::new(0), is_kept, host, path }
-    }
-
-    /// What every flush from now on ends with, if one has failed.
-    #[inline]
-    pub(crate) fn failure(&self) -> Option<i32> {
-        // Partner: the exchange in `outcome`. A flush that the guest makes after it was told of a failure finds that.
-        Some(self.failure.load(Ordering::Acquire)).filter(|&failure| failure < 0)
-    }
-
-    /// What the guest is told of a sync that has ended with `result`.
-    pub(crate) fn outcome(&self, result: i32) -> i32 {
-        if result >= 0 {
-            return self.failure().unwrap_or(0);
-        }
-        if !self.is_kept {
-            return result;
-        }
-        match self.failure.compare_exchange(0, result, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => {
-                self.host.log(
-                    Level::Error,
-                    format_args!(
-                        "{}: a flush failed: {}; data written before it may be lost, so every further flush and durable \
-                         write fails until Pollux is restarted: look at the storage behind it, and check the guest's file \
-                         system",
-                        self.path.display(),
-                        io::Error::from_raw_os_error(-result)
-                    ),
-                );
-                result
-            }
-            Err(first) => first,
-        }
-    }
-}
 
 /// Another open file of the same medium, whose reports of failed write-backs are its own.
 pub(crate) fn reopened(file: &File) -> io::Result<File> {
