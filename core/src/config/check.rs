@@ -1,12 +1,13 @@
 //! What concerns several tables: references, CPUs, what is shared and what is left over.
 use super::{
-    Blk, Context, Device, DeviceKind, Transport,
+    Blk, Block, Context, Device, DeviceKind, Transport,
     diagnostic::{Diagnostic, Diagnostics, Span, Spanned},
     suggest,
     tables::{Draft, Entries, Kind},
 };
 use crate::{cpus, transport::vhost_user::socket::SocketSpec, worker::IdlePolicy};
 use std::{
+    collections::{BTreeSet, HashMap, HashSet},
     ffi::OsStr,
     fs,
     path::{Path, PathBuf},
@@ -141,20 +142,24 @@ fn blks(draft: &Draft) -> impl Iterator<Item = (&Device, &Blk)> {
 }
 
 fn check_references(draft: &Draft, diagnostics: &Diagnostics) {
+    let (blocks, workers) = (names(&draft.blocks), names(&draft.workers));
     for (_, blk) in blks(draft) {
-        check_reference("block", &blk.block, &draft.blocks, diagnostics);
+        check_reference("block", &blk.block, &blocks, diagnostics);
         for worker in &blk.workers {
-            check_reference("worker", worker, &draft.workers, diagnostics);
+            check_reference("worker", worker, &workers, diagnostics);
         }
     }
 }
 
-fn check_reference<T>(section: &str, name: &Spanned<String>, entries: &Entries<T>, diagnostics: &Diagnostics) {
-    if entries.names.contains(&name.value) {
+fn names<T>(entries: &Entries<T>) -> BTreeSet<&str> {
+    entries.names.iter().map(String::as_str).collect()
+}
+
+fn check_reference(section: &str, name: &Spanned<String>, names: &BTreeSet<&str>, diagnostics: &Diagnostics) {
+    if names.contains(name.value.as_str()) {
         return;
     }
-    let names = entries.names.iter().map(String::as_str);
-    let help = match suggest::nearest(&name.value, names) {
+    let help = match suggest::nearest(&name.value, names.iter().copied()) {
         Some(near) => format!("did you mean \"{near}\"?"),
         None => format!("add a table [{section}.{}]", name.value),
     };
@@ -164,13 +169,16 @@ fn check_reference<T>(section: &str, name: &Spanned<String>, entries: &Entries<T
 
 /// Two devices may share a medium only if neither writes to it.
 fn check_sharing(draft: &Draft, diagnostics: &Diagnostics) {
-    let devices: Vec<_> = blks(draft).collect();
-    for (index, (device, blk)) in devices.iter().enumerate() {
-        let Some((first, first_blk)) = devices[..index].iter().find(|(_, other)| other.block.value == blk.block.value)
-        else {
+    let blocks: HashMap<&str, &Block> =
+        draft.blocks.items.iter().map(|block| (block.name.value.as_str(), block)).collect();
+    let mut used: HashMap<&str, (&Device, &Blk)> = HashMap::new();
+    for (device, blk) in blks(draft) {
+        let name = blk.block.value.as_str();
+        let Some((first, first_blk)) = used.get(name) else {
+            used.insert(name, (device, blk));
             continue;
         };
-        let Some(block) = draft.blocks.items.iter().find(|block| block.name.value == blk.block.value) else { continue };
+        let Some(block) = blocks.get(name) else { continue };
         if !block.read_only {
             let name = &block.name.value;
             let message = format!("{} and {} would both write to block {name}", first.name.value, device.name.value);
@@ -202,46 +210,45 @@ fn check_room(draft: &Draft, context: &Context<'_>, diagnostics: &Diagnostics) {
 
 /// What is served needs a socket of its own.
 fn check_exports(draft: &Draft, diagnostics: &Diagnostics) {
-    let sockets: Vec<(&Device, &Spanned<SocketSpec>)> = draft
-        .devices
-        .items
-        .iter()
-        .filter_map(|device| match &device.transport {
-            Transport::VhostUser(socket) => Some((device, socket)),
-            Transport::Pci | Transport::Mmio => None,
-        })
-        .collect();
-    for (index, (device, socket)) in sockets.iter().enumerate() {
-        let is_same = |other: &Spanned<SocketSpec>| place(&other.value.path) == place(&socket.value.path);
-        if let Some((first, first_socket)) = sockets[..index].iter().find(|(_, other)| is_same(other)) {
-            let message = format!("{} and {} have the same socket", first.name.value, device.name.value);
-            let diagnostic =
-                Diagnostic::error(message).at(&socket.span, "").at(&first_socket.span, "used here already");
-            diagnostics.push(diagnostic.help("give each device a socket of its own"));
-        }
+    let mut folders = HashMap::new();
+    let mut used: HashMap<(PathBuf, &OsStr), (&Device, &Spanned<SocketSpec>)> = HashMap::new();
+    for device in &draft.devices.items {
+        let Transport::VhostUser(socket) = &device.transport else { continue };
+        let Some(place) = place(&socket.value.path, &mut folders) else { continue };
+        let Some((first, first_socket)) = used.get(&place) else {
+            used.insert(place, (device, socket));
+            continue;
+        };
+        let message = format!("{} and {} have the same socket", first.name.value, device.name.value);
+        let diagnostic = Diagnostic::error(message).at(&socket.span, "").at(&first_socket.span, "used here already");
+        diagnostics.push(diagnostic.help("give each device a socket of its own"));
     }
 }
 
-/// A file by its folder, whatever way leads there, and its name.
-fn place(path: &Path) -> (Option<PathBuf>, Option<&OsStr>) {
-    let folder = path.parent().map(|folder| fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned()));
-    (folder, path.file_name())
+/// A file by its folder, whatever way leads there, and its name. Each folder is looked at once.
+fn place<'p>(path: &'p Path, folders: &mut HashMap<&'p Path, PathBuf>) -> Option<(PathBuf, &'p OsStr)> {
+    let folder = path.parent()?;
+    let real = folders.entry(folder).or_insert_with(|| fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned()));
+    Some((real.clone(), path.file_name()?))
 }
 
 fn check_unused(draft: &Draft, diagnostics: &Diagnostics) {
     let warn = |message: String, span: &Span, help: String| {
         diagnostics.push(Diagnostic::warning(message).at(span, "").help(help));
     };
+    let blocks: HashSet<&str> = blks(draft).map(|(_, blk)| blk.block.value.as_str()).collect();
+    let workers: HashSet<&str> =
+        blks(draft).flat_map(|(_, blk)| blk.workers.iter().map(|worker| worker.value.as_str())).collect();
     for block in &draft.blocks.items {
         let name = &block.name.value;
-        if !blks(draft).any(|(_, blk)| blk.block.value == *name) {
+        if !blocks.contains(name.as_str()) {
             let help = format!("write block = \"{name}\" in a device, or remove it");
             warn(format!("no device uses block {name}"), &block.name.span, help);
         }
     }
     for worker in &draft.workers.items {
         let name = &worker.name.value;
-        if !blks(draft).any(|(_, blk)| blk.workers.iter().any(|named| named.value == *name)) {
+        if !workers.contains(name.as_str()) {
             let help = format!("write workers = [\"{name}\"] in a device, or remove it");
             warn(format!("worker {name} serves no device"), &worker.name.span, help);
         }

@@ -3,11 +3,15 @@
 use crate::{
     Shared,
     assemble::machine,
+    descriptors,
     report::{self, Source},
 };
 use pollux_abi::block_v1::BlockInfo;
 use pollux_core::{
-    config::{self, Block, Config, Context, Device, DeviceKind, Diagnostic, Host, Purpose, Span, Spanned, Vm, suggest},
+    config::{
+        self, Block, Config, Context, Device, DeviceKind, Diagnostic, Host, Purpose, Span, Spanned, Transport, Vm,
+        suggest,
+    },
     plugin::{BackendError, BlockBackend, OpenOptions, Plugin, PluginPath, Registry},
 };
 use pollux_vmm::boot;
@@ -47,6 +51,8 @@ pub(crate) fn examine(
     purpose: Purpose,
     plugin_path: &PluginPath,
 ) -> (Source, Result<Examined, Vec<Diagnostic>>) {
+    // Each medium takes some, if only to be looked at.
+    descriptors::raise_limit();
     let mut source = Source { name: file.display().to_string(), text: String::new() };
     let result = config::read_file(file).map_err(|diagnostic| vec![diagnostic]).and_then(|text| {
         source.text = text;
@@ -62,6 +68,10 @@ pub(crate) fn examine(
         let plugins = probe.plugins(&config.blocks);
         let infos = probe.media(&config.blocks, &plugins);
         probe.devices(&config, &infos);
+        probe.found.extend(descriptors::examine(&config));
+        if purpose == Purpose::Any {
+            probe.sockets(&config);
+        }
         probe.found.sort_by_key(|diagnostic| diagnostic.labels.first().map(|label| label.span.start));
         if probe.found.iter().any(Diagnostic::is_error) {
             return Err(probe.found);
@@ -192,6 +202,22 @@ impl Probe<'_> {
                 self.found.push(same_medium(device, block, other_device, other));
             }
             seen.push((device, &blk.block, block, info));
+        }
+    }
+}
+
+impl Probe<'_> {
+    /// Whether this user may give the sockets away as the file says. A service manager may make them instead, so this is for whoever
+    /// asks: a start finds out by itself.
+    fn sockets(&mut self, config: &Config) {
+        for device in &config.devices {
+            let Transport::VhostUser(socket) = &device.transport else { continue };
+            if let Err(error) = socket.value.check_access() {
+                let message = format!("{}: {error}", device.name.value);
+                let help = "only root may give files to other users, or to groups that the user is not in: serve as root, add the \
+                            user to the group, or leave `owner` and `group` out and give the socket's folder to the group";
+                self.found.push(Diagnostic::error(message).at(&socket.span, "").help(help));
+            }
         }
     }
 }

@@ -25,6 +25,7 @@
 mod assemble;
 mod bench;
 mod check;
+mod descriptors;
 mod examine;
 mod hangup;
 mod report;

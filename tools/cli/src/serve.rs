@@ -10,14 +10,13 @@ use crate::{
     start::{Arguments, start},
     stats_output::{self, StatsPlan},
 };
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pollux_core::{
     config::Purpose,
     transport::vhost_user::{Refresher, socket_activation::InheritedSockets},
 };
 use pollux_vmm::Shutdown;
 use std::io;
-use tracing::{debug, info, warn};
+use tracing::info;
 
 /// Why the command failed, past the configuration.
 #[derive(Debug, thiserror::Error)]
@@ -40,20 +39,8 @@ pub(crate) fn serve(arguments: &Arguments, shared: &Shared) -> Status {
     start(arguments, Purpose::Serve, shared, |examined, stats| serve_devices(examined, inherited, stats))
 }
 
-/// Front ends hand over a descriptor for each of their memory regions and events; when there is no more room for one, the
-/// connections of others suffer. The limit that every process begins with is 1024, for the sake of select(2), which nothing here uses.
-fn raise_descriptor_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most).map(|()| most));
-    match raised {
-        Ok(most) => debug!("up to {most} file descriptors"),
-        Err(error) => warn!("cannot raise the limit of file descriptors: {error}"),
-    }
-}
-
 fn serve_devices(examined: &Examined, inherited: InheritedSockets, stats: StatsPlan) -> Result<(), Error> {
     let output = stats.open()?;
-    raise_descriptor_limit();
     let shutdown = Shutdown::on_termination().map_err(Error::Signals)?;
     let hangup = hangup::block().map_err(Error::Signals)?;
     let segment = output.segment(dataplane::capacity(&examined.config))?;

@@ -223,3 +223,19 @@ fn a_service_manager_and_a_log_that_are_gone_are_no_reason_to_fail() {
     }
     assert_eq!(child.wait().expect("ended").code(), Some(0));
 }
+
+#[test]
+fn a_socket_beside_its_configuration_has_a_short_name_however_deep_that_lies() {
+    let folder = Folder::new();
+    let deep = folder.path().join("d".repeat(120));
+    fs::create_dir(&deep).expect("a folder");
+    let text = fs::read_to_string(folder_with(["\"a.sock\"", "\"b.sock\""]).path().join("disks.toml")).expect("a file");
+    fs::write(deep.join("disks.toml"), text).expect("a file");
+    let mut command = folder.command(&["serve", "disks.toml"]);
+    command.current_dir(&deep);
+    let served = Serving::start(&folder, command);
+    std::os::unix::fs::symlink(&deep, folder.path().join("short")).expect("a link");
+    UnixStream::connect(folder.path().join("short/a.sock")).expect("somebody listens");
+    served.stop();
+    assert!(!deep.join("a.sock").exists(), "it goes with its server");
+}

@@ -31,7 +31,7 @@ pub(super) fn socket(table: &Table<'_>, context: &Context<'_>) -> Option<Spanned
     };
     let name = path?;
     let path = context.path(&name.value);
-    if let Some((problem, help)) = unusable(&path) {
+    if let Some((problem, help)) = unusable(&path, context.folder) {
         let message = format!("cannot make the socket {}: {problem}", path.display());
         table.report(Diagnostic::error(message).at(&name.span, "").help(help));
     }
@@ -39,11 +39,22 @@ pub(super) fn socket(table: &Table<'_>, context: &Context<'_>) -> Option<Spanned
 }
 
 /// Why no socket can be made there, and what to write instead. One that is there already may be a stale one.
-fn unusable(path: &Path) -> Option<(String, String)> {
+fn unusable(path: &Path, folder: &Path) -> Option<(String, String)> {
     let bytes = path.as_os_str().len();
-    if bytes > PATH_BYTES_MAX {
+    // The process works in the configuration's folder, so what lies there has a short name as well.
+    let from_folder = path.strip_prefix(folder).map_or(bytes, |name| name.as_os_str().len());
+    if bytes.min(from_folder) > PATH_BYTES_MAX {
         let problem = format!("the path has {bytes} bytes, and sockets have room for {PATH_BYTES_MAX}");
-        return Some((problem, "write a shorter path, such as one in /run/pollux".into()));
+        let name = path.file_name().unwrap_or_default();
+        let link = Path::new("/run/disks").join(name);
+        let help = match path.parent() {
+            Some(folder) if link.as_os_str().len() <= PATH_BYTES_MAX => {
+                let (folder, link) = (folder.display(), link.display());
+                format!("make a short way to its folder: ln -s {folder} /run/disks, and write socket = \"{link}\"")
+            }
+            _ => "write a shorter path, such as one in /run/pollux".into(),
+        };
+        return Some((problem, help));
     }
     if let Some(folder) = path.parent().filter(|folder| !folder.is_dir()) {
         let problem = format!("there is no folder {}", folder.display());

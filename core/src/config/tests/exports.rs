@@ -1,5 +1,6 @@
 //! Files without `[vm]`: devices that are served over vhost-user.
 use super::*;
+use crate::stats::Thread;
 
 /// A worker and a backend.
 const BACKEND: &str = "[worker.io0]\ncpu = 0\n[block.d]\nplugin = \"null\"\nread_only = true\n";
@@ -104,18 +105,43 @@ fn two_devices_cannot_share_a_socket() {
 }
 
 #[test]
-fn a_socket_has_room_for_107_bytes_of_path() {
+fn a_socket_has_room_for_107_bytes_of_path_from_the_configurations_folder() {
     let bench = Bench::new();
-    let room = 107 - bench.folder.path().as_os_str().len() - 1;
-    assert!(bench.said(&format!("{BACKEND}{}", exported("a", &format!("\"{}\"", "x".repeat(room))))).is_empty());
-    let name = "x".repeat(room + 1);
-    let path = bench.folder.path().join(&name);
-    let message = format!(
-        "error at \"{name}\": cannot make the socket {}: the path has 108 bytes, and sockets have room for 107: \
-         write a shorter path, such as one in /run/pollux",
-        path.display()
-    );
-    assert_eq!(bench.said(&format!("{BACKEND}{}", exported("a", &format!("\"{name}\"")))), [message]);
+    let said = |name: &str| bench.said(&format!("{BACKEND}{}", exported("a", &format!("\"{name}\""))));
+    assert!(said(&"x".repeat(107)).is_empty());
+    let message = |name: &str, help: String| {
+        let path = bench.folder.path().join(name);
+        let (path, bytes) = (path.display(), path.as_os_str().len());
+        let problem = format!("the path has {bytes} bytes, and sockets have room for 107");
+        format!("error at \"{name}\": cannot make the socket {path}: {problem}: {help}")
+    };
+    let long = "x".repeat(108);
+    assert_eq!(said(&long), [message(&long, "write a shorter path, such as one in /run/pollux".into())]);
+    let folder = bench.folder.path().join("d".repeat(120));
+    fs::create_dir(&folder).expect("a folder");
+    let deep = format!("{}/a.sock", "d".repeat(120));
+    let link = format!("ln -s {} /run/disks, and write socket = \"/run/disks/a.sock\"", folder.display());
+    assert_eq!(said(&deep), [message(&deep, format!("make a short way to its folder: {link}"))]);
+}
+
+#[test]
+fn a_file_takes_time_in_proportion_to_its_devices() {
+    let bench = Bench::new();
+    let cost = |count: usize| {
+        let devices: String =
+            (0..count).map(|index| exported(&format!("d{index}"), &format!("\"{index}.sock\""))).collect();
+        let now = || Thread::current().schedule().map(|schedule| schedule.run_ns);
+        let before = now()?;
+        assert!(bench.said(&format!("{BACKEND}{devices}")).is_empty());
+        Some(now()? - before)
+    };
+    // CPU time of this thread, which others do not add to.
+    let Some((few, many)) = cost(100).and_then(|_| Some((cost(500)?, cost(4000)?))) else {
+        println!("SKIPPED: the kernel keeps no account of CPU time");
+        return;
+    };
+    // The kernel counts it by ticks, of four milliseconds or less.
+    assert!(many < 8 * 5 * few.max(4_000_000), "500 devices take {few} ns, 8 times as many {many} ns");
 }
 
 #[test]

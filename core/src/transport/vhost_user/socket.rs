@@ -4,6 +4,8 @@ use nix::{
     sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr, sockopt},
 };
 use std::{
+    borrow::Cow,
+    env,
     fs::{self, File, Metadata, Permissions, TryLockError},
     io,
     os::{
@@ -11,7 +13,7 @@ use std::{
         linux::net::SocketAddrExt,
         unix::{
             ffi::OsStrExt,
-            fs::{FileTypeExt, MetadataExt, PermissionsExt, lchown},
+            fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown, lchown},
             net::{SocketAddr, UnixListener, UnixStream},
         },
     },
@@ -26,7 +28,7 @@ pub const PATH_BYTES_MAX: usize = 107;
 /// A socket that is to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketSpec {
-    /// Its file, at most [`PATH_BYTES_MAX`] bytes.
+    /// Its file, at most [`PATH_BYTES_MAX`] bytes, or so many from the working folder on.
     pub path: PathBuf,
     /// Permission bits; none: what the umask leaves of 0777. To connect takes permission to write.
     pub mode: Option<u32>,
@@ -34,6 +36,47 @@ pub struct SocketSpec {
     pub user: Option<u32>,
     /// The group that owns it; none: that of who makes it.
     pub group: Option<u32>,
+}
+
+impl SocketSpec {
+    /// Whether this process may give a file in the socket's folder to the owner and the group, found out by a file that has no name.
+    ///
+    /// # Errors
+    /// The kernel says no. What it does not tell before the socket is made is no error.
+    pub fn check_access(&self) -> Result<(), SocketError> {
+        if self.user.is_none() && self.group.is_none() {
+            return Ok(());
+        }
+        let nameless =
+            File::options().write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(folder_of(&self.path));
+        let Ok(file) = nameless else { return Ok(()) };
+        fchown(&file, self.user, self.group).map_err(|cause| self.owner_failed(cause))
+    }
+
+    fn owner_failed(&self, cause: io::Error) -> SocketError {
+        let what = match (self.user, self.group) {
+            (Some(user), Some(group)) => format!("owner to user {user} and group {group}"),
+            (Some(user), None) => format!("owner to user {user}"),
+            (None, group) => format!("group to {}", group.unwrap_or_default()),
+        };
+        SocketError::Access { path: self.path.clone(), what, cause }
+    }
+}
+
+/// The name by which a socket is bound: its path, or if there is no room for that and it lies below the working folder, the way from
+/// there.
+pub(crate) fn short_name(path: &Path) -> Cow<'_, Path> {
+    let is_short = |path: &Path| path.as_os_str().len() <= PATH_BYTES_MAX;
+    let from_here =
+        || path.strip_prefix(env::current_dir().ok()?).ok().filter(|name| is_short(name)).map(Path::to_owned);
+    match is_short(path) {
+        true => Cow::Borrowed(path),
+        false => from_here().map_or(Cow::Borrowed(path), Cow::Owned),
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Why there is no socket to serve on.
@@ -66,8 +109,8 @@ pub enum SocketError {
     Access {
         /// The socket's file.
         path: PathBuf,
-        /// `owner` or `mode`
-        what: &'static str,
+        /// What it was to be set to: `mode`, `group to 36`.
+        what: String,
         /// Why.
         cause: io::Error,
     },
@@ -101,7 +144,7 @@ impl Listener {
     pub fn bind(spec: &SocketSpec) -> Result<Listener, SocketError> {
         let path = spec.path.as_path();
         let failed = |cause: io::Error| SocketError::Bind { path: path.to_owned(), cause };
-        let address = UnixAddr::new(path).map_err(|error| failed(error.into()))?;
+        let address = UnixAddr::new(short_name(path).as_ref()).map_err(|error| failed(error.into()))?;
         let _turn = take_turn(path).map_err(failed)?;
         remove_stale(path, &address)?;
         let socket = new_socket(SockFlag::empty()).map_err(failed)?;
@@ -190,8 +233,7 @@ const TURN_MAX: Duration = Duration::from_secs(2);
 /// a second process could take the first one's new socket, which does not listen yet, for a stale one. None where the
 /// folder cannot be locked: it may be written but not read, or is on a file system that knows no locks.
 fn take_turn(path: &Path) -> io::Result<Option<File>> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let Ok(folder) = File::open(folder) else { return Ok(None) };
+    let Ok(folder) = File::open(folder_of(path)) else { return Ok(None) };
     let deadline = Instant::now() + TURN_MAX;
     loop {
         match folder.try_lock() {
@@ -223,12 +265,12 @@ fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), SocketError> {
 }
 
 fn set_access(spec: &SocketSpec) -> Result<(), SocketError> {
-    let failed = |what| move |cause| SocketError::Access { path: spec.path.clone(), what, cause };
+    let failed = |cause| SocketError::Access { path: spec.path.clone(), what: "mode".into(), cause };
     if spec.user.is_some() || spec.group.is_some() {
-        lchown(&spec.path, spec.user, spec.group).map_err(failed("owner"))?;
+        lchown(&spec.path, spec.user, spec.group).map_err(|cause| spec.owner_failed(cause))?;
     }
     if let Some(mode) = spec.mode {
-        fs::set_permissions(&spec.path, Permissions::from_mode(mode)).map_err(failed("mode"))?;
+        fs::set_permissions(&spec.path, Permissions::from_mode(mode)).map_err(failed)?;
     }
     Ok(())
 }
@@ -354,7 +396,7 @@ mod tests {
                 assert_eq!((found.uid(), found.gid()), (12345, 54321));
             }
             Err(error) => {
-                assert!(matches!(error, SocketError::Access { what: "owner", .. }), "{error}");
+                assert!(matches!(&error, SocketError::Access { what, .. } if what.starts_with("owner")), "{error}");
                 assert!(!path.exists(), "removed again");
             }
         }
