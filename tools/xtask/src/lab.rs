@@ -108,7 +108,7 @@ impl Lab {
         let log = self.logs.join(format!("{}.log", run.label.replace(['/', ' '], "-")));
         let finished = Run { label: run.label, log, limit, echo: run.echo }.run(&mut lab)?;
         if finished.code == Some(LAB_FAILED) {
-            return Err(format!("the lab failed:\n{}", finished.tail(40)));
+            return Err(format!("{LAB_DIED}:\n{}", finished.tail(40)));
         }
         Ok(finished)
     }
@@ -127,5 +127,7 @@ impl Lab {
     }
 }
 
+/// How the error begins that says so.
+pub(crate) const LAB_DIED: &str = "the lab failed";
 /// The status by which the lab says that it, not the command, failed.
 const LAB_FAILED: i32 = 125;

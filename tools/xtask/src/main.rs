@@ -9,6 +9,7 @@ mod boot_disk;
 mod cargo_test;
 mod demo;
 mod fuzz;
+mod guest_program;
 mod host;
 mod image;
 mod instructions;

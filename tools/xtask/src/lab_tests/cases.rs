@@ -23,6 +23,8 @@ pub(super) const ALL: &[Case] = &[
     Case { needs: media::TOOLS, ..case("media-errors", media::errors) },
     case("media-gone", media::gone),
     case("media-full", media::full),
+    Case { needs: media::TOOLS, ..case("kexec", kexec) },
+    Case { needs: media::TOOLS, ..case("kdump", kdump) },
     case("nvme", drive::nvme),
 ];
 
@@ -140,6 +142,32 @@ fn sigterm(bench: &Bench<'_>) -> Result<(), String> {
         return ran.fail("the image holds other than the guest has written and synced");
     }
     Ok(())
+}
+
+/// A second kernel takes over while many reads of a slow disk are in flight: nothing of them comes to its memory, and it finds
+/// its disks.
+fn kexec(bench: &Bench<'_>) -> Result<(), String> {
+    second_kernel(bench, "now").map(drop)
+}
+
+/// A kernel panics while many reads of a slow disk are in flight, and another one keeps its memory on a disk.
+fn kdump(bench: &Bench<'_>) -> Result<(), String> {
+    second_kernel(bench, "crash")?.expect_line("vmcore kept")
+}
+
+fn second_kernel(bench: &Bench<'_>, how: &str) -> Result<Ran, String> {
+    let disks = [Disk::Blank(16), Disk::Blank(16)];
+    let ran = bench.run(&Guest {
+        config: "kexec.toml",
+        init: Init::Kexec(how),
+        disks: &disks,
+        host_script: Some("kexec-host.sh"),
+        ..PLAIN
+    })?;
+    ran.expect_status(0)?;
+    ran.expect_text("the second kernel, up")?;
+    ran.expect_line("GUEST PASSED")?;
+    Ok(ran)
 }
 
 /// A mistake in the configuration is named, with its place, and nothing is started.

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::guest_program;
 use crate::image::{self, Disk, Images};
-use crate::lab::{Lab, LabRun, QUICK_BOOT};
+use crate::lab::{LAB_DIED, Lab, LabRun, QUICK_BOOT};
 use crate::process::Finished;
 use crate::project::Project;
 
@@ -51,6 +52,8 @@ pub(super) enum Kernel {
 pub(super) enum Init<'a> {
     /// Runs a script from the initial RAM disk and powers off.
     Script(&'a str),
+    /// Has this word in `/how`, and a second kernel that it goes over to, by either of two ways.
+    Kexec(&'a str),
     /// Goes over to the root file system that the kernel command line names.
     Root,
 }
@@ -62,14 +65,27 @@ pub(super) struct Ran {
     disks: Vec<PathBuf>,
 }
 
+/// How often a test is begun whose lab dies.
+const ATTEMPTS: u32 = 3;
 const RUN_LIMIT: Duration = Duration::from_secs(240);
 
 impl Bench<'_> {
-    /// Makes a guest's files and runs it in the lab.
+    /// Makes a guest's files and runs it in the lab. If the lab itself dies, such as its kernel by an exception that emulation has
+    /// made up, which no program in it can bring about, that is said and all of it done anew.
     ///
     /// # Errors
-    /// They cannot be made, or the lab failed.
+    /// They cannot be made, or the lab failed each time.
     pub(super) fn run(&self, guest: &Guest<'_>) -> Result<Ran, String> {
+        for _ in 1..ATTEMPTS {
+            match self.run_once(guest) {
+                Err(why) if why.starts_with(LAB_DIED) => println!("note: {}: once more: {why}", self.name),
+                result => return result,
+            }
+        }
+        self.run_once(guest)
+    }
+
+    fn run_once(&self, guest: &Guest<'_>) -> Result<Ran, String> {
         fs::remove_dir_all(&self.folder)
             .and_then(|()| fs::create_dir_all(&self.folder))
             .map_err(describe(&self.folder))?;
@@ -85,6 +101,7 @@ impl Bench<'_> {
                 let files = [(&*self.source("media.sh"), "/media.sh")];
                 self.lab.initrd_that_runs(&self.source(script), &files, &initrd)?;
             }
+            Init::Kexec(how) => self.kexec_initrd(how, &initrd)?,
             Init::Root => self.link("initrd", &self.lab.path("initrd-root")?)?,
         }
         let images = Images { lab: self.lab, scripts: &self.source(""), folder: &self.folder };
@@ -113,6 +130,24 @@ impl Bench<'_> {
         };
         let finished = self.lab.run(run, &command)?;
         Ok(Ran { finished, folder: self.folder.clone(), disks })
+    }
+
+    /// An initial RAM disk with all that starts another kernel, whose own initial RAM disk is in it.
+    fn kexec_initrd(&self, how: &str, initrd: &Path) -> Result<(), String> {
+        let (second, how_file) = (self.folder.join("second"), self.folder.join("how"));
+        let media = self.source("media.sh");
+        self.lab.initrd_that_runs(&self.source("after-kexec.sh"), &[(&media, "/media.sh")], &second)?;
+        fs::write(&how_file, how).map_err(describe(&how_file))?;
+        let kernel = self.lab.path("kernel")?;
+        let program = guest_program::compile(self.project, &self.source("kexec.c"))?;
+        let files = [
+            (&*media, "/media.sh"),
+            (&*how_file, "/how"),
+            (&*kernel, "/kernel"),
+            (&*second, "/second"),
+            (&*program, "/bin/kexec"),
+        ];
+        self.lab.initrd_that_runs(&self.source("before-kexec.sh"), &files, initrd)
     }
 
     fn source(&self, name: &str) -> PathBuf {

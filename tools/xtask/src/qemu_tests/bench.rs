@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::backend::{Backend, BackendKind, Medium};
 use super::machine::{Boot, Interface, Machine, MachineSpec};
+use crate::guest_program;
 use crate::image::{Disk, Images};
 use crate::lab::Lab;
 use crate::process::Run;
@@ -55,7 +56,6 @@ pub(super) struct Stage {
     pub(super) backend: Backend,
 }
 
-const COMPILE_LIMIT: Duration = Duration::from_secs(120);
 const CHECK_LIMIT: Duration = Duration::from_secs(60);
 
 impl Tools {
@@ -63,17 +63,7 @@ impl Tools {
     /// What is missing.
     pub(super) fn prepare(project: &Project) -> Result<Self, String> {
         let lab = Lab::prepare(project)?;
-        let load = project.scratch("qemu")?.join("load");
-        let mut compiler = Command::new("cc");
-        compiler
-            .args(["-static", "-O2", "-Wall", "-Wextra", "-Werror", "-o"])
-            .arg(&load)
-            .arg(sources(project).join("load.c"));
-        let log = project.scratch("logs")?.join("qemu-load.log");
-        let compiled = Run { label: "compiling load.c", log, limit: COMPILE_LIMIT, echo: false }.run(&mut compiler)?;
-        if !compiled.succeeded() {
-            return Err(format!("load.c does not compile: {}\n{}", compiled.ending(), compiled.tail(20)));
-        }
+        let load = guest_program::compile(project, &sources(project).join("load.c"))?;
         let (kernel, initrd_root) = (lab.path("vmlinux")?, lab.path("initrd-root")?);
         Ok(Tools { lab, kernel, initrd_root, load })
     }
