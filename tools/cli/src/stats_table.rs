@@ -4,31 +4,31 @@ use nix::errno::Errno;
 use pollux_core::stats::{QueueStats, Schedule, Snapshot, WorkerStats};
 use pollux_vmm::ExitCounts;
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, num::Saturating};
 
 /// The quantiles that are shown, and their names in JSON.
 const QUANTILES: [(f64, &str); 3] = [(0.5, "p50"), (0.99, "p99"), (0.999, "p99_9")];
 
-/// What the queues of one device did that one worker serves.
+/// What the queues of one device did that one worker serves. The counts of another process may be anything.
 #[derive(Default)]
 struct Row {
     device: String,
     worker: String,
-    requests: u64,
-    errors: u64,
+    requests: Saturating<u64>,
+    errors: Saturating<u64>,
     /// Those of them that are told apart, by their errno.
-    errors_by_number: BTreeMap<u16, u64>,
-    batches: u64,
-    in_flight: u64,
-    bytes_read: u64,
-    bytes_written: u64,
-    kicks: u64,
-    kicks_avoided: u64,
-    interrupts: u64,
-    interrupts_suppressed: u64,
-    interrupts_merged: u64,
+    errors_by_number: BTreeMap<u16, Saturating<u64>>,
+    batches: Saturating<u64>,
+    in_flight: Saturating<u64>,
+    bytes_read: Saturating<u64>,
+    bytes_written: Saturating<u64>,
+    kicks: Saturating<u64>,
+    kicks_avoided: Saturating<u64>,
+    interrupts: Saturating<u64>,
+    interrupts_suppressed: Saturating<u64>,
+    interrupts_merged: Saturating<u64>,
     /// Number of sampled latencies by their bucket's greatest value.
-    latency: BTreeMap<u64, u64>,
+    latency: BTreeMap<u64, Saturating<u64>>,
 }
 
 impl Row {
@@ -54,11 +54,11 @@ impl Row {
 
     /// The latency in nanoseconds that `share` of all requests do not exceed.
     fn quantile(&self, share: f64) -> Option<u64> {
-        let total: u64 = self.latency.values().sum();
-        let rank = (total as f64 * share).ceil() as u64;
-        let mut seen = 0;
+        let total = sum(self.latency.values());
+        let rank = Saturating((total.0 as f64 * share).ceil() as u64);
+        let mut seen = Saturating(0);
         let reached = self.latency.iter().find(|(_, count)| {
-            seen += **count;
+            seen += *count;
             seen >= rank
         });
         reached.map(|(value, _)| *value)
@@ -67,28 +67,28 @@ impl Row {
     /// A line about the requests that failed, if there are any: the most frequent reason first.
     fn failures(&self) -> Option<String> {
         let mut reasons: Vec<(u64, String)> =
-            self.errors_by_number.iter().map(|(&number, &count)| (count, error_words(number))).collect();
+            self.errors_by_number.iter().map(|(&number, &count)| (count.0, error_words(number))).collect();
         reasons.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
-        let others = self.errors.saturating_sub(self.errors_by_number.values().sum());
+        let others = (self.errors - sum(self.errors_by_number.values())).0;
         if others > 0 {
             reasons.push((others, "for another reason".into()));
         }
         let reasons: Vec<String> =
             reasons.into_iter().map(|(count, words)| format!("{} {words}", units::count(count))).collect();
-        (self.errors > 0).then(|| format!("{} on {}: failed: {}\n", self.device, self.worker, reasons.join(", ")))
+        (self.errors.0 > 0).then(|| format!("{} on {}: failed: {}\n", self.device, self.worker, reasons.join(", ")))
     }
 
     fn cells(&self, period: Option<f64>) -> Vec<String> {
-        let count = |number| units::count(rate(number, period));
+        let count = |number: Saturating<u64>| units::count(rate(number.0, period));
         let pair = |one, other| format!("{} ({})", count(one), count(other));
         let mut cells = vec![
             self.device.clone(),
             self.worker.clone(),
             count(self.requests),
-            units::count(self.errors),
+            units::count(self.errors.0),
             count(self.batches),
-            units::bytes(rate(self.bytes_read, period)),
-            units::bytes(rate(self.bytes_written, period)),
+            units::bytes(rate(self.bytes_read.0, period)),
+            units::bytes(rate(self.bytes_written.0, period)),
             pair(self.kicks, self.kicks_avoided),
             format!(
                 "{} ({}/{})",
@@ -98,7 +98,7 @@ impl Row {
             ),
         ];
         if period.is_some() {
-            cells.push(units::count(self.in_flight));
+            cells.push(units::count(self.in_flight.0));
         }
         cells.extend(QUANTILES.map(|(share, _)| self.quantile(share).map_or_else(|| "-".into(), units::time)));
         cells
@@ -119,6 +119,10 @@ fn error_name(number: u16) -> String {
         Errno::UnknownErrno => format!("errno {number}"),
         errno => format!("{errno:?}"),
     }
+}
+
+fn sum<'c>(counts: impl Iterator<Item = &'c Saturating<u64>>) -> Saturating<u64> {
+    counts.fold(Saturating(0), |sum, count| sum + count)
 }
 
 /// A number per second, if it is of a period.
@@ -406,6 +410,22 @@ a/b     io0            1       0        0  4.00 KiB      0 B            0 (0)   
 ";
         assert_eq!(tables(&segment().snapshot(), None), expected);
         assert_eq!(tables(&StatsSegment::anonymous(1).expect("segment").snapshot(), None), "");
+    }
+
+    #[test]
+    fn counts_that_no_process_can_have_are_shown_all_the_same() {
+        let segment = segment();
+        for queue in segment.records() {
+            let counts =
+                [&queue.reads, &queue.writes, &queue.errors, &queue.bytes_read, &queue.kicks, &queue.interrupts];
+            counts.into_iter().for_each(|count| count.set(u64::MAX));
+        }
+        segment.workers().for_each(|worker| worker.slept_ticks.set(u64::MAX));
+        let snapshot = segment.snapshot();
+        let greatest = units::count(u64::MAX);
+        assert!(tables(&snapshot, None).contains(&greatest), "{}", tables(&snapshot, None));
+        assert!(tables(&snapshot, Some(0.1)).contains("blk0"));
+        assert_eq!(json(&snapshot, &[])["queues"][0]["errors"], u64::MAX);
     }
 
     #[test]
