@@ -1,4 +1,5 @@
-//! Any accesses to the registers of a device on PCI or MMIO, among those of an honest driver.
+//! Any accesses to the registers of a device on PCI or MMIO, and to its configuration space and MSI-X table where there
+//! is a KVM to make them with, among those of an honest driver.
 use crate::{disk, input::Input};
 use pollux_core::{
     device::blk::Blk,
@@ -10,10 +11,19 @@ use pollux_core::{
         disk::Behaviour,
         rig::options,
     },
-    transport::{STATUS_NEEDS_RESET, VirtioDevice, mmio::MmioTransport, pci::PciTransport},
+    transport::{
+        STATUS_NEEDS_RESET, VirtioDevice,
+        mmio::MmioTransport,
+        pci::{MSIX_TABLE_OFFSET, PciTransport},
+    },
     worker::{IdlePolicy, Worker},
 };
-use std::{cell::OnceCell, sync::Arc};
+use pollux_vmm::testing::PciSlot;
+use std::{
+    cell::OnceCell,
+    fs::File,
+    sync::{Arc, LazyLock},
+};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -64,14 +74,41 @@ const MMIO: Layout = Layout {
     end: 0x200,
 };
 
+/// What the registers belong to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Pci,
+    Mmio,
+    Slot,
+}
+
+impl Kind {
+    fn choose(input: &mut Input<'_>) -> Self {
+        static HAS_KVM: LazyLock<bool> = LazyLock::new(|| {
+            let has_kvm = File::options().read(true).write(true).open("/dev/kvm").is_ok();
+            if !has_kvm {
+                eprintln!("SKIPPED: PCI configuration space and MSI-X: cannot open /dev/kvm");
+            }
+            has_kvm
+        });
+        match input.below(4) {
+            0 | 2 => Kind::Mmio,
+            3 if *HAS_KVM => Kind::Slot,
+            _ => Kind::Pci,
+        }
+    }
+}
+
 /// A device behind the registers of either transport.
 enum Registers {
+    /// With all of what is around them on the bus.
+    Slot(PciSlot),
     Pci(PciTransport),
     Mmio(MmioTransport),
 }
 
 impl Registers {
-    fn new(is_pci: bool, memory: &GuestMemory) -> Self {
+    fn new(kind: Kind, memory: &GuestMemory) -> Self {
         let (backend, _) = disk::empty(Behaviour::Deferred);
         let stats = StatsSegment::anonymous(QUEUES).expect("statistics");
         thread_local! {
@@ -84,32 +121,38 @@ impl Registers {
         options.queue_size = QUEUE_SIZE;
         let device = VirtioDevice::new(Box::new(Blk::new(options, backend, &stats)), memory.clone()).expect("a device");
         let event = || Arc::new(EventFd::new(EFD_NONBLOCK).expect("an event"));
-        match is_pci {
-            true => {
-                let vectors = (0..=QUEUES).map(|_| event()).collect();
-                Registers::Pci(PciTransport::new(device, vectors).expect("few queues"))
-            }
-            false => Registers::Mmio(MmioTransport::new(device, event())),
+        if kind == Kind::Mmio {
+            return Registers::Mmio(MmioTransport::new(device, event()));
         }
+        let vectors: Vec<_> = (0..=QUEUES).map(|_| event()).collect();
+        let transport = PciTransport::new(device, vectors.clone()).expect("few queues");
+        if kind == Kind::Pci {
+            return Registers::Pci(transport);
+        }
+        Registers::Slot(PciSlot::new(transport, &vectors, memory).expect("KVM, which is there"))
     }
 
     fn layout(&self) -> &'static Layout {
         match self {
-            Registers::Pci(_) => &PCI,
+            Registers::Pci(_) | Registers::Slot(_) => &PCI,
             Registers::Mmio(_) => &MMIO,
         }
     }
 
-    fn device(&self) -> &VirtioDevice {
-        match self {
+    fn kick(&self, queue: usize) {
+        let device = match self {
+            Registers::Slot(slot) => return slot.kick(queue),
             Registers::Pci(transport) => transport.device(),
             Registers::Mmio(transport) => transport.device(),
-        }
+        };
+        // Full means that it was kicked anyway.
+        let _ = device.kick(queue).map(|kick| kick.write(1));
     }
 
     fn read(&mut self, offset: u64, width: usize) -> u64 {
         let mut data = [0; 8];
         match self {
+            Registers::Slot(slot) => slot.read_bar(offset, &mut data[..width]),
             Registers::Pci(transport) => transport.read_bar(offset, &mut data[..width]),
             Registers::Mmio(transport) => transport.read(offset, &mut data[..width]),
         }
@@ -120,6 +163,7 @@ impl Registers {
         let data = &value.to_le_bytes()[..width];
         match self {
             _ if width == 0 => {}
+            Registers::Slot(slot) => slot.write_bar(offset, data),
             Registers::Pci(transport) => transport.write_bar(offset, data),
             Registers::Mmio(transport) => transport.write(offset, data),
         }
@@ -164,7 +208,10 @@ impl Registers {
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let memory = GuestMemory::create(&[(0, BlkDriver::bytes(QUEUE_SIZE, DEPTH))], None).expect("memory");
-    let mut registers = Registers::new(input.flag(), &memory);
+    let mut registers = Registers::new(Kind::choose(&mut input), &memory);
+    if let Registers::Slot(slot) = &registers {
+        slot.enable();
+    }
     let config = BlkDriver::new(RingKind::Split, &memory, 0, QUEUE_SIZE, DEPTH, false).ring.config();
     for _ in 0..ACCESSES_MAX {
         if input.is_empty() {
@@ -179,6 +226,11 @@ pub fn run(data: &[u8]) {
 fn access(registers: &mut Registers, input: &mut Input<'_>, config: QueueConfig) {
     let layout = registers.layout();
     let width = 1 << input.below(4);
+    if let Registers::Slot(slot) = registers
+        && input.flag()
+    {
+        return access_slot(slot, input, width);
+    }
     match input.below(8) {
         0 => drop(registers.read(u64::from(input.half()) % layout.end, width)),
         1 => registers.write((u64::from(input.half()) % layout.end, width), input.long()),
@@ -197,16 +249,29 @@ fn access(registers: &mut Registers, input: &mut Input<'_>, config: QueueConfig)
             let (index, ready) = (input.below(QUEUES + 1), input.flag());
             registers.describe_queue(index, config, ready);
         }
-        _ => {
-            let kick = registers.device().kick(input.below(QUEUES));
-            // Full means that it was kicked anyway.
-            let _ = kick.map(|kick| kick.write(1));
-        }
+        _ => registers.kick(input.below(QUEUES)),
+    }
+}
+
+/// An access to configuration space, or to the MSI-X table in the BAR.
+fn access_slot(slot: &PciSlot, input: &mut Input<'_>, width: usize) {
+    let mut data = [0; 8];
+    match input.below(6) {
+        0 => slot.read_config(input.byte().into(), &mut data[..width]),
+        // The command register, the BAR, all ones to ask for its size included, and the capabilities.
+        1 => slot.write_config(0x04, &[input.byte(), 0]),
+        2 => slot.write_config(0x10, &input.choose(&[u32::MAX, 0, 0xc000_8000, 0xc001_0000]).to_le_bytes()),
+        3 => slot.write_config(input.byte().into(), &input.long().to_le_bytes()[..width]),
+        4 => slot.write_bar(MSIX_TABLE_OFFSET + u64::from(input.byte()), &input.long().to_le_bytes()[..width]),
+        _ => slot.read_bar(MSIX_TABLE_OFFSET + u64::from(input.half()) % 0x4000, &mut data[..width]),
     }
 }
 
 /// A driver that follows the rules, from the reset to the end of a read.
 fn drive(registers: &mut Registers, memory: &GuestMemory) {
+    if let Registers::Slot(slot) = registers {
+        slot.enable();
+    }
     registers.negotiate(1 << VIRTIO_F_VERSION_1);
     let mut driver = BlkDriver::new(RingKind::Split, memory, 0, QUEUE_SIZE, DEPTH, false);
     let layout = registers.layout();
@@ -216,7 +281,7 @@ fn drive(registers: &mut Registers, memory: &GuestMemory) {
     assert_eq!(status & u64::from(STATUS_NEEDS_RESET), 0, "an honest driver starts the device");
     assert_eq!(status, 15, "the status is what the driver has set");
     driver.submit(IN, 0, &[], &Cut::plain(0, 512)).expect("room");
-    registers.device().kick(0).expect("a queue").write(1).expect("a kick");
+    registers.kick(0);
     let finished = wait_for("a read", || driver.pop());
     assert_eq!((finished.status, finished.data.len()), (OK, 512));
     registers.write(layout.status, 0);

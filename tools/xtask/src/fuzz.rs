@@ -179,10 +179,12 @@ impl<'p> Programs<'p> {
         if !finished.succeeded() {
             return Ok(Outcome::Failed(failure(target, &finished)));
         }
-        Ok(match (corpus, summary_of(&finished.output)) {
-            (Corpus::Kept, Some(summary)) => Outcome::Noted(format!("    {summary}")),
-            _ => Outcome::Passed,
-        })
+        let left_out = finished.output.lines().filter_map(|line| line.split_once("SKIPPED: "));
+        let mut notes: Vec<String> = left_out.map(|(_, what)| format!("    left out: {what}")).collect();
+        if corpus == Corpus::Kept {
+            notes.extend(summary_of(&finished.output).map(|summary| format!("    {summary}")));
+        }
+        Ok(if notes.is_empty() { Outcome::Passed } else { Outcome::Noted(notes.join("\n")) })
     }
 
     /// Runs a target on one input.

@@ -8,6 +8,9 @@
 #[path = "../../guest/mailbox.rs"]
 #[allow(missing_docs)] // names say it; the guest's compiler does not ask
 pub mod mailbox;
+mod pci_slot;
+
+pub use pci_slot::PciSlot;
 
 use std::error::Error;
 use std::io;
