@@ -31,6 +31,23 @@ pub(crate) fn tally(output: &str) -> Tally {
     tally
 }
 
+/// Reads the output of `cargo test -- --list`: the names of tests, each after the program that it is in.
+pub(crate) fn names(output: &str) -> Vec<String> {
+    let (mut names, mut program) = (Vec::new(), "");
+    for line in output.lines().map(str::trim) {
+        if let Some(running) = line.strip_prefix("Running ") {
+            // unittests src/lib.rs (target/debug/deps/pollux_core-0123456789abcdef)
+            let file = running.rsplit(['/', '(']).next().unwrap_or_default().trim_end_matches(')');
+            program = file.rsplit_once('-').map_or(file, |(program, _)| program);
+        } else if let Some(documented) = line.strip_prefix("Doc-tests ") {
+            program = documented;
+        } else if let Some(test) = line.strip_suffix(": test") {
+            names.push(format!("{program}: {test}"));
+        }
+    }
+    names
+}
+
 /// What the tests that failed printed, and what did not compile: the part of the output that a reader needs.
 pub(crate) fn failures(output: &str) -> String {
     let (mut text, mut within) = (String::new(), false);
@@ -80,6 +97,26 @@ test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; fin
         assert_eq!(tally.failed, ["blk::fails"]);
         let skipped = ["src/lib.rs - open (line 3): marked as ignored", "header as C++: no C++ compiler"];
         assert_eq!(tally.skipped, skipped);
+    }
+
+    #[test]
+    fn names_come_with_their_programs() {
+        let output = "\
+     Running unittests src/lib.rs (target/debug/deps/pollux_core-0123456789abcdef)
+config::tests::sizes: test
+
+1 test, 0 benchmarks
+     Running tests/vhost_user.rs (/elsewhere/target/debug/deps/vhost_user-0123456789abcdef)
+split::survives: test
+   Doc-tests pollux_abi
+abi/src/lib.rs - (line 17): test
+";
+        let expected = [
+            "pollux_core: config::tests::sizes",
+            "vhost_user: split::survives",
+            "pollux_abi: abi/src/lib.rs - (line 17)",
+        ];
+        assert_eq!(names(output), expected);
     }
 
     #[test]

@@ -80,6 +80,12 @@ pub(crate) fn fuzz(
     Ok(summary.close())
 }
 
+/// The names of the steps below.
+pub(crate) fn names(project: &Project) -> Vec<String> {
+    let targets = targets(project);
+    ["fuzz: build".to_owned()].into_iter().chain(targets.iter().map(|target| format!("fuzz: {target}"))).collect()
+}
+
 /// Runs each target for some seconds, as steps of the tests.
 pub(crate) fn as_test(project: &Project, summary: &mut Summary) {
     if !has_program("c++") {

@@ -50,6 +50,9 @@ enum Task {
         /// Also run the lab's own self-test (two minutes more)
         #[arg(long)]
         lab_selftest: bool,
+        /// Print the names of the steps and tests that would run, and run none
+        #[arg(long)]
+        list: bool,
     },
     /// Run the lab tests named, or all of them
     LabTest {
@@ -104,7 +107,8 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = Project::find().and_then(|project| match arguments.task {
         Task::Demo => demo::demo(&project),
-        Task::Test { steps, lab_selftest } => Ok(test::test(&project, &steps, lab_selftest)),
+        Task::Test { steps, lab_selftest, list: true } => test::list(&project, &steps, lab_selftest),
+        Task::Test { steps, lab_selftest, list: false } => Ok(test::test(&project, &steps, lab_selftest)),
         Task::LabTest { names, verbose, pollux } => test::lab_test(&project, &names, verbose, pollux),
         Task::QemuTest { names, verbose, pollux, backend } => {
             test::qemu_test(&project, &names, verbose, pollux, backend)

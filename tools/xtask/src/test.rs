@@ -19,70 +19,131 @@ use crate::tidy;
 const CARGO_LIMIT: Duration = Duration::from_secs(900);
 const SELFTEST_LIMIT: Duration = Duration::from_secs(600);
 
-/// Runs the steps whose names begin with one of `wanted`, all of them if it is empty. Returns whether nothing failed.
+/// Finds out the names of a step's parts.
+type Parts = fn(&Project) -> Result<Vec<String>, String>;
+
+/// A step of the tests.
+struct Step {
+    /// What a user names it by.
+    name: &'static str,
+    /// Whether the other steps rely on it, so that it is never left out.
+    is_ground: bool,
+    run: fn(&Project, &mut Summary),
+    /// The names that its parts have in the output, if it is more than one test.
+    parts: Option<Parts>,
+}
+
+/// All steps, in the order in which they run.
+const STEPS: &[Step] = &[
+    Step { is_ground: true, ..step("set-up", set_up) },
+    step("format", |project, summary| {
+        summary.step("format", || component_step(project, "rustfmt", "fmt", &["--all", "--check", "--", "-l"]));
+    }),
+    Step { parts: Some(|_| Ok(tidy::names())), ..step("tidy", tidy::check) },
+    // Tests and the lab look for plugins and programs that other packages make.
+    Step { is_ground: true, ..step("build", |project, summary| summary.step("build", || build(project))) },
+    step("clippy", |project, summary| {
+        let arguments = ["--workspace", "--all-targets", "--", "-D", "warnings"];
+        summary.step("clippy", || component_step(project, "clippy", "clippy", &arguments));
+    }),
+    step("docs", |project, summary| {
+        let flags = "build.rustdocflags=[\"-D\", \"warnings\"]";
+        let arguments = ["doc", "--workspace", "--no-deps", "--config", flags];
+        summary.step("docs", || Outcome::of(cargo(project, "docs", &arguments)));
+    }),
+    Step { parts: Some(|project| cargo_test_names(project, "tests", TEST_KINDS)), ..step("tests", tests) },
+    Step {
+        parts: Some(|project| cargo_test_names(project, "doc tests", DOC_TEST_KINDS)),
+        ..step("doc tests", |project, summary| {
+            summary.tests("doc tests", || cargo_tests(project, "doc-tests", DOC_TEST_KINDS));
+        })
+    },
+    step("benches", |project, summary| {
+        // Not for numbers: each bench runs once, hardly optimised. The whole workspace, so that nothing is built again.
+        let arguments = ["test", "--workspace", "--bench", "*"];
+        summary.step("benches", || Outcome::of(cargo(project, "benches", &arguments)));
+    }),
+    Step { parts: Some(|project| Ok(fuzz::names(project))), ..step("fuzz", fuzz::as_test) },
+    step("instructions", |project, summary| summary.step("instructions", || instructions::as_test(project))),
+    Step {
+        parts: Some(|_| Ok(lab_tests::names())),
+        ..step("lab", |project, summary| {
+            // Without names this has no error.
+            let _ = lab_tests::run(project, &built_pollux(project), &[], false, summary);
+        })
+    },
+    Step {
+        parts: Some(|_| Ok(qemu_tests::names())),
+        ..step("qemu", |project, summary| {
+            // The same.
+            let _ = qemu_tests::run(project, &built_pollux(project), BackendKind::Pollux, &[], false, summary);
+        })
+    },
+    step("demo", |project, summary| summary.step("demo", || demo::as_test(project))),
+];
+
+const SELFTEST: Step = step("lab: selftest", |project, summary| summary.step("lab: selftest", || selftest(project)));
+
+const TEST_KINDS: &[&str] = &["--workspace", "--lib", "--bins", "--tests", "--examples"];
+const DOC_TEST_KINDS: &[&str] = &["--workspace", "--doc"];
+
+const fn step(name: &'static str, run: fn(&Project, &mut Summary)) -> Step {
+    Step { name, is_ground: false, run, parts: None }
+}
+
+/// The steps whose names begin with one of `wanted`, and those that all rely on; all steps if it is empty.
+fn chosen(wanted: &[String], lab_selftest: bool) -> impl Iterator<Item = &'static Step> {
+    let is_wanted = move |step: &&Step| {
+        step.is_ground || wanted.is_empty() || wanted.iter().any(|wanted| step.name.starts_with(wanted))
+    };
+    STEPS.iter().filter(is_wanted).chain(lab_selftest.then_some(&SELFTEST))
+}
+
+/// Runs the steps chosen. Returns whether nothing failed.
 pub(crate) fn test(project: &Project, wanted: &[String], lab_selftest: bool) -> bool {
     let mut summary = Summary::default();
-    let is_wanted = |step: &str| wanted.is_empty() || wanted.iter().any(|wanted| step.starts_with(wanted.as_str()));
+    chosen(wanted, lab_selftest).for_each(|step| (step.run)(project, &mut summary));
+    summary.close()
+}
+
+/// Prints the steps chosen and the tests in them, and runs none. Tests in Rust are compiled, since they say their names
+/// themselves.
+///
+/// # Errors
+/// They do not compile.
+pub(crate) fn list(project: &Project, wanted: &[String], lab_selftest: bool) -> Result<bool, String> {
+    for step in chosen(wanted, lab_selftest) {
+        match step.parts {
+            Some(parts) => parts(project)?.iter().for_each(|part| println!("{part}")),
+            None => println!("{}", step.name),
+        }
+    }
+    Ok(true)
+}
+
+fn set_up(project: &Project, summary: &mut Summary) {
     summary.step("set-up", || match setup::install(project, TEST_TOOLS) {
         Ok(()) => Outcome::Passed,
         Err(why) => Outcome::Skipped(why),
     });
-    if is_wanted("tests") {
-        summary.step("set-up of qemu-storage-daemon", || match setup::storage_daemon(project) {
-            Ok(()) => Outcome::Passed,
-            Err(why) => Outcome::Skipped(why),
-        });
+}
+
+fn tests(project: &Project, summary: &mut Summary) {
+    summary.step("set-up of qemu-storage-daemon", || match setup::storage_daemon(project) {
+        Ok(()) => Outcome::Passed,
+        Err(why) => Outcome::Skipped(why),
+    });
+    summary.tests("tests", || cargo_tests(project, "tests", TEST_KINDS));
+}
+
+/// The names of tests that Cargo runs, after the step's and their program's.
+fn cargo_test_names(project: &Project, step: &str, kinds: &[&str]) -> Result<Vec<String>, String> {
+    let arguments = [&["test"], kinds, &["--", "--list"]].concat();
+    let finished = cargo(project, "list", &arguments)?;
+    if !finished.succeeded() {
+        return Err(format!("cannot list the tests: {}\n{}", finished.ending(), finished.tail(60)));
     }
-    if is_wanted("format") {
-        summary.step("format", || component_step(project, "rustfmt", "fmt", &["--all", "--check", "--", "-l"]));
-    }
-    if is_wanted("tidy") {
-        tidy::check(project, &mut summary);
-    }
-    // Tests and the lab look for plugins and programs that other packages make.
-    summary.step("build", || build(project));
-    if is_wanted("clippy") {
-        let arguments = ["--workspace", "--all-targets", "--", "-D", "warnings"];
-        summary.step("clippy", || component_step(project, "clippy", "clippy", &arguments));
-    }
-    if is_wanted("docs") {
-        let flags = "build.rustdocflags=[\"-D\", \"warnings\"]";
-        let arguments = ["doc", "--workspace", "--no-deps", "--config", flags];
-        summary.step("docs", || Outcome::of(cargo(project, "docs", &arguments)));
-    }
-    if is_wanted("tests") {
-        let kinds = ["--workspace", "--lib", "--bins", "--tests", "--examples"];
-        summary.tests("tests", || cargo_tests(project, "tests", &kinds));
-    }
-    if is_wanted("doc tests") {
-        summary.tests("doc tests", || cargo_tests(project, "doc-tests", &["--workspace", "--doc"]));
-    }
-    if is_wanted("benches") {
-        // Not for numbers: each bench runs once, hardly optimised. The whole workspace, so that nothing is built anew.
-        let arguments = ["test", "--workspace", "--bench", "*"];
-        summary.step("benches", || Outcome::of(cargo(project, "benches", &arguments)));
-    }
-    if is_wanted("fuzz") {
-        fuzz::as_test(project, &mut summary);
-    }
-    if is_wanted("instructions") {
-        summary.step("instructions", || instructions::as_test(project));
-    }
-    if is_wanted("lab") {
-        // Without names this has no error.
-        let _ = lab_tests::run(project, &built_pollux(project), &[], false, &mut summary);
-    }
-    if is_wanted("qemu") {
-        // The same.
-        let _ = qemu_tests::run(project, &built_pollux(project), BackendKind::Pollux, &[], false, &mut summary);
-    }
-    if is_wanted("demo") {
-        summary.step("demo", || demo::as_test(project));
-    }
-    if lab_selftest {
-        summary.step("lab: selftest", || selftest(project));
-    }
-    summary.close()
+    Ok(cargo_test::names(&finished.output).iter().map(|name| format!("{step}: {name}")).collect())
 }
 
 /// Runs lab tests alone.

@@ -28,6 +28,12 @@ struct Case {
     needs: &'static [Tool],
 }
 
+/// The names of all steps below.
+pub(crate) fn names() -> Vec<String> {
+    let cases = cases::ALL.iter().map(|case| format!("lab: {}", case.name));
+    ["lab: prepare".to_owned()].into_iter().chain(cases).collect()
+}
+
 /// Runs the lab tests of these names on a program; all of them if there are none.
 ///
 /// # Errors

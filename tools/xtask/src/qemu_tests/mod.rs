@@ -35,6 +35,12 @@ struct Case {
     needs: &'static [Tool],
 }
 
+/// The names of all steps below.
+pub(crate) fn names() -> Vec<String> {
+    let cases = cases::ALL.iter().map(|case| format!("qemu: {}", case.name));
+    ["qemu: prepare".to_owned()].into_iter().chain(cases).collect()
+}
+
 /// Runs the tests of these names on a backend; all of them if there are none.
 ///
 /// # Errors

@@ -1,4 +1,12 @@
 //! Rules about the source tree that the compiler does not check: what keeps the tree the architecture.
+//!
+//! | module | rules about |
+//! |---|---|
+//! | [`documents`] | links, paths and headings in documents, and documents that nothing leads to |
+//! | [`modules`] | Rust files that nothing compiles |
+
+mod documents;
+mod modules;
 
 use std::fs;
 use std::path::Path;
@@ -8,28 +16,53 @@ use serde_json::Value;
 use crate::project::Project;
 use crate::summary::{Outcome, Summary};
 
+/// A rule: what is checked, and how: the faults that were found.
+type Rule = (&'static str, fn(&Tree<'_>) -> Vec<String>);
+
+const RULES: &[Rule] = &[
+    ("dependency directions", |tree| directions(tree.metadata, tree.root)),
+    ("packages keep the common lints", |tree| common_lints(&tree.files)),
+    ("plugin loading in one place", |tree| plugin_loading(&tree.files)),
+    ("unsafe code only in listed modules", |tree| unsafe_modules(&tree.files)),
+    ("file lengths", |tree| file_lengths(&tree.files)),
+    ("no dead files", |tree| modules::dead(&tree.files, tree.metadata, tree.root)),
+    ("links in documents", |tree| documents::links(&tree.files)),
+    ("paths in documents", |tree| documents::paths(&tree.files)),
+    ("documents and examples can be found", |tree| documents::reachable(&tree.files)),
+    ("nothing left to do", |tree| leftovers(&tree.files)),
+    ("no paths out of the checkout", |tree| outside_paths(&tree.files, tree.root)),
+];
+
+/// What the rules are about.
+struct Tree<'p> {
+    root: &'p Path,
+    metadata: &'p Value,
+    files: Vec<Source>,
+}
+
+/// The names of all rules, as tests.
+pub(crate) fn names() -> Vec<String> {
+    RULES.iter().map(|(name, _)| title(name)).collect()
+}
+
+fn title(name: &str) -> String {
+    format!("tidy: {name}")
+}
+
 /// Checks all rules, each a test of its own.
 pub(crate) fn check(project: &Project, summary: &mut Summary) {
     let mut files = Vec::new();
     collect(&project.root, &project.root, &project.target, &mut files);
     files.sort_by(|first, second| first.path.cmp(&second.path));
-    let rules: [(&str, &dyn Fn() -> Vec<String>); 7] = [
-        ("tidy: dependency directions", &|| directions(&project.metadata, &project.root)),
-        ("tidy: packages keep the common lints", &|| common_lints(&files)),
-        ("tidy: plugin loading in one place", &|| plugin_loading(&files)),
-        ("tidy: unsafe code only in listed modules", &|| unsafe_modules(&files)),
-        ("tidy: file lengths", &|| file_lengths(&files)),
-        ("tidy: nothing left to do", &|| leftovers(&files)),
-        ("tidy: no paths out of the checkout", &|| outside_paths(&files, &project.root)),
-    ];
-    for (name, rule) in rules {
-        let faults = rule();
+    let tree = Tree { root: &project.root, metadata: &project.metadata, files };
+    for (name, rule) in RULES {
+        let faults = rule(&tree);
         let outcome = if faults.is_empty() {
             Outcome::Passed
         } else {
             Outcome::Failed(faults.iter().map(|fault| format!("    {fault}")).collect::<Vec<_>>().join("\n"))
         };
-        summary.add(name, outcome);
+        summary.add(&title(name), outcome);
     }
 }
 
@@ -219,6 +252,20 @@ fn outside_paths(files: &[Source], root: &Path) -> Vec<String> {
     faults
 }
 
+/// `path`, as it is written in the file `from`, from the top of the checkout.
+fn joined(from: &str, path: &str) -> String {
+    let mut parts: Vec<&str> = from.split('/').collect();
+    parts.pop();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            _ => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
 /// The longest run of `../` in a line.
 fn steps_up(line: &str) -> usize {
     let (mut longest, mut rest) = (0, line);
@@ -238,7 +285,7 @@ fn steps_up(line: &str) -> usize {
 mod tests {
     use super::*;
 
-    fn source(path: &str, text: &str) -> Source {
+    pub(super) fn source(path: &str, text: &str) -> Source {
         Source { path: path.to_owned(), text: text.to_owned() }
     }
 
