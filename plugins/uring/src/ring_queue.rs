@@ -378,7 +378,11 @@ impl<P: Protocol> RingQueue<P> {
             let next = slot.completed(result, &self.rules, &self.pool, &self.image.counters);
             match next {
                 Next::Push if slot.is_deferred && !slot.needs_chunk() => self.defer(index, result, done),
-                Next::Push => self.begin(index, done),
+                Next::Push => {
+                    // The ring's turn again, which may refuse again.
+                    slot.is_deferred = false;
+                    self.begin(index, done);
+                }
                 Next::Defer(result) | Next::Complete(result) => self.end(index, result, done),
                 Next::EndOfMedium(byte) => self.miss(index, byte, done),
             }
