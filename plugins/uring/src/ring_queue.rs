@@ -282,7 +282,19 @@ impl<P: Protocol> RingQueue<P> {
     fn completed(&mut self, index: u32, result: i32, done: &mut Completions) {
         let slot = self.slots[index as usize].as_mut().expect("only filled slots complete");
         let result = P::result(result, slot.asked);
-        match (slot.completed(result, &self.rules, &self.pool, &self.image.counters), slot.step) {
+        if slot.has_completed(result) {
+            let (token, chunk) = (slot.request.token(), slot.chunk);
+            return self.release(index, token, chunk, 0, done);
+        }
+        let next = slot.completed(result, &self.rules, &self.pool, &self.image.counters);
+        self.go_on(index, next, done);
+    }
+
+    /// What follows a result that is not the whole of a transfer.
+    #[inline(never)]
+    fn go_on(&mut self, index: u32, next: Next, done: &mut Completions) {
+        let step = self.slots[index as usize].as_ref().expect("only filled slots go on").step;
+        match (next, step) {
             (Next::Push, Step::Sync | Step::Bounce) => self.begin(index, done),
             (Next::Push, _) => self.push(index),
             (Next::Defer(result), _) => self.defer(index, result, done),
@@ -299,7 +311,6 @@ impl<P: Protocol> RingQueue<P> {
     }
 
     /// A slot's last call has ended.
-    #[inline(always)]
     fn end(&mut self, index: u32, result: i32, done: &mut Completions) {
         match self.slots[index as usize].as_ref().expect("only filled slots end").step {
             Step::Sync => self.end_sync(index, result, done),
@@ -307,11 +318,15 @@ impl<P: Protocol> RingQueue<P> {
         }
     }
 
-    /// Gives a request back, and its bounce memory to the next.
-    #[inline(always)]
     fn finish(&mut self, index: u32, result: i32, done: &mut Completions) {
         let slot = self.slots[index as usize].as_ref().expect("only filled slots end");
         let (token, chunk) = (slot.request.token(), slot.chunk);
+        self.release(index, token, chunk, result, done);
+    }
+
+    /// Gives a request back, and its bounce memory to the next.
+    #[inline(always)]
+    fn release(&mut self, index: u32, token: u64, chunk: u32, result: i32, done: &mut Completions) {
         self.free.push(index);
         done.complete(token, result);
         if self.rules.orders_writes {

@@ -238,13 +238,18 @@ impl Slot {
         Transfer { is_write, is_durable, memory, offset: piece.offset, length: piece.length as u32 }
     }
 
-    /// What follows `result`, the kernel's answer to the call.
+    /// Whether `result`, the kernel's answer to the call, is the end of a transfer, as nearly all are.
     #[inline(always)]
-    pub(crate) fn completed(&mut self, result: i32, rules: &Rules, pool: &BouncePool, counters: &Counters) -> Next {
-        if matches!(self.step, Step::Transfer)
+    pub(crate) fn has_completed(&self, result: i32) -> bool {
+        matches!(self.step, Step::Transfer)
             && result >= 0
             && self.progress + u64::from(result as u32) == self.request.length()
-        {
+    }
+
+    /// What follows `result`, the kernel's answer to the call.
+    #[inline]
+    pub(crate) fn completed(&mut self, result: i32, rules: &Rules, pool: &BouncePool, counters: &Counters) -> Next {
+        if self.has_completed(result) {
             return Next::Complete(0);
         }
         self.completed_otherwise(result, rules, pool, counters)
