@@ -14,7 +14,7 @@
 //! | [`stats`] | counters and histograms that other processes can map |
 //! | [`testing`] | a guest-side driver and a model disk, for tests and benchmarks |
 //!
-//! Unsafe code is in the modules that are marked so below, in `transport::vhost_user::socket_activation`, and nowhere else.
+//! Unsafe code is in the modules that are marked so, below or where they are declared, and nowhere else.
 #![deny(unsafe_code)]
 
 pub mod config;

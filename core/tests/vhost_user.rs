@@ -2,6 +2,7 @@
 use pollux_core::{
     device::blk::Blk,
     memory::GuestMemory,
+    plugin::BlockBackend,
     stats::StatsSegment,
     testing::{
         blk::{Cut, FLUSH, GET_ID, IN, IOERR, OK, OUT, pattern, wait_for},
@@ -20,6 +21,7 @@ use std::{
         unix::{fs::FileExt, net::UnixStream},
     },
     path::PathBuf,
+    sync::Arc,
 };
 use vhost::{
     VhostBackend, VhostUserDirtyLogRegion,
@@ -44,6 +46,7 @@ pollux_core::on_both_rings!(
     a_reconnected_front_end_goes_on_where_it_was,
     a_resized_medium_is_told_to_the_front_end,
     written_pages_are_logged_while_the_front_end_wants_them,
+    all_pages_of_a_read_in_portions_are_logged,
     a_server_that_stops_drains_and_flushes_before_it_closes,
 );
 
@@ -69,13 +72,17 @@ impl Host {
     }
 
     fn with_policy(kind: RingKind, name: &str, queues: usize, behaviour: Behaviour, policy: IdlePolicy) -> Self {
+        let backend = disk::open(&unique(kind, name), 1 << 20, behaviour).expect("a disk");
+        Self::with_backend(kind, name, queues, backend, policy)
+    }
+
+    fn with_backend(kind: RingKind, name: &str, queues: usize, backend: Arc<BlockBackend>, policy: IdlePolicy) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("disk.sock");
         let workers: Vec<Worker> =
             (0..2).map(|index| Worker::spawn(&format!("io{index}"), None, policy).expect("a worker")).collect();
         let handles: Vec<_> = workers.iter().map(Worker::handle).collect();
         let stats = StatsSegment::anonymous(queues).expect("statistics");
-        let backend = disk::open(&unique(kind, name), 1 << 20, behaviour).expect("a disk");
         let model = Blk::new(options(name, queues, &handles), backend, &stats);
         let server = front_end::serve(model, &path);
         Host { kind, server, path, stats, _workers: workers, _folder: folder }
@@ -421,6 +428,30 @@ fn written_pages_are_logged_while_the_front_end_wants_them(kind: RingKind) {
     write_and_read(&mut front, 0, 19);
     log.read_exact_at(&mut bytes, 0).expect("the log");
     assert!(bytes.iter().all(|byte| *byte == 0), "no logging after it");
+}
+
+fn all_pages_of_a_read_in_portions_are_logged(kind: RingKind) {
+    let name = "vu-log-portions";
+    let json = r#"{"size": 1048576, "behaviour": "deferred", "maximum_transfer": 8192}"#;
+    let backend = disk::open_with(&unique(kind, name), json, false).expect("a disk");
+    let host = Host::with_backend(kind, name, 1, backend, IdlePolicy::Adaptive);
+    let mut front = host.front_end(1);
+    front.start();
+    // SAFETY: the name is a C string; the descriptor is new.
+    let log = unsafe { File::from_raw_fd(libc::memfd_create(c"log".as_ptr(), 0)) };
+    log.set_len(1 << 16).expect("a length");
+    let region = VhostUserDirtyLogRegion { mmap_size: 1 << 16, mmap_offset: 0, mmap_handle: log.as_raw_fd() };
+    front.wire.set_log_base(0, Some(region)).expect("SET_LOG_BASE");
+    front.wire.set_features(front.features() | VhostUserVirtioFeatures::LOG_ALL.bits()).expect("SET_FEATURES");
+    let cut = Cut { readable: vec![16], writable: vec![20000, 45536, 1], indirect: false };
+    assert_eq!(front.request(0, IN, 0, &[], &cut).status, OK);
+    let mut bytes = vec![0; 1 << 16];
+    log.read_exact_at(&mut bytes, 0).expect("the log");
+    // Data and status, behind the header of 16 bytes.
+    let area = front.drivers[0].area_address() as usize / 4096;
+    for page in area..=area + (16 + 65536) / 4096 {
+        assert!(bytes[page / 8] & 1 << (page % 8) != 0, "page {page} of the area at page {area}");
+    }
 }
 
 fn a_server_that_stops_drains_and_flushes_before_it_closes(kind: RingKind) {
