@@ -1,11 +1,7 @@
 # /dev/vda is on a tmpfs and /dev/vdb on ext4, both of them full before all of the disk was written. What was written is there,
 # and after room was made the rest can be written too.
+. /common.sh
 dd if=/dev/urandom of=/random bs=64k count=192 2>/dev/null
-
-fail() {
-  echo "GUEST FAILED: $*"
-  exit 1
-}
 # Writes pieces until one fails, and sets how many were good.
 fill() {
   good=0

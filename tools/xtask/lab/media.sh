@@ -1,18 +1,5 @@
 # Sourced by the scripts of guests whose /dev/vda is a medium that misbehaves and whose /dev/vdb is a good one.
-fail() {
-  echo "GUEST FAILED: $*"
-  exit 1
-}
-
-# Waits until a test comes true: await "what" TEST.
-await() {
-  what=$1; shift
-  tries=1200
-  until "$@"; do
-    tries=$((tries - 1)); [ $tries -gt 0 ] || fail "waited in vain until $what"
-    usleep 50000
-  done
-}
+. /common.sh
 
 # Reads 64 KiB of a disk at a number of such pieces, or so many bytes at so many sectors, past the page cache.
 reads() {

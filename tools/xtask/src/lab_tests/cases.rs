@@ -158,7 +158,7 @@ fn kdump(bench: &Bench<'_>) -> Result<(), String> {
 fn second_kernel(bench: &Bench<'_>, how: &str) -> Result<Ran, String> {
     let disks = [Disk::Blank(16), Disk::Blank(16)];
     let ran = bench.run(&Guest {
-        config: "kexec.toml",
+        config: "two-disks.toml",
         init: Init::Kexec(how),
         disks: &disks,
         host_script: Some("kexec-host.sh"),

@@ -98,8 +98,7 @@ impl Bench<'_> {
         let initrd = self.folder.join("initrd");
         match guest.init {
             Init::Script(script) => {
-                let files = [(&*self.source("media.sh"), "/media.sh")];
-                self.lab.initrd_that_runs(&self.source(script), &files, &initrd)?;
+                self.lab.initrd_that_runs(&self.source(script), &self.shared_scripts().each(), &initrd)?;
             }
             Init::Kexec(how) => self.kexec_initrd(how, &initrd)?,
             Init::Root => self.link("initrd", &self.lab.path("initrd-root")?)?,
@@ -135,19 +134,19 @@ impl Bench<'_> {
     /// An initial RAM disk with all that starts another kernel, whose own initial RAM disk is in it.
     fn kexec_initrd(&self, how: &str, initrd: &Path) -> Result<(), String> {
         let (second, how_file) = (self.folder.join("second"), self.folder.join("how"));
-        let media = self.source("media.sh");
-        self.lab.initrd_that_runs(&self.source("after-kexec.sh"), &[(&media, "/media.sh")], &second)?;
+        let shared = self.shared_scripts();
+        self.lab.initrd_that_runs(&self.source("after-kexec.sh"), &shared.each(), &second)?;
         fs::write(&how_file, how).map_err(describe(&how_file))?;
         let kernel = self.lab.path("kernel")?;
         let program = guest_program::compile(self.project, &self.source("kexec.c"))?;
-        let files = [
-            (&*media, "/media.sh"),
-            (&*how_file, "/how"),
-            (&*kernel, "/kernel"),
-            (&*second, "/second"),
-            (&*program, "/bin/kexec"),
-        ];
-        self.lab.initrd_that_runs(&self.source("before-kexec.sh"), &files, initrd)
+        let files = [(&*how_file, "/how"), (&*kernel, "/kernel"), (&*second, "/second"), (&*program, "/bin/kexec")];
+        self.lab.initrd_that_runs(&self.source("before-kexec.sh"), &[&shared.each()[..], &files].concat(), initrd)
+    }
+
+    /// What the scripts of guests source.
+    fn shared_scripts(&self) -> SharedScripts {
+        let common = self.project.root.join("tools/xtask/qemu/common.sh");
+        SharedScripts { common, media: self.source("media.sh") }
     }
 
     fn source(&self, name: &str) -> PathBuf {
@@ -164,6 +163,18 @@ impl Bench<'_> {
 
     fn link(&self, name: &str, target: &Path) -> Result<(), String> {
         symlink(target, self.folder.join(name)).map_err(describe(target))
+    }
+}
+
+/// Scripts for guests, and where they have them.
+struct SharedScripts {
+    common: PathBuf,
+    media: PathBuf,
+}
+
+impl SharedScripts {
+    fn each(&self) -> [(&Path, &str); 2] {
+        [(&self.common, "/common.sh"), (&self.media, "/media.sh")]
     }
 }
 
