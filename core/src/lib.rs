@@ -21,6 +21,7 @@ pub mod config;
 pub mod cpus;
 pub mod device;
 pub mod error;
+mod fallible;
 pub mod log_budget;
 #[allow(unsafe_code)]
 pub mod memory;

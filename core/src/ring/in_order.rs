@@ -1,6 +1,7 @@
 //! Use of buffers in the order in which they were made available (VIRTIO_F_IN_ORDER; virtio 1.3, 2.7.9 and 2.8.8).
 use super::{Chain, QueueConfig, Ring, RingError, RingStart, SegmentList};
 use crate::{
+    fallible,
     memory::{DirtyLog, Translator},
     worker::Watch,
 };
@@ -55,7 +56,8 @@ impl<R: UsedRuns> Ring for InOrder<R> {
         let ring = R::start(config, tables, event_idx, start)?;
         let size = usize::from(ring.size());
         let free = State { phase: Phase::Free, written: 0, writable: 0 };
-        Ok(InOrder { ring, states: vec![free; size].into(), order: vec![0; size].into(), oldest: 0, count: 0 })
+        let (states, order) = (fallible::filled(free, size)?, fallible::filled(0, size)?);
+        Ok(InOrder { ring, states, order, oldest: 0, count: 0 })
     }
 
     fn check(config: &QueueConfig, tables: &mut Translator) -> Result<(), RingError> {

@@ -9,6 +9,7 @@ use super::{
     RingError,
     region::{InflightPlace, Region},
 };
+use crate::fallible;
 use std::sync::atomic::Ordering;
 
 /// Offsets in the header: the head of the batch that is given back last, and the used index then.
@@ -44,11 +45,14 @@ pub(super) fn inflight_bytes(size: u16) -> u64 {
 }
 
 impl InflightQueue {
-    /// The region of a queue of `size` entries. `None`: it does not lie in the mapping, or is not aligned.
-    pub(super) fn new(place: InflightPlace, size: u16) -> Option<Self> {
-        let region = Region::new(place, size)?;
-        let is_held = vec![false; size.into()].into();
-        Some(InflightQueue { region, counter: 0, batch: Vec::with_capacity(size.into()), is_held })
+    /// The region of a queue of `size` entries.
+    ///
+    /// # Errors
+    /// It does not lie in the mapping, or is not aligned, or there is no memory for our own part.
+    pub(super) fn new(place: InflightPlace, size: u16) -> Result<Self, RingError> {
+        let region = Region::new(place, size).ok_or(RingError::InflightRoom(size))?;
+        let (batch, is_held) = (fallible::with_capacity(size.into())?, fallible::filled(false, size.into())?);
+        Ok(InflightQueue { region, counter: 0, batch, is_held })
     }
 
     /// Finds out what the process before had in flight, given the used index that the driver can see. `None`: nobody has used
@@ -248,8 +252,8 @@ mod tests {
     fn a_region_beyond_the_mapping_is_refused() {
         let file = file();
         let mapping = mapping(&file);
-        assert!(InflightQueue::new(place(mapping.clone(), 2), SIZE).is_none());
-        assert!(InflightQueue::new(place(mapping.clone(), 0), SIZE * 2).is_none());
-        assert!(InflightQueue::new(place(mapping, usize::MAX), SIZE).is_none());
+        assert!(InflightQueue::new(place(mapping.clone(), 2), SIZE).is_err());
+        assert!(InflightQueue::new(place(mapping.clone(), 0), SIZE * 2).is_err());
+        assert!(InflightQueue::new(place(mapping, usize::MAX), SIZE).is_err());
     }
 }

@@ -21,7 +21,7 @@ use crate::{
     memory::{DirtyLog, Translator},
     worker::Watch,
 };
-use std::fmt::Debug;
+use std::{collections::TryReserveError, fmt::Debug};
 use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 
 /// Most descriptors in one table or queue (virtio 1.3, 2.7: the queue size is at most 32768).
@@ -253,4 +253,13 @@ pub enum RingError {
     /// The chain lacks what the device type requires.
     #[error("the descriptor chain that starts at {0} has no room for {1}")]
     Short(u16, &'static str),
+    /// There is no memory for what a queue of this size needs: no fault of the driver's.
+    #[error("there is no memory for a queue of this size: choose a smaller one")]
+    Memory,
+}
+
+impl From<TryReserveError> for RingError {
+    fn from(_: TryReserveError) -> Self {
+        RingError::Memory
+    }
 }

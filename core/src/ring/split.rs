@@ -4,6 +4,7 @@ use super::{
     table::{Buffer, DESCRIPTOR_INDIRECT, DESCRIPTOR_NEXT, MAX_CHAIN, Table},
 };
 use crate::{
+    fallible,
     memory::{DirtyLog, Translator, prefetch},
     worker::Watch,
 };
@@ -105,9 +106,7 @@ impl Ring for SplitRing {
         start: RingStart,
     ) -> Result<Self, RingError> {
         let Parts { descriptors, available, used } = Parts::find(config, &mut tables)?;
-        let inflight = start
-            .inflight
-            .map(|place| InflightQueue::new(place, config.size).ok_or(RingError::InflightRoom(config.size)));
+        let inflight = start.inflight.map(|place| InflightQueue::new(place, config.size));
         let mut ring = SplitRing {
             tables,
             descriptors,
@@ -120,7 +119,7 @@ impl Ring for SplitRing {
             published_used: 0,
             signalled_used: 0,
             parked_event: 0,
-            first: vec![[0; 2]; config.size.into()].into(),
+            first: fallible::filled([0; 2], config.size.into())?,
             inflight: inflight.transpose()?,
             log: start.log.zip(start.log_used),
             left_over: Vec::new(),

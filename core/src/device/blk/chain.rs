@@ -1,5 +1,8 @@
 //! One request's chain: where its header, data and status are (virtio 1.3, 5.2.6), and the slot that remembers it.
-use super::request::{Action, Data, HEADER_BYTES, Header, Limits, MAX_DATA_SEGMENTS, RANGE_BYTES, Range, Status};
+use super::{
+    request::{Action, Data, HEADER_BYTES, Header, Limits, MAX_DATA_SEGMENTS, RANGE_BYTES, Range, Status},
+    rooms::Rooms,
+};
 use crate::{
     memory::{Translator, prefetch},
     ring::{Ring, RingError, SegmentList},
@@ -10,9 +13,7 @@ use std::ptr::{null, null_mut};
 /// Segments that a slot holds itself: header, status and four of data.
 const INLINE_SEGMENTS: usize = 6;
 /// Segments of the longest request: header and status may share segments with data, or have one each.
-pub(super) const MAX_SEGMENTS: usize = MAX_DATA_SEGMENTS + 2;
-
-pub(super) const NO_SEGMENT: Segment = Segment { base: null_mut(), length: 0 };
+const MAX_SEGMENTS: usize = MAX_DATA_SEGMENTS + 2;
 
 /// The segments that most requests fit in. Kept apart from the slots, since the backend reads them while the slots
 /// change.
@@ -22,7 +23,7 @@ pub(super) type Inline = [Segment; INLINE_SEGMENTS];
 pub(super) type Overflow = [Segment; MAX_SEGMENTS];
 
 /// What is remembered of a request between ring and backend.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Slot {
     /// Where the status byte goes.
     pub(super) status: *mut u8,
@@ -44,7 +45,7 @@ pub(super) struct Slot {
 pub(super) const IN_USE: u8 = 1;
 /// In [`Slot::state`]: it was taken under a memory map that has been replaced since.
 pub(super) const OLD_MEMORY: u8 = 2;
-/// In [`Slot::state`]: its segments are in [`Overflow`]. Stays when the request has ended.
+/// In [`Slot::state`]: its segments are in one of the [`Rooms`]. Stays when the request has ended.
 pub(super) const OVERFLOWN: u8 = 4;
 /// In [`Slot::state`]: the backend has a portion of it.
 pub(super) const PORTIONED: u8 = 8;
@@ -102,12 +103,12 @@ impl ChainParts {
         memory: &mut Translator,
         head: u16,
         slot: &mut Slot,
-        room: (&mut Inline, &mut Overflow),
+        (inline, rooms): (&mut Inline, &mut Rooms),
     ) -> Result<(), RingError> {
         if slot.is_in_use() {
             return Err(RingError::InUse(head));
         }
-        let mut list = SegmentList::new(room.0, room.1);
+        let mut list = SegmentList::new(inline, rooms.next());
         let chain = ring.walk(head, memory, &mut list)?;
         let segments = list.into_slice();
         if chain.readable_bytes < HEADER_BYTES as u64 {
@@ -120,7 +121,8 @@ impl ChainParts {
         last.length -= 1;
         slot.status = last.base.wrapping_add(last.length);
         slot.written = chain.writable_bytes.min(u32::MAX.into()) as u32;
-        slot.state = IN_USE | if end > INLINE_SEGMENTS { OVERFLOWN } else { 0 };
+        slot.state = IN_USE;
+        let is_long = end > INLINE_SEGMENTS;
         end -= usize::from(last.length == 0);
         let start = self.find_header(segments);
         let data = &segments[start..end.max(start)];
@@ -130,6 +132,10 @@ impl ChainParts {
         (slot.first, slot.count) = (start as u8, data.len() as u16);
         self.readable = chain.readable_bytes - HEADER_BYTES as u64;
         self.writable = chain.writable_bytes - 1;
+        if is_long {
+            slot.state |= OVERFLOWN;
+            rooms.take(head);
+        }
         Ok(())
     }
 

@@ -141,7 +141,7 @@ impl<R: Ring> BlkQueue<R> {
         // Of what does not come from the backend, only the answer to GET_ID has data that is written; to note too much does no
         // harm.
         if slot.operation == POLLUX_BLOCK_READ || slot.operation == u32::MAX {
-            mark(slot.data((&self.inline[index], &self.overflow[index])));
+            mark(slot.data((&self.inline[index], self.rooms.of(head))));
         }
     }
 

@@ -13,6 +13,8 @@ mod portions;
 #[allow(unsafe_code)]
 pub mod queue;
 mod request;
+#[allow(unsafe_code)]
+mod rooms;
 mod tally;
 
 use super::{

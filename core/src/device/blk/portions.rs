@@ -96,7 +96,8 @@ impl<R: Ring> BlkQueue<R> {
         }
     }
 
-    /// Ends a request that was done in portions, or was taken under a memory map that has been replaced; or goes on with it.
+    /// Ends a request that was done in portions, is a long one, or was taken under a memory map that has been replaced;
+    /// or goes on with it.
     #[cold]
     pub(super) fn complete_unusual(&mut self, head: u16, status: Status, tally: &mut Tally) {
         let state = self.slots[usize::from(head)].state;
@@ -118,6 +119,9 @@ impl<R: Ring> BlkQueue<R> {
             self.portions.retain(|portions| portions.head != head);
         }
         self.end_request(head, status, tally);
+        if state & OVERFLOWN != 0 {
+            self.rooms.give_back(head);
+        }
         if state & OLD_MEMORY != 0 {
             self.retiring.request_done();
         }
@@ -134,7 +138,7 @@ impl<R: Ring> BlkQueue<R> {
         let Some(at) = self.portions.iter().position(|portions| portions.head == head) else { return Next::Done };
         let index = usize::from(head);
         let is_overflown = self.slots[index].state & OVERFLOWN != 0;
-        let room = if is_overflown { &mut self.overflow[index][..] } else { &mut self.inline[index][..] };
+        let room = if is_overflown { &mut self.rooms.of_mut(head)[..] } else { &mut self.inline[index][..] };
         let portions = &mut self.portions[at];
         if portions.transfer.operation == POLLUX_BLOCK_READ {
             super::change::log_segments(

@@ -5,17 +5,17 @@
 //! driver once. What changes while a queue runs is in `change`, how it ends in `ending`, interrupts that wait in `interrupt`.
 use super::{
     Shared,
-    chain::{
-        ChainParts, Inline, NO_SEGMENT, OLD_MEMORY, OVERFLOWN, Overflow, PORTIONED, Slot, answer_id, range_action,
-    },
+    chain::{ChainParts, IN_USE, Inline, OVERFLOWN, Slot, answer_id, range_action},
     change::Retiring,
     failures::FailureLog,
     portions::Portions,
     request::{Action, Limits, Status},
+    rooms::{Rooms, inline_rooms},
     tally::Tally,
 };
 use crate::{
     device::coalescing::{Coalescer, Coalescing},
+    fallible,
     memory::{DirtyLog, GuestMemory, Translator},
     plugin::{BackendQueue, QueueFailed},
     ring::{QueueConfig, Ring, RingError, RingStart},
@@ -76,10 +76,10 @@ pub struct BlkQueue<R> {
     pub(super) slots: Box<[Slot]>,
     /// The segments of each slot's request.
     pub(super) inline: Box<[Inline]>,
-    /// Room for chains that outgrow it. The memory is zeroed and untouched until then.
-    pub(super) overflow: Box<[Overflow]>,
+    /// Room for chains that outgrow it.
+    pub(super) rooms: Rooms,
     /// The batch between its first and second stage.
-    heads: [u16; BATCH],
+    pub(super) heads: [u16; BATCH],
     /// The batch between its second and third stage. It is kept, since clearing it every turn would cost more than a
     /// request.
     parts: Box<[ChainParts]>,
@@ -132,15 +132,16 @@ impl<R: Ring> BlkQueue<R> {
         let ring = R::start(&setup.config, setup.memory.translator(), setup.event_idx, setup.start)?;
         let size = usize::from(ring.size());
         assert!(setup.backend.depth() > size, "the backend's queue has a slot for the last flush");
+        let mut rooms = Rooms::new(size)?;
+        rooms.set_recovering(ring.has_left_over());
         let coalescer = Coalescer::new(setup.coalescing, clock::ticks_per_second());
         Ok(BlkQueue {
             data: setup.memory.translator(),
             backend: setup.backend,
-            slots: (0..size).map(|_| Slot::EMPTY).collect(),
-            inline: vec![[NO_SEGMENT; _]; size].into(),
+            slots: fallible::filled(Slot::EMPTY, size)?,
+            inline: inline_rooms(size)?,
             parts: vec![ChainParts::EMPTY; BATCH].into(),
-            // SAFETY: all zeroes are a null pointer and a length of 0.
-            overflow: unsafe { Box::new_zeroed_slice(size).assume_init() },
+            rooms,
             heads: [0; BATCH],
             pending: Vec::with_capacity(BATCH),
             pending_start: 0,
@@ -181,7 +182,7 @@ impl<R: Ring> BlkQueue<R> {
         }
         if !self.broken && self.pending.is_empty() {
             let taken = match self.phase {
-                _ if self.recovering => self.take_left_over(),
+                _ if self.rooms.is_detour() => self.take_detour(),
                 Phase::Running => self.take(),
                 _ => 0,
             };
@@ -281,7 +282,7 @@ impl<R: Ring> BlkQueue<R> {
     /// A request, or a portion of it, is done.
     #[inline(always)]
     pub(super) fn complete(&mut self, head: u16, status: Status, tally: &mut Tally) {
-        if self.slots[usize::from(head)].state & (OLD_MEMORY | PORTIONED) != 0 {
+        if self.slots[usize::from(head)].state != IN_USE {
             self.complete_unusual(head, status, tally);
         } else {
             self.end_request(head, status, tally);
@@ -310,19 +311,14 @@ impl<R: Ring> BlkQueue<R> {
     fn take(&mut self) -> usize {
         match self.ring.pop(&mut self.heads) {
             Ok(count) => count,
-            Err(error) => {
-                self.break_ring(error);
-                0
-            }
+            Err(error) => self.take_none(error),
         }
     }
 
-    /// Takes what the process before had in flight, before anything new.
     #[cold]
-    fn take_left_over(&mut self) -> usize {
-        let count = self.ring.pop_left_over(&mut self.heads);
-        self.recovering = self.ring.has_left_over();
-        count
+    pub(super) fn take_none(&mut self, error: RingError) -> usize {
+        self.break_ring(error);
+        0
     }
 
     /// Turns the chains in `heads` into requests for the backend. Returns how much there was to do.
@@ -332,7 +328,7 @@ impl<R: Ring> BlkQueue<R> {
         let started = self.sample();
         for (parts, &head) in self.parts.iter_mut().zip(&self.heads[..count]) {
             let index = usize::from(head);
-            let room = (&mut self.inline[index], &mut self.overflow[index]);
+            let room = (&mut self.inline[index], &mut self.rooms);
             if let Err(error) = parts.take_chain(&mut self.ring, &mut self.data, head, &mut self.slots[index], room) {
                 // The driver is broken, and so is all of this batch: none of it has been submitted.
                 return self.break_ring(error);
@@ -506,7 +502,8 @@ impl<R: Ring> Task for BlkQueue<R> {
             return true;
         }
         let busy = self.arm_backend(true);
-        let busy = busy | (!self.broken && self.ring.enable_kicks());
+        // What a ring still has when there is no room for it waits for a request to end, which wakes us.
+        let busy = busy | (!self.broken && self.rooms.batch() > 0 && self.ring.enable_kicks());
         if !busy {
             // Nobody would send it while the worker sleeps.
             self.send_owed();

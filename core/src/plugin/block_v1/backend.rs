@@ -1,7 +1,7 @@
 //! One opened medium of a plugin: the control calls of `block/1`.
 use super::{
     super::{LoadError, Plugin, host::HostServices},
-    queue::BackendQueue,
+    queue::{BackendQueue, QueueRoom},
 };
 use crate::memory::GuestMemory;
 use pollux_abi::{
@@ -248,8 +248,10 @@ impl BlockBackend {
     /// Opens queue `index` with room for `depth` requests in flight.
     ///
     /// # Errors
-    /// The plugin's reason.
+    /// The plugin's reason, or no memory.
     pub fn open_queue(self: &Arc<Self>, index: u32, depth: u32) -> Result<BackendQueue, BackendError> {
+        let room = QueueRoom::new(depth)
+            .map_err(|cause| BackendError::Refused { name: self.name.clone(), reason: cause.to_string() })?;
         let lock = self.lock();
         let mut handle = BlockQueueHandle { queue: null_mut(), wake_fd: -1, reserved0: 0, reserved: [0; 2] };
         // SAFETY: the instance is open.
@@ -257,7 +259,7 @@ impl BlockBackend {
             (self.table.queue_open)(self.instance, index, depth, &mut handle, error)
         })?;
         drop(lock);
-        Ok(BackendQueue::new(self.clone(), &handle, depth))
+        Ok(BackendQueue::new(self.clone(), &handle, room))
     }
 
     /// The functions.

@@ -1,8 +1,9 @@
 //! One queue of a plugin's medium: the hot calls of `block/1`, and the choke point of its contract. Every completion is
 //! checked here.
 use super::backend::{BackendError, BlockBackend, with_reason};
+use crate::fallible;
 use pollux_abi::block_v1::{BlockCompletion, BlockCompletions, BlockQueueHandle, BlockRequest};
-use std::{ffi::c_void, os::fd::RawFd, sync::Arc};
+use std::{collections::TryReserveError, ffi::c_void, os::fd::RawFd, sync::Arc};
 use tracing::warn;
 
 /// The queue of a backend has failed: its plugin panicked or broke the contract. It takes no more requests.
@@ -56,19 +57,38 @@ pub struct BackendQueue {
     backend: Arc<BlockBackend>,
 }
 
+/// What a queue of ours has beside the plugin's. Made first: from what a plugin has opened there is no way back that
+/// needs memory.
+pub(super) struct QueueRoom {
+    slots: Box<[InFlight]>,
+    completions: Box<[BlockCompletion]>,
+}
+
+impl QueueRoom {
+    /// Room for `depth` requests in flight.
+    ///
+    /// # Errors
+    /// There is no memory for it.
+    pub(super) fn new(depth: u32) -> Result<Self, TryReserveError> {
+        let empty = BlockCompletion { token: 0, result: 0, reserved: 0 };
+        let free = InFlight { token: NO_TOKEN, offset: 0 };
+        let (slots, completions) = (fallible::filled(free, depth as usize)?, fallible::filled(empty, depth as usize)?);
+        Ok(QueueRoom { slots, completions })
+    }
+}
+
 // SAFETY: a queue is used by one thread at a time; the contract allows that to be another one after `queue_stop`.
 unsafe impl Send for BackendQueue {}
 
 impl BackendQueue {
     /// A queue that was just opened.
-    pub(super) fn new(backend: Arc<BlockBackend>, handle: &BlockQueueHandle, depth: u32) -> Self {
-        let empty = BlockCompletion { token: 0, result: 0, reserved: 0 };
+    pub(super) fn new(backend: Arc<BlockBackend>, handle: &BlockQueueHandle, room: QueueRoom) -> Self {
         BackendQueue {
             queue: handle.queue,
             submit: backend.table().submit,
             poll: backend.table().poll,
-            slots: vec![InFlight { token: NO_TOKEN, offset: 0 }; depth as usize].into(),
-            completions: vec![empty; depth as usize].into(),
+            slots: room.slots,
+            completions: room.completions,
             completed: 0,
             in_flight: 0,
             generation: 0,

@@ -7,9 +7,12 @@
 //!
 //! The ring counts in the same way: a chain's descriptors and its buffer ID are free once it is published. So a chain that the ring
 //! takes always finds entries here, whatever the driver does.
-use crate::ring::{
-    RingError,
-    region::{InflightPlace, Region},
+use crate::{
+    fallible,
+    ring::{
+        RingError,
+        region::{InflightPlace, Region},
+    },
 };
 use std::sync::atomic::Ordering;
 
@@ -74,15 +77,20 @@ pub(super) struct PackedInflight {
 }
 
 impl PackedInflight {
-    /// The region of a queue of `size` entries. `None`: it does not lie in the mapping, or is not aligned.
-    pub(super) fn new(place: InflightPlace, size: u16) -> Option<Self> {
-        Some(PackedInflight {
-            region: Region::new(place, size)?,
+    /// The region of a queue of `size` entries.
+    ///
+    /// # Errors
+    /// It does not lie in the mapping, or is not aligned, or there is no memory for our own part.
+    pub(super) fn new(place: InflightPlace, size: u16) -> Result<Self, RingError> {
+        let mut next = fallible::with_capacity(size.into())?;
+        next.extend(1..=size);
+        Ok(PackedInflight {
+            region: Region::new(place, size).ok_or(RingError::InflightRoom(size))?,
             counter: 0,
-            next: (1..=size).collect(),
+            next,
             free_head: 0,
-            heads: vec![(FREE, 0); size.into()],
-            batch: Vec::with_capacity(size.into()),
+            heads: fallible::filled((FREE, 0), size.into())?.into(),
+            batch: fallible::with_capacity(size.into())?,
         })
     }
 
@@ -446,9 +454,9 @@ mod tests {
     fn a_region_of_another_layout_or_place_is_refused() {
         let file = file();
         let mut queue = ready(&file);
-        assert!(PackedInflight::new(place(&file, 2, SIZE), SIZE).is_none());
-        assert!(PackedInflight::new(place(&file, 0, SIZE), SIZE + 1).is_none());
-        assert!(PackedInflight::new(place(&file, usize::MAX, SIZE), SIZE).is_none());
+        assert!(PackedInflight::new(place(&file, 2, SIZE), SIZE).is_err());
+        assert!(PackedInflight::new(place(&file, 0, SIZE), SIZE + 1).is_err());
+        assert!(PackedInflight::new(place(&file, usize::MAX, SIZE), SIZE).is_err());
         let mut smaller = PackedInflight::new(place(&file, 1, SIZE), SIZE / 2).expect("a region");
         assert_eq!(smaller.recover(START, |_, _| true), Ok(None), "nothing is in flight");
         assert_eq!(region(&file).recover(START, |_, _| true), Ok(None), "and back");

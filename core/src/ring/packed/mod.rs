@@ -14,6 +14,7 @@ use super::{
     table::{Buffer, DESCRIPTOR_INDIRECT, DESCRIPTOR_NEXT, DESCRIPTOR_WRITE, MAX_CHAIN, Table},
 };
 use crate::{
+    fallible,
     memory::{DirtyLog, Translator, prefetch},
     worker::Watch,
 };
@@ -132,8 +133,7 @@ impl Ring for PackedRing {
         if available.index >= size || used.index >= size {
             return Err(RingError::Base(base, size));
         }
-        let inflight =
-            start.inflight.map(|place| PackedInflight::new(place, size).ok_or(RingError::InflightRoom(size)));
+        let inflight = start.inflight.map(|place| PackedInflight::new(place, size));
         let mut ring = PackedRing {
             tables,
             descriptors,
@@ -144,8 +144,8 @@ impl Ring for PackedRing {
             available,
             used,
             taken: 0,
-            places: vec![Place { index: 0, kept: 0, count: 0, table: 0 }; size.into()].into(),
-            kept: vec![0; size.into()].into(),
+            places: fallible::filled(Place { index: 0, kept: 0, count: 0, table: 0 }, size.into())?,
+            kept: fallible::filled(0, size.into())?,
             pushed: 0,
             first: (0, 0),
             unsignalled: 0,

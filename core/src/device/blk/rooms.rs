@@ -1,0 +1,163 @@
+//! Room for the segments of long chains: a pool for the requests in flight, however large the ring is.
+//!
+//! A ring of 32768 entries, each with room for the longest chain, would take 134 MB a queue, and the front end chooses
+//! the size. So there are at most [`ROOMS_MAX`]. A queue takes no more chains at once than there are rooms left; the
+//! others stay in the ring until requests end. None fails for it.
+use super::{
+    chain::{Inline, Overflow},
+    queue::{BATCH, BlkQueue, Phase},
+};
+use crate::{
+    fallible,
+    ring::{Ring, RingError},
+};
+use std::{
+    alloc::{Layout, alloc_zeroed},
+    ptr,
+};
+
+/// Most requests in flight that have more segments than [`Inline`] holds. Full batches are taken up to 256 of them.
+const ROOMS_MAX: usize = 256 + BATCH;
+
+/// The rooms of one queue.
+#[derive(Debug)]
+pub(super) struct Rooms {
+    /// The memory is zeroed and untouched until a long chain comes.
+    overflow: Box<[Overflow]>,
+    /// Which of them no request has.
+    free: Vec<u16>,
+    /// The last of those, in `overflow`: where the next chain's segments go if it is a long one.
+    next: *mut Overflow,
+    /// Which room the request of each head has, if it is a long one.
+    by_head: Box<[u16]>,
+    /// Chains that the process before had in flight come first.
+    recovering: bool,
+    /// For whatever reason, the next chains are not a full batch of new ones. So that a turn without work has one thing
+    /// to look at.
+    detour: bool,
+}
+
+impl Rooms {
+    /// Rooms for a ring of `size` entries.
+    ///
+    /// # Errors
+    /// There is no memory for them.
+    pub(super) fn new(size: usize) -> Result<Self, RingError> {
+        // So many that a ring of up to 256 entries always has room for a full batch.
+        let count = ROOMS_MAX.min(size + BATCH);
+        let mut free = fallible::with_capacity(count)?;
+        free.extend(0..count as u16);
+        // SAFETY: all zeroes are a null pointer and a length of 0, for each segment.
+        let overflow = unsafe { zeroed(count) }.ok_or(RingError::Memory)?;
+        let by_head = fallible::filled(0, size)?;
+        let mut rooms = Rooms { overflow, free, next: ptr::null_mut(), by_head, recovering: false, detour: false };
+        rooms.note_free();
+        Ok(rooms)
+    }
+
+    /// Whether fewer chains than a full batch can be taken, or others than new ones.
+    #[inline(always)]
+    pub(super) fn is_detour(&self) -> bool {
+        self.detour
+    }
+
+    /// Says whether chains that the process before had in flight come first.
+    pub(super) fn set_recovering(&mut self, recovering: bool) {
+        self.recovering = recovering;
+        self.note_free();
+    }
+
+    /// How many chains can be taken from the ring at once: each of them may turn out to be a long one. 0: requests must
+    /// end first.
+    pub(super) fn batch(&self) -> usize {
+        self.free.len().min(BATCH)
+    }
+
+    /// Room for the next chain, if it is a long one.
+    #[inline(always)]
+    pub(super) fn next(&mut self) -> &mut Overflow {
+        // SAFETY: `note_free` took it from our own box, which nobody else has a reference into while we are borrowed.
+        unsafe { &mut *self.next }
+    }
+
+    /// What [`next`](Self::next) said is the room of chain `head` from now on.
+    #[cold]
+    pub(super) fn take(&mut self, head: u16) {
+        let room = self.free.pop().expect("no more chains are taken at once than there are rooms");
+        self.by_head[usize::from(head)] = room;
+        self.note_free();
+    }
+
+    /// The request of chain `head` has ended. Its room is as it was until the next chain is taken.
+    #[cold]
+    pub(super) fn give_back(&mut self, head: u16) {
+        self.free.push(self.by_head[usize::from(head)]);
+        self.note_free();
+    }
+
+    /// The room that chain `head` has, or had last.
+    pub(super) fn of(&self, head: u16) -> &Overflow {
+        &self.overflow[usize::from(self.by_head[usize::from(head)])]
+    }
+
+    /// The room that chain `head` has.
+    pub(super) fn of_mut(&mut self, head: u16) -> &mut Overflow {
+        &mut self.overflow[usize::from(self.by_head[usize::from(head)])]
+    }
+
+    fn note_free(&mut self) {
+        let next = self.free.last().copied().unwrap_or(0);
+        self.next = &raw mut self.overflow[usize::from(next)];
+        self.detour = self.recovering || self.free.len() < BATCH;
+    }
+}
+
+impl<R: Ring> BlkQueue<R> {
+    /// Takes what there is room for; of chains that the process before had in flight, if there are any, even in a queue
+    /// that takes no new ones.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn take_detour(&mut self) -> usize {
+        if self.recovering {
+            return self.take_left_over();
+        }
+        let heads = &mut self.heads[..self.rooms.batch()];
+        if self.phase != Phase::Running || heads.is_empty() {
+            return 0;
+        }
+        self.ring.pop(heads).unwrap_or_else(|error| self.take_none(error))
+    }
+
+    /// Takes what the process before had in flight, before anything new.
+    #[cold]
+    fn take_left_over(&mut self) -> usize {
+        let count = self.ring.pop_left_over(&mut self.heads[..self.rooms.batch()]);
+        self.recovering = self.ring.has_left_over();
+        self.rooms.set_recovering(self.recovering);
+        count
+    }
+}
+
+/// Room for the segments that most requests have, for each of `count` heads.
+///
+/// # Errors
+/// There is no memory for it.
+pub(super) fn inline_rooms(count: usize) -> Result<Box<[Inline]>, RingError> {
+    // SAFETY: all zeroes are a null pointer and a length of 0, for each segment.
+    unsafe { zeroed(count) }.ok_or(RingError::Memory)
+}
+
+/// Memory that costs nothing before it is touched. `None`: there is none.
+///
+/// # Safety
+/// All zeroes must be a value of `T`.
+unsafe fn zeroed<T>(count: usize) -> Option<Box<[T]>> {
+    let layout = Layout::array::<T>(count).ok().filter(|layout| layout.size() > 0)?;
+    // SAFETY: the layout has a size.
+    let memory = unsafe { alloc_zeroed(layout) };
+    if memory.is_null() {
+        return None;
+    }
+    // SAFETY: allocated as a box of this slice would be, and the caller vouches for the zeroes.
+    Some(unsafe { Box::from_raw(ptr::slice_from_raw_parts_mut(memory.cast(), count)) })
+}
