@@ -409,6 +409,18 @@ fn child() {
             libc::signal(libc::SIGBUS, libc::SIG_IGN);
         }
     }
+    if part == "no more mappings" {
+        // The second lies right below the first, of which the kernel makes one: the first page of the upper is cut off
+        // on both sides.
+        let lost = file(16 * PAGE);
+        let (_upper, lower) = (map(&lost, 8 * PAGE, 8 * PAGE), map(&lost, 0, 8 * PAGE));
+        use_up_mappings();
+        lost.set_len(4 * PAGE).expect("shrink");
+        store(&lower, 5 * PAGE, 1);
+        assert!(lower.is_damaged() && load(&lower, 5 * PAGE) == 1 && load(&lower, 6 * PAGE) == 0);
+        // SAFETY: the end.
+        unsafe { libc::_exit(7) };
+    }
     let guarded_file = file(2 * PAGE);
     let guarded = map(&guarded_file, 0, 2 * PAGE);
     guarded_file.set_len(0).expect("shrink");
@@ -431,6 +443,28 @@ fn child() {
         file.set_len(0).expect("shrink");
         address.cast::<u8>().read_volatile();
         libc::_exit(9);
+    }
+}
+
+#[test]
+fn the_guard_works_when_the_process_has_no_more_mappings() {
+    assert_eq!(in_child("no more mappings").code(), Some(7));
+}
+
+/// Makes mappings until there are no more, of one that is cut into pieces.
+fn use_up_mappings() {
+    let limit = fs::read_to_string("/proc/sys/vm/max_map_count").expect("/proc");
+    let pages = 2 * limit.trim().parse::<usize>().expect("a number");
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping, of which nothing is accessed.
+    unsafe {
+        let start = libc::mmap(std::ptr::null_mut(), pages * PAGE as usize, libc::PROT_NONE, flags, -1, 0);
+        assert_ne!(start, libc::MAP_FAILED);
+        let cut = |page: usize| libc::mprotect(start.byte_add(page * PAGE as usize), PAGE as usize, libc::PROT_READ);
+        assert!((1..pages - 1).step_by(2).any(|page| cut(page) != 0), "there is a limit");
+        // A cut takes two more; the last one is of a kind that the kernel makes one of no other.
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        while libc::mmap(std::ptr::null_mut(), PAGE as usize, libc::PROT_NONE, flags, -1, 0) != libc::MAP_FAILED {}
     }
 }
 

@@ -156,6 +156,21 @@ fn a_file_that_is_truncated_while_it_is_read_is_an_error_and_no_bus_error() {
 }
 
 #[test]
+fn whoever_truncates_the_file_of_a_segment_does_no_harm_to_its_writer() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("segment");
+    let segment = create(&path);
+    let queue = segment.add("blk0/0 io0").expect("room");
+    fs::File::options().write(true).open(&path).expect("the file").set_len(0).expect("shorter");
+    queue.errors.add(1);
+    let more = segment.add("blk0/1 io0").expect("room");
+    more.reads.add(7);
+    assert_eq!((more.reads.get(), more.name().as_str()), (7, "blk0/1 io0"), "it counts for itself from then on");
+    drop((queue, more, segment));
+    assert!(SegmentReader::open(&path).is_err(), "and nobody reads it");
+}
+
+#[test]
 fn a_process_is_found_by_its_number() {
     let segment = StatsSegment::anonymous(1).expect("a segment");
     let reader = SegmentReader::of_process(std::process::id()).expect("this process");

@@ -1,5 +1,5 @@
 //! Memory that belongs to another process: mapped from a file that its owner may change, and shrink, at any time.
-use super::guard::{Range, Registration};
+use pollux_guard::{FileSystem, Registration};
 use std::{
     fs::File,
     io,
@@ -112,7 +112,7 @@ impl ForeignMapping {
         if metadata.len() < end {
             return Err(ForeignError::Short { size: metadata.len(), offset, length });
         }
-        let page_size = page_size_of(file).map_err(ForeignError::Inspect)?;
+        let page_size = FileSystem::of(file).map_err(ForeignError::Inspect)?.page_size;
         let first = offset & !(page_size - 1);
         let end = end.checked_next_multiple_of(page_size).filter(|end| *end <= i64::MAX as u64).ok_or_else(overflow)?;
         let protection = if writable { libc::PROT_READ | libc::PROT_WRITE } else { libc::PROT_READ };
@@ -121,12 +121,13 @@ impl ForeignMapping {
             Some(libc::EPERM) if writable => ForeignError::Sealed,
             _ => ForeignError::Map { offset, length, cause },
         })?;
-        let start = pages.address as usize;
+        // SAFETY: mapped just now, and unmapped after the registration is dropped. Nobody makes references into it.
+        let registration =
+            unsafe { Registration::new(file, pages.address, pages.length, protection) }.map_err(ForeignError::Guard)?;
         let page_size = page_size as usize;
-        let registration = Registration::new(Range { start, end: start + pages.length, page_size, protection })
-            .map_err(ForeignError::Guard)?;
         let address = pages.address.wrapping_add((offset - first) as usize);
-        Ok(ForeignMapping { registration, pages, address, length: length as usize, page_size, is_writable: writable })
+        let length = length as usize;
+        Ok(ForeignMapping { registration, pages, address, length, page_size, is_writable: writable })
     }
 
     /// Where the byte at `offset` of the file is.
@@ -238,23 +239,4 @@ fn unsuitable(metadata: &std::fs::Metadata) -> Option<&'static str> {
         () if kind.is_block_device() => Some("a block device"),
         () => Some("not a file of any file system (an event, a timer or the like)"),
     }
-}
-
-/// Size in bytes of the pages in which the file can be mapped.
-fn page_size_of(file: &File) -> io::Result<u64> {
-    // SAFETY: all zeroes is a valid statfs; the call fills it in.
-    let (result, system) = unsafe {
-        let mut system: libc::statfs = std::mem::zeroed();
-        (libc::fstatfs(file.as_raw_fd(), &mut system), system)
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    if system.f_type == libc::HUGETLBFS_MAGIC {
-        // Its block is its page.
-        let size = system.f_bsize as u64;
-        return if size.is_power_of_two() { Ok(size) } else { Err(io::Error::other("odd size of huge pages")) };
-    }
-    // SAFETY: the call touches no memory of ours.
-    Ok(unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as u64)
 }

@@ -4,13 +4,13 @@
 //! |---|---|
 //! | [`dirty_log`] | which pages the device has written, for live migration |
 //! | [`foreign`] | memory of a guest that another process runs, mapped from a file that process may shrink |
-//! | [`guard`] | what keeps this process alive when it does |
+//! | [`guard`] | what keeps this process alive when it does: a crate of its own, for plugins too |
 pub mod dirty_log;
 pub mod foreign;
-pub mod guard;
 
 pub use dirty_log::DirtyLog;
 pub use foreign::ForeignMapping;
+pub use pollux_guard as guard;
 
 use crate::error::Chain;
 use pollux_abi::block_v1::MemoryRegion;
@@ -108,6 +108,7 @@ impl GuestMemory {
         let reserve = |cause| MemoryError::Reserve { bytes, hugepages, cause };
         let file = memfd(hugepages).map_err(reserve)?;
         file.set_len(bytes).map_err(reserve)?;
+        seal_size(&file).map_err(reserve)?;
         if hugepages.is_some() {
             allocate(&file, bytes).map_err(reserve)?;
         }
@@ -245,8 +246,11 @@ fn foreign_part(region: &ForeignRegion) -> Result<GuestRegionMmap, MemoryError> 
 fn memfd(hugepages: Option<u64>) -> io::Result<File> {
     match hugepages {
         // The page size goes into the flags as its logarithm (memfd_create(2)).
-        Some(size) => memfd_with(c"pollux-guest", libc::MFD_HUGETLB | (size.trailing_zeros() << libc::MFD_HUGE_SHIFT)),
-        None => anonymous_file(c"pollux-guest"),
+        Some(size) => {
+            let huge = libc::MFD_HUGETLB | (size.trailing_zeros() << libc::MFD_HUGE_SHIFT);
+            memfd_with(c"pollux-guest", libc::MFD_ALLOW_SEALING | huge)
+        }
+        None => memfd_with(c"pollux-guest", libc::MFD_ALLOW_SEALING),
     }
 }
 
@@ -257,11 +261,17 @@ pub(crate) fn anonymous_file(name: &CStr) -> io::Result<File> {
 
 /// Such a file of `bytes` bytes, whose size nobody can change.
 pub(crate) fn sealed_file(name: &CStr, bytes: u64) -> io::Result<File> {
-    use rustix::fs::{SealFlags, fcntl_add_seals};
     let file = memfd_with(name, libc::MFD_ALLOW_SEALING)?;
     file.set_len(bytes)?;
-    fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    seal_size(&file)?;
     Ok(file)
+}
+
+/// Nobody can change the file's size from now on: whoever reaches it by /proc/PID/fd could otherwise take away memory
+/// that is in use.
+fn seal_size(file: &File) -> io::Result<()> {
+    use rustix::fs::{SealFlags, fcntl_add_seals};
+    Ok(fcntl_add_seals(file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?)
 }
 
 fn memfd_with(name: &CStr, flags: libc::c_uint) -> io::Result<File> {

@@ -3,7 +3,11 @@ use super::{
     BUCKETS, Header, LAYOUT_VERSION, MAGIC, QueueStats, SUB_BUCKETS, Snapshot, Table, WorkerStats, clock,
     snapshot::process_started,
 };
-use memmap2::{MmapOptions, MmapRaw};
+use crate::memory::{ForeignMapping, sealed_file};
+use rustix::{
+    fs::{FallocateFlags, fallocate},
+    io::Errno,
+};
 use std::{
     fs::File,
     io,
@@ -42,7 +46,7 @@ pub struct StatsSegment {
 
 #[derive(Debug)]
 struct Mapping {
-    map: MmapRaw,
+    map: ForeignMapping,
     capacity: Capacity,
     used_workers: AtomicU64,
     used_queues: AtomicU64,
@@ -83,14 +87,27 @@ impl<R> std::ops::Deref for StatsHandle<R> {
 }
 
 impl StatsSegment {
-    /// Makes a segment in `file`, which is empty and stays as long as it is made here: whoever truncates it kills this process.
+    /// Makes a segment in `file`, which is empty. Whoever truncates it later takes the numbers away from its readers,
+    /// and does no harm here.
     ///
     /// # Errors
-    /// The file cannot be sized or mapped.
+    /// The file cannot be sized or mapped, or there is no room for it.
     pub fn create(file: File, capacity: Capacity) -> io::Result<Self> {
         let length = capacity.bytes();
         file.set_len(length as u64)?;
-        let map = MmapOptions::new().len(length).map_raw(&file)?;
+        // All of its blocks now, not when a worker counts something. A file system without such a call has no room
+        // promised.
+        match fallocate(&file, FallocateFlags::empty(), 0, length as u64) {
+            Ok(()) | Err(Errno::OPNOTSUPP) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Self::map(file, capacity)
+    }
+
+    fn map(file: File, capacity: Capacity) -> io::Result<Self> {
+        let length = capacity.bytes();
+        // As if the file were somebody else's: others can open it, and cut it.
+        let map = ForeignMapping::map(&file, 0, length as u64, true).map_err(io::Error::other)?;
         let used = AtomicU64::new(0);
         let mapping = Mapping { map, capacity, used_workers: used, used_queues: AtomicU64::new(0), _file: file };
         let header = mapping.header();
@@ -120,7 +137,7 @@ impl StatsSegment {
     /// # Errors
     /// No memory.
     pub fn anonymous_with(capacity: Capacity) -> io::Result<Self> {
-        Self::create(crate::memory::anonymous_file(c"pollux-stats")?, capacity)
+        Self::map(sealed_file(c"pollux-stats", capacity.bytes() as u64)?, capacity)
     }
 
     /// Adds the record of a queue. `None`: the segment is full.
@@ -166,7 +183,7 @@ impl StatsSegment {
 
     fn record<R>(&self, table: &Table, index: usize) -> StatsHandle<R> {
         let offset = table.offset.get() as usize + index * size_of::<R>();
-        let record = self.mapping.map.as_ptr().wrapping_add(offset).cast();
+        let record = self.mapping.map.as_ptr().cast_const().wrapping_add(offset).cast();
         StatsHandle { record, _mapping: self.mapping.clone() }
     }
 }
@@ -174,7 +191,7 @@ impl StatsSegment {
 impl Mapping {
     fn header(&self) -> &Header {
         // SAFETY: the mapping starts with the header, page-aligned, all of it accessed atomically.
-        unsafe { &*self.map.as_ptr().cast() }
+        unsafe { &*self.map.as_ptr().cast_const().cast() }
     }
 
     fn take(&self, used: &AtomicU64, capacity: usize) -> Option<usize> {

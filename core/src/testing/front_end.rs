@@ -5,7 +5,7 @@ use super::{
 };
 use crate::{
     device::DeviceModel,
-    memory::GuestMemory,
+    memory::{GuestMap, GuestMemory, anonymous_file},
     transport::vhost_user::{
         Server,
         socket::{Listener, SocketSpec},
@@ -18,6 +18,7 @@ use std::{
         unix::net::UnixStream,
     },
     path::Path,
+    sync::Arc,
 };
 use vhost::{
     VhostBackend, VhostUserMemoryRegionInfo, VringConfigData,
@@ -30,7 +31,7 @@ use vhost::{
     },
 };
 use virtio_bindings::{virtio_config::VIRTIO_F_IN_ORDER, virtio_ring::VIRTIO_RING_F_EVENT_IDX};
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Requests that each driver can have in flight.
@@ -76,7 +77,7 @@ impl FrontEnd {
     pub fn with_rings(kind: RingKind, path: &Path, queues: usize) -> Self {
         let each = BlkDriver::bytes(QUEUE_SIZE, DEPTH).next_multiple_of(4096);
         // Two regions, with a hole between them and the rest of the file behind.
-        let memory = GuestMemory::create(&[(0, each * queues as u64), (1 << 32, 1 << 20)], None).expect("guest memory");
+        let memory = shared_memory(&[(0, each as usize * queues), (1 << 32, 1 << 20)]);
         let event = || EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC).expect("eventfd");
         let events = || (0..queues).map(|_| event()).collect::<Vec<_>>();
         let mut front = FrontEnd {
@@ -258,6 +259,23 @@ impl FrontEnd {
 fn connect(path: &Path, queues: usize) -> Frontend {
     let stream = UnixStream::connect(path).expect("a back end listens");
     Frontend::from_stream(stream, queues as u64)
+}
+
+/// Memory in a file that its owner can change at will, as front ends share it, at ranges of guest addresses with their
+/// lengths.
+pub fn shared_memory(ranges: &[(u64, usize)]) -> GuestMemory {
+    let file = Arc::new(anonymous_file(c"guest").expect("a file in memory"));
+    file.set_len(ranges.iter().map(|range| range.1 as u64).sum()).expect("a length");
+    let mut offset = 0;
+    let parts: Vec<_> = ranges
+        .iter()
+        .map(|&(address, length)| {
+            let start = offset;
+            offset += length as u64;
+            (GuestAddress(address), length, Some(FileOffset::from_arc(file.clone(), start)))
+        })
+        .collect();
+    GuestMemory::from_map(Arc::new(GuestMap::from_ranges_with_files(parts).expect("guest memory")))
 }
 
 /// The regions of guest memory, as a memory table has them.

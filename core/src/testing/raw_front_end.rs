@@ -3,7 +3,7 @@
 use super::{
     blk::{BlkDriver, Cut, Finished, IN, PATIENCE, wait_for},
     driver::RingKind,
-    front_end::{QUEUE_SIZE, regions},
+    front_end::{QUEUE_SIZE, regions, shared_memory},
 };
 use crate::memory::GuestMemory;
 use rustix::{
@@ -191,7 +191,7 @@ impl RawGuest {
     /// A guest whose driver has done nothing yet.
     pub fn new() -> Self {
         let bytes = BlkDriver::bytes(QUEUE_SIZE, DEPTH).next_multiple_of(4096);
-        let memory = GuestMemory::create(&[(0, bytes), (1 << 32, 1 << 20)], None).expect("guest memory");
+        let memory = shared_memory(&[(0, bytes as usize), (1 << 32, 1 << 20)]);
         let event = || EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC).expect("eventfd");
         let driver = BlkDriver::new(RingKind::Split, &memory, 0, QUEUE_SIZE, DEPTH, false);
         RawGuest { driver, memory, kick: event(), call: event(), error: event() }

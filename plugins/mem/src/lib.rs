@@ -12,12 +12,17 @@
 //! Every request completes in `submit`. That includes a flush of a file, which waits for the file system: on anything
 //! but a tmpfs, the worker and all its queues stand still meanwhile.
 //!
-//! Unless it is `sparse`, a writable file gets all its blocks at open. A mapped file whose file system runs out of
-//! space at a write, or that is cut short by someone else, ends the whole process with SIGBUS.
+//! Unless it is `sparse`, a writable file gets all its blocks at open. A page that the file cannot give, because its
+//! file system is full or somebody has cut it short, ends no more than the request: from then on until it is opened
+//! again, the file is served by system calls, which say what is wrong with each request.
 #![deny(unsafe_code)]
 
+#[allow(unsafe_code)]
+mod calls;
 #[cfg(test)]
 mod flush_tests;
+#[cfg(test)]
+mod lost_pages_tests;
 #[allow(unsafe_code)]
 mod medium;
 mod queue;

@@ -11,9 +11,11 @@ use pollux_abi::{
         POLLUX_BLOCK_READ, POLLUX_BLOCK_WRITE, POLLUX_BLOCK_WRITE_ZEROES,
     },
     flush_latch::FlushLatch,
+    host::Host,
     image_format::mark_raw,
     options::Size,
 };
+use pollux_guard::Registration;
 use std::{
     fmt,
     fs::{File, OpenOptions},
@@ -26,7 +28,7 @@ use std::{
     },
     path::{Path, PathBuf},
     ptr,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, PoisonError, atomic::AtomicBool},
 };
 
 /// Longest write-zeroes in bytes: what the worker can afford to do at once.
@@ -43,23 +45,29 @@ const PAGE: usize = 4096;
 /// The memory of a disk.
 #[derive(Debug)]
 pub(crate) struct Medium {
+    /// Of a mapped file. Dropped before it is unmapped.
+    guard: Option<Registration>,
     /// `None` in an instance that is only described.
     memory: Option<MmapRaw>,
-    file: Option<MappedFile>,
+    pub(crate) file: Option<MappedFile>,
     /// What is mapped is the kernel's to write back, and to lose.
     flush_latch: Mutex<FlushLatch>,
-    capacity: u64,
+    pub(crate) capacity: u64,
     block_size: u32,
     read_only: bool,
     /// Whether discarded parts are given back to the file system or to the host.
     discards: bool,
+    /// For what happens later.
+    pub(crate) host: Host,
+    /// Whether it was said that pages were lost.
+    pub(crate) is_loss_told: AtomicBool,
 }
 
 #[derive(Debug)]
-struct MappedFile {
-    path: PathBuf,
+pub(crate) struct MappedFile {
+    pub(crate) path: PathBuf,
     /// `None` for a file that a real open would create.
-    file: Option<File>,
+    pub(crate) file: Option<File>,
     sparse: bool,
 }
 
@@ -84,11 +92,16 @@ impl Medium {
             )));
         }
         let memory = if context.probe { None } else { Some(map(file.as_ref(), capacity, context.read_only)?) };
+        let guard = match (&memory, file.as_ref().and_then(|file| file.file.as_ref())) {
+            (Some(memory), Some(file)) => Some(guard(memory, file, context.read_only)?),
+            _ => None,
+        };
         let discards = !context.read_only && file.as_ref().is_none_or(|file| file.sparse);
         let (block_size, read_only) = (options.block_size.bytes(), context.read_only);
         let path = options.path.clone().unwrap_or_default();
         let flush_latch = Mutex::new(FlushLatch::new(true, context.host, path));
-        Ok(Medium { memory, file, flush_latch, capacity, block_size, read_only, discards })
+        let (host, is_loss_told) = (context.host, AtomicBool::new(false));
+        Ok(Medium { guard, memory, file, flush_latch, capacity, block_size, read_only, discards, host, is_loss_told })
     }
 
     pub(crate) fn info(&self) -> BlockInfo {
@@ -102,6 +115,8 @@ impl Medium {
         if self.discards {
             operations |= 1 << POLLUX_BLOCK_DISCARD;
         }
+        // To be asked again is a reason to look.
+        self.is_cut();
         let metadata = self.file.as_ref().and_then(|file| file.file.as_ref()?.metadata().ok());
         if self.file.is_some() && !self.read_only {
             flags |= POLLUX_BLOCK_INFO_VOLATILE_CACHE;
@@ -118,6 +133,25 @@ impl Medium {
             maximum_write_zeroes: MAXIMUM_WRITE_ZEROES,
             ..BlockInfo::new(self.capacity)
         }
+    }
+
+    /// Whether the mapping has lost pages, so that requests must be done by system calls. After a `false`, all accesses
+    /// before were to the file.
+    #[inline]
+    pub(crate) fn is_lost(&self) -> bool {
+        self.guard.as_ref().is_some_and(Registration::is_damaged)
+    }
+
+    /// Whether somebody has cut the file: then the end of its last page, which the mapping still has, is no part of it
+    /// any more.
+    fn is_cut(&self) -> bool {
+        let Some(guard) = &self.guard else { return false };
+        let file = self.file.as_ref().and_then(|file| file.file.as_ref());
+        let is_cut = file.is_some_and(|file| file.metadata().is_ok_and(|metadata| metadata.len() < self.capacity));
+        if is_cut {
+            guard.set_damaged();
+        }
+        is_cut
     }
 
     pub(crate) fn is_read_only(&self) -> bool {
@@ -202,9 +236,11 @@ impl Medium {
 
     /// Gives back what can be of the part, and returns which range then reads as zeroes.
     fn give_back(&self, part: &Part) -> io::Result<Range<usize>> {
+        if self.is_cut() {
+            return Err(io::Error::from_raw_os_error(EIO));
+        }
         if let Some(file) = self.file.as_ref().and_then(|file| file.file.as_ref()) {
-            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-            fallocate(file, mode, part.0.start as u64, part.0.len() as u64)?;
+            self.punch(file, part)?;
             return Ok(part.0.clone());
         }
         let whole = part.0.start.next_multiple_of(PAGE)..part.0.end / PAGE * PAGE;
@@ -217,6 +253,17 @@ impl Medium {
         Ok(whole)
     }
 
+    /// Gives the blocks of a part of the file back, which then reads as zeroes.
+    pub(crate) fn punch(&self, file: &File, part: &Part) -> io::Result<()> {
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        fallocate(file, mode, part.0.start as u64, part.0.len() as u64)
+    }
+
+    /// Whether discarded parts are given back.
+    pub(crate) fn discards(&self) -> bool {
+        self.discards
+    }
+
     /// Makes everything durable. Waits for the file system.
     pub(crate) fn flush(&self) -> i32 {
         self.flush_range(&Part(0..self.memory.as_ref().map_or(0, MmapRaw::len)))
@@ -226,21 +273,27 @@ impl Medium {
     pub(crate) fn flush_range(&self, part: &Part) -> i32 {
         match &self.memory {
             Some(memory) if self.file.is_some() && !self.read_only => {
-                // One at a time: of two, one alone would hear of a loss.
-                let latch = self.flush_latch.lock().unwrap_or_else(PoisonError::into_inner);
-                latch.failure().unwrap_or_else(|| match memory.flush_range(part.0.start, part.0.len()) {
-                    Ok(()) => 0,
-                    Err(error) => latch.outcome(-error.raw_os_error().unwrap_or(EIO)),
-                })
+                self.is_cut();
+                self.latched(|| memory.flush_range(part.0.start, part.0.len()))
             }
             _ => 0,
         }
+    }
+
+    /// Does a flush, unless one has failed before: then what it lost is lost. One at a time: of two, one alone would hear
+    /// of a loss.
+    pub(crate) fn latched(&self, flush: impl FnOnce() -> io::Result<()>) -> i32 {
+        let latch = self.flush_latch.lock().unwrap_or_else(PoisonError::into_inner);
+        latch.failure().unwrap_or_else(|| match flush() {
+            Ok(()) => 0,
+            Err(error) => latch.outcome(-error.raw_os_error().unwrap_or(EIO)),
+        })
     }
 }
 
 /// A range of bytes that lies within the medium.
 #[derive(Debug)]
-pub(crate) struct Part(Range<usize>);
+pub(crate) struct Part(pub(crate) Range<usize>);
 
 /// The line that is logged at open.
 impl fmt::Display for Medium {
@@ -340,6 +393,14 @@ fn map(file: Option<&MappedFile>, capacity: u64, read_only: bool) -> Result<Mmap
         Some(file) => options.map_raw(file),
     }
     .map_err(cannot)
+}
+
+fn guard(memory: &MmapRaw, file: &File, read_only: bool) -> Result<Registration, Error> {
+    let protection = if read_only { libc::PROT_READ } else { libc::PROT_READ | libc::PROT_WRITE };
+    // SAFETY: a mapping of that file, which the medium unmaps after it has dropped the registration. It is reached
+    // through pointers alone, and what is done to it after a loss is done again.
+    unsafe { Registration::new(file, memory.as_ptr(), memory.len(), protection) }
+        .map_err(|error| Error::from_io("cannot guard the mapping against SIGBUS", error))
 }
 
 /// Takes a lock that belongs to the open file: for itself alone if `writable`, otherwise together with other readers.

@@ -24,8 +24,22 @@ impl MemQueue {
         }
     }
 
+    /// Does a request by the mapping; or by system calls if that turns out to have lost pages.
     #[inline]
     fn execute(&self, request: &Request) -> i32 {
+        let result = self.access(request);
+        // After the access: it was to the file and nothing else if the mapping is whole now.
+        if result == 0 && self.medium.is_lost() { self.execute_by_calls(request) } else { result }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn execute_by_calls(&self, request: &Request) -> i32 {
+        self.medium.execute_by_calls(request)
+    }
+
+    #[inline]
+    fn access(&self, request: &Request) -> i32 {
         let medium = &*self.medium;
         let Some(operation) = request.operation() else { return -ENOTSUP };
         if operation == Operation::Flush {
@@ -48,6 +62,10 @@ impl MemQueue {
 
 impl BlockQueue for MemQueue {
     fn submit(&mut self, requests: &[Request], done: &mut Completions) -> usize {
+        if self.medium.is_lost() {
+            requests.iter().for_each(|request| done.complete(request.token(), self.execute_by_calls(request)));
+            return requests.len();
+        }
         for (index, request) in requests.iter().enumerate() {
             if let Some(next) = requests.get(index + 1) {
                 self.fetch(next);

@@ -109,13 +109,14 @@ fn collect(root: &Path, folder: &Path, target: &Path, files: &mut Vec<Source>) {
     }
 }
 
-/// Folders of plugins, which know the interface alone; the latter are made to be refused.
+/// Folders of plugins, which know the interface and the guard of mappings alone; the latter are made to be refused.
 const PLUGIN_FOLDERS: [&str; 2] = ["plugins", "core/tests/fixtures"];
 
-/// What each package but plugins may depend on: plugins → abi ← core ← vmm ← cli.
+/// What each package but plugins may depend on: plugins → abi, guard ← core ← vmm ← cli.
 const DIRECTIONS: &[(&str, &[&str])] = &[
     ("pollux-abi", &[]),
-    ("pollux-core", &["pollux-abi"]),
+    ("pollux-guard", &[]),
+    ("pollux-core", &["pollux-abi", "pollux-guard"]),
     ("pollux-vmm", &["pollux-core"]),
     ("pollux-loadgen", &["pollux-abi", "pollux-core"]),
     ("pollux", &["pollux-abi", "pollux-core", "pollux-loadgen", "pollux-vmm"]),
@@ -134,7 +135,7 @@ fn directions(metadata: &Value, root: &Path) -> Vec<String> {
         };
         let is_plugin = PLUGIN_FOLDERS.iter().any(|folder| Path::new(manifest).starts_with(root.join(folder)));
         let allowed: &[&str] = if is_plugin {
-            &["pollux-abi"]
+            &["pollux-abi", "pollux-guard"]
         } else if let Some((_, allowed)) = DIRECTIONS.iter().find(|(package, _)| *package == name) {
             allowed
         } else {
