@@ -1,4 +1,5 @@
 //! Memory that belongs to another process: mapped from a file that its owner may change, and shrink, at any time.
+use super::quota::{Quota, QuotaError, Share};
 use pollux_guard::{FileSystem, Registration};
 use std::{
     fs::File,
@@ -63,6 +64,16 @@ pub enum ForeignError {
         /// The system's answer.
         cause: io::Error,
     },
+    /// A page of the file may take as long to come as somebody likes.
+    #[error(
+        "the file of a memory region is on a file system of type {0:#x}, where an access can take as long \
+         as whoever keeps it likes; share a memfd, or a file of a tmpfs or hugetlbfs, or write \
+         memory_files = \"any\" at the device's socket"
+    )]
+    NotMemory(i64),
+    /// There would be too many mappings, or too large ones.
+    #[error("the file of a memory region is not mapped: {0}")]
+    Quota(#[from] QuotaError),
     /// Without the guard, the owner of the file could end this process.
     #[error("cannot guard a memory region against SIGBUS: {0}")]
     Guard(io::Error),
@@ -84,6 +95,9 @@ pub struct ForeignMapping {
     length: usize,
     page_size: usize,
     is_writable: bool,
+    /// Of whoever chose to have it mapped.
+    #[expect(dead_code, reason = "given back when dropped")]
+    share: Option<Share>,
 }
 
 // SAFETY: the pointer leads to memory that lives as long as this, and that all may access who keep to the rules above;
@@ -127,7 +141,25 @@ impl ForeignMapping {
         let page_size = page_size as usize;
         let address = pages.address.wrapping_add((offset - first) as usize);
         let length = length as usize;
-        Ok(ForeignMapping { registration, pages, address, length, page_size, is_writable: writable })
+        Ok(ForeignMapping { registration, pages, address, length, page_size, is_writable: writable, share: None })
+    }
+
+    /// As [`map`](Self::map), writable, for a front end, which has chosen file and size: counted against its quota.
+    /// Unless `any_file`, the file must be memory and nothing else, or an access could hold up a worker, and with it
+    /// every device that it serves, for as long as the front end likes. `[control]`
+    ///
+    /// # Errors
+    /// As [`map`](Self::map), or the quota is used up, or the file can be waited for.
+    pub fn map_for(quota: &Quota, any_file: bool, file: &File, offset: u64, length: u64) -> Result<Self, ForeignError> {
+        let share = quota.take(length)?;
+        let system = FileSystem::of(file).map_err(ForeignError::Inspect)?;
+        // What is no file at all is told so below.
+        let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+        if is_file && !any_file && !system.is_memory() {
+            return Err(ForeignError::NotMemory(system.magic));
+        }
+        let mapping = Self::map(file, offset, length, true)?;
+        Ok(ForeignMapping { share: Some(share), ..mapping })
     }
 
     /// Where the byte at `offset` of the file is.

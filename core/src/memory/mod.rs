@@ -5,12 +5,15 @@
 //! | [`dirty_log`] | which pages the device has written, for live migration |
 //! | [`foreign`] | memory of a guest that another process runs, mapped from a file that process may shrink |
 //! | [`guard`] | what keeps this process alive when it does: a crate of its own, for plugins too |
+//! | [`quota`] | how much of it may be mapped |
 pub mod dirty_log;
 pub mod foreign;
+pub mod quota;
 
 pub use dirty_log::DirtyLog;
 pub use foreign::ForeignMapping;
 pub use pollux_guard as guard;
+pub use quota::Quota;
 
 use crate::error::Chain;
 use pollux_abi::block_v1::MemoryRegion;

@@ -43,8 +43,13 @@ const NEED_REPLY: u32 = 1 << 3;
 
 /// The back end: serves a device on the socket `path`.
 pub fn serve(model: impl DeviceModel + 'static, path: &Path) -> Server {
-    let spec = SocketSpec { path: path.to_owned(), mode: None, user: None, group: None };
-    Server::start(Box::new(model), Listener::bind(&spec).expect("a socket")).expect("a server")
+    serve_files(model, path, false)
+}
+
+/// As [`serve`], to front ends that may share any file as memory if `any_file`.
+pub fn serve_files(model: impl DeviceModel + 'static, path: &Path, any_file: bool) -> Server {
+    let spec = SocketSpec { path: path.to_owned(), mode: None, user: None, group: None, any_file };
+    Server::start(Box::new(model), Listener::bind(&spec).expect("a socket"), spec.any_file).expect("a server")
 }
 
 /// What the guest keeps through every crash of the back end.

@@ -149,7 +149,7 @@ fn choose(examined: &mut Examined, file: &Path, device: Option<&str>, only_one: 
 /// Has the device served on `socket`.
 fn redirect(device: &mut Device, path: PathBuf) {
     if let Transport::VhostUser(socket) = &mut device.transport {
-        socket.value = SocketSpec { path, mode: None, user: None, group: None };
+        socket.value = SocketSpec { path, mode: None, user: None, group: None, any_file: false };
     }
 }
 

@@ -14,19 +14,20 @@ use toml::de::DeValue;
 
 const EXAMPLE: &str = "socket = \"/run/pollux/blk0.sock\"";
 
-/// Reads `socket = "/run/pollux/blk0.sock"`, or `socket = { path = …, mode = "0660", owner = "qemu", group = "kvm" }`.
-/// The span is the path's.
+/// Reads `socket = "/run/pollux/blk0.sock"`, or a table: `socket = { path = …, mode = "0660", owner = "qemu", group =
+/// "kvm", memory_files = "any" }`. The span is the path's.
 pub(super) fn socket(table: &Table<'_>, context: &Context<'_>) -> Option<Spanned<SocketSpec>> {
     let item = table.required_item("socket", EXAMPLE)?;
-    let (path, mode, user, group) = match item.table() {
-        None => (item.read::<String>(), None, None, None),
+    let (path, mode, user, group, any_file) = match item.table() {
+        None => (item.read::<String>(), None, None, None, false),
         Some(inner) => {
             let path = inner.required::<String>("path", "path = \"/run/pollux/blk0.sock\"");
             let mode = inner.item("mode", "mode = \"0660\"").and_then(|item| mode(&item));
             let user = inner.item("owner", "owner = \"qemu\"").and_then(|item| id(&item, "user", user_id));
             let group = inner.item("group", "group = \"kvm\"").and_then(|item| id(&item, "group", group_id));
+            let any_file = inner.item("memory_files", "memory_files = \"memory\"").is_some_and(|item| any_file(&item));
             inner.finish("");
-            (path, mode, user, group)
+            (path, mode, user, group, any_file)
         }
     };
     let name = path?;
@@ -35,7 +36,7 @@ pub(super) fn socket(table: &Table<'_>, context: &Context<'_>) -> Option<Spanned
         let message = format!("cannot make the socket {}: {problem}", path.display());
         table.report(Diagnostic::error(message).at(&name.span, "").help(help));
     }
-    Some(Spanned::new(SocketSpec { path, mode, user, group }, name.span))
+    Some(Spanned::new(SocketSpec { path, mode, user, group, any_file }, name.span))
 }
 
 /// Why no socket can be made there, and what to write instead. One that is there already may be a stale one.
@@ -93,6 +94,22 @@ fn mode(item: &Item<'_>) -> Option<u32> {
         );
     }
     mode
+}
+
+/// `memory_files = "memory"` or `"any"`: which files a front end may share as its guest's memory.
+fn any_file(item: &Item<'_>) -> bool {
+    let value = item.read::<String>();
+    match value.as_ref().map(|value| value.value.as_str()) {
+        Some("any") => true,
+        Some("memory") | None => false,
+        Some(other) => {
+            item.refuse(
+                format!("`memory_files` cannot be \"{other}\""),
+                "write \"memory\", for memfd, tmpfs and hugetlbfs alone, or \"any\"",
+            );
+            false
+        }
+    }
 }
 
 /// `owner = "qemu"` or `owner = 107`: the id of a name, or an id as it is.

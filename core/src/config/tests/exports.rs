@@ -27,7 +27,10 @@ fn devices_have_sockets_and_no_machine() {
     let text = format!(
         "{BACKEND}{}{}",
         exported("a", "\"a.sock\""),
-        exported("b", "{ path = \"/tmp/b.sock\", mode = \"0660\", owner = \"root\", group = 12 }")
+        exported(
+            "b",
+            "{ path = \"/tmp/b.sock\", mode = \"0660\", owner = \"root\", group = 12, memory_files = \"any\" }"
+        )
     );
     for purpose in [Purpose::Serve, Purpose::Any] {
         let (config, diagnostics) = bench.parse_for(purpose, &text);
@@ -35,9 +38,9 @@ fn devices_have_sockets_and_no_machine() {
         let config = config.expect("nothing is wrong");
         assert!(config.vm.is_none());
         let path = bench.folder.path().join("a.sock");
-        assert_eq!(*socket_of(&config, 0), SocketSpec { path, mode: None, user: None, group: None });
+        assert_eq!(*socket_of(&config, 0), SocketSpec { path, mode: None, user: None, group: None, any_file: false });
         let path = PathBuf::from("/tmp/b.sock");
-        let wanted = SocketSpec { path, mode: Some(0o660), user: Some(0), group: Some(12) };
+        let wanted = SocketSpec { path, mode: Some(0o660), user: Some(0), group: Some(12), any_file: true };
         assert_eq!(*socket_of(&config, 1), wanted);
         let DeviceKind::Blk(blk) = &config.devices[0].kind;
         assert_eq!(blk.queue_size, 128, "QEMU's own default");

@@ -8,13 +8,16 @@ use crate::{
     transport::{InterruptState, TRANSPORT_FEATURES},
     worker::{Position, QueueUpdate},
 };
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Resource, getrlimit},
+};
 use std::{
     net::Shutdown,
     os::unix::net::UnixStream,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -24,6 +27,20 @@ use vmm_sys_util::eventfd::EventFd;
 /// How long a front end waits for the requests of one that has gone, and how often it looks.
 const LEAVING_MAX: Duration = Duration::from_secs(10);
 const LEAVING_LOOK: Duration = Duration::from_millis(20);
+
+/// Most connections to one device at a time: one that uses it, and others that ask or wait to take over.
+const SESSIONS_MAX: usize = 16;
+/// Connections to all devices of the process. Each has a thread and four descriptors.
+static CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
+
+/// Most of those: they have a quarter of all descriptors. Found out once.
+fn connections_max() -> usize {
+    static MOST: OnceLock<usize> = OnceLock::new();
+    *MOST.get_or_init(|| {
+        let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        usize::try_from(descriptors / 16).unwrap_or(usize::MAX)
+    })
+}
 
 /// Names a connection, for ever.
 pub(super) type SessionId = u64;
@@ -43,6 +60,8 @@ pub(super) struct Device {
     stopping: AtomicBool,
     /// A front end has held up a worker: events of those that follow are signalled with care.
     was_held_up: AtomicBool,
+    /// Whether a front end may share a file that is more than memory.
+    any_file: bool,
 }
 
 struct Served {
@@ -80,7 +99,7 @@ pub(super) struct Owned<'d> {
 }
 
 impl Device {
-    pub(super) fn new(model: Box<dyn DeviceModel>) -> Self {
+    pub(super) fn new(model: Box<dyn DeviceModel>, any_file: bool) -> Self {
         Device {
             name: model.name().into(),
             features: model.features() | TRANSPORT_FEATURES,
@@ -93,6 +112,7 @@ impl Device {
             lines: LogBudget::of_front_end(),
             stopping: AtomicBool::new(false),
             was_held_up: AtomicBool::new(false),
+            any_file,
         }
     }
 
@@ -107,6 +127,10 @@ impl Device {
 
     pub(super) fn queue_count(&self) -> usize {
         self.queue_count
+    }
+
+    pub(super) fn any_file(&self) -> bool {
+        self.any_file
     }
 
     pub(super) fn interrupts(&self) -> &InterruptState {
@@ -278,19 +302,26 @@ impl Device {
         self.lock().model.change_event()
     }
 
-    /// Adds a connection. `false`: there are `most` already, or the server stops.
-    pub(super) fn watch(&self, id: SessionId, wake: &Arc<EventFd>, stream: UnixStream, most: usize) -> bool {
+    /// Adds a connection. `false`: there are too many already, or the server stops.
+    pub(super) fn watch(&self, id: SessionId, wake: &Arc<EventFd>, stream: UnixStream) -> bool {
         let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        // However many others have, the first one of a device is taken up.
+        let most = if watchers.is_empty() { usize::MAX } else { connections_max() };
+        let is_full = watchers.len() >= SESSIONS_MAX || CONNECTIONS.load(Ordering::Relaxed) >= most;
         // Partner: `stop` sets it before it takes the same lock.
-        if watchers.len() >= most || self.is_stopping() {
+        if is_full || self.is_stopping() {
             return false;
         }
+        CONNECTIONS.fetch_add(1, Ordering::Relaxed);
         watchers.push(Watcher { id, wake: wake.clone(), stream });
         true
     }
 
     pub(super) fn unwatch(&self, id: SessionId) {
-        self.watchers.lock().unwrap_or_else(PoisonError::into_inner).retain(|watcher| watcher.id != id);
+        let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = watchers.len();
+        watchers.retain(|watcher| watcher.id != id);
+        CONNECTIONS.fetch_sub(before - watchers.len(), Ordering::Relaxed);
     }
 
     fn wake_all(&self) {

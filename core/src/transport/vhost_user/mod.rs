@@ -77,13 +77,14 @@ impl fmt::Debug for Server {
 }
 
 impl Server {
-    /// Serves `model` on `listener` until dropped or stopped.
+    /// Serves `model` on `listener` until dropped or stopped. `any_file`: see
+    /// [`SocketSpec`](socket::SocketSpec::any_file).
     ///
     /// # Errors
     /// Its thread cannot be started.
-    pub fn start(model: Box<dyn DeviceModel>, listener: Listener) -> io::Result<Self> {
+    pub fn start(model: Box<dyn DeviceModel>, listener: Listener, any_file: bool) -> io::Result<Self> {
         watchdog::start()?;
-        let device = Arc::new(Device::new(model));
+        let device = Arc::new(Device::new(model, any_file));
         let bell = Arc::new(EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let path = listener.path().to_owned();
         let reception = Reception { device: device.clone(), listener, bell: bell.clone(), sessions: HashMap::new() };

@@ -8,7 +8,7 @@ use super::{
     wire::Message,
 };
 use crate::{
-    memory::{DirtyLog, ForeignMapping, sealed_file},
+    memory::{DirtyLog, sealed_file},
     ring::{MAX_QUEUE_SIZE, RingKind},
     transport::STATUS_NEEDS_RESET,
     worker::QueueUpdate,
@@ -201,14 +201,18 @@ impl Session {
             let files = message.files.len();
             return Err(malformed(format!("it comes with {files} file descriptors for {count} memory regions")));
         }
-        let table = self.table.replaced(&regions, message.files).map_err(refused)?;
+        let table = self
+            .table
+            .replaced(&regions, message.files, &|file, offset, length| self.map(file, offset, length))
+            .map_err(refused)?;
         self.adopt(table)
     }
 
     fn add_mem_region(&mut self, mut message: Message) -> Result<(), Failure> {
         let region = single_region(&message)?;
         let file = message.file().map_err(malformed)?;
-        let table = self.table.with(&region, file).map_err(refused)?;
+        let table =
+            self.table.with(&region, file, &|file, offset, length| self.map(file, offset, length)).map_err(refused)?;
         self.adopt(table)
     }
 
@@ -221,9 +225,10 @@ impl Session {
     fn set_log_base(&mut self, mut message: Message) -> Answer {
         let log = message.body::<VhostUserLog>().map_err(malformed)?;
         let file = message.file().map_err(malformed)?;
-        let mapping = ForeignMapping::map(&file, log.mmap_offset, log.mmap_size, true)
+        let mapping = self
+            .map(&file, log.mmap_offset, log.mmap_size)
             .map_err(|error| refused(format!("the log of dirty pages: {error}")))?;
-        self.log = Some(DirtyLog::new(Arc::new(mapping)));
+        self.log = Some(DirtyLog::new(mapping));
         self.update_logs();
         // The document has no word on the answer's payload: QEMU takes any, Cloud Hypervisor wants what was asked.
         bytes(&log, &[], None)
@@ -344,9 +349,9 @@ impl Session {
             let size = given.mmap_size;
             return Err(refused(format!("an in-flight region of {size} bytes for what takes {needed}")));
         }
-        let mapping = ForeignMapping::map(&file, given.mmap_offset, given.mmap_size, true)
+        let mapping = self
+            .map(&file, given.mmap_offset, given.mmap_size)
             .map_err(|error| refused(format!("the in-flight region: {error}")))?;
-        let mapping = Arc::new(mapping);
         self.told.adopt(&mapping, needed);
         self.inflight = Some(Inflight { mapping, queue_size, queues });
         Ok(())

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     device::{ActiveQueue, ToldConfig},
-    memory::{DirtyLog, ForeignMapping, GuestMemory, guard},
+    memory::{DirtyLog, ForeignMapping, GuestMemory, Quota, foreign::ForeignError, guard},
     ring::{InflightPlace, RingKind, RingStart},
     transport::{Conduct, InterruptState, Notifier, check_front_end_features},
     worker::{QueueUpdate, watchdog},
@@ -31,8 +31,6 @@ use vmm_sys_util::{
     eventfd::{EFD_NONBLOCK, EventFd},
 };
 
-/// Most connections to one device at a time: one that uses it, and others that ask or wait to take over.
-const SESSIONS_MAX: usize = 16;
 /// How often it is looked whether old memory maps can go, while there are any, in milliseconds.
 const RELEASE_INTERVAL: i32 = 20;
 /// How long a front end must be silent, in milliseconds, before it hears of what has changed while it was away: it may
@@ -91,6 +89,8 @@ pub(super) struct Session {
     pub(super) protocol_features: VhostUserProtocolFeatures,
     /// The device status register, which the front end keeps (virtio 1.3, 2.1).
     pub(super) status: u8,
+    /// What it may map.
+    quota: Quota,
     pub(super) table: MemoryTable,
     memory: Option<GuestMemory>,
     pub(super) vrings: Vec<Vring>,
@@ -112,7 +112,7 @@ impl Session {
     /// A connection that was just made. `None`: there is no room for it.
     pub(super) fn new(id: SessionId, device: &Arc<Device>, stream: UnixStream) -> io::Result<Option<Self>> {
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
-        if !device.watch(id, &wake, stream.try_clone()?, SESSIONS_MAX) {
+        if !device.watch(id, &wake, stream.try_clone()?) {
             return Ok(None);
         }
         Ok(Some(Session {
@@ -124,6 +124,7 @@ impl Session {
             features: 0,
             protocol_features: VhostUserProtocolFeatures::empty(),
             status: 0,
+            quota: Quota::of_front_end(),
             table: MemoryTable::default(),
             memory: None,
             vrings: (0..device.queue_count()).map(|_| Vring::default()).collect(),
@@ -272,6 +273,11 @@ impl Session {
 
     fn reply(&self, code: u32, payload: &[u8], file: Option<&File>) -> Result<(), Failure> {
         Ok(wire::reply(&self.stream, code, payload, file, &|| self.device.is_stopping())?)
+    }
+
+    /// Maps a file of the front end's.
+    pub(super) fn map(&self, file: &File, offset: u64, length: u64) -> Result<Arc<ForeignMapping>, ForeignError> {
+        ForeignMapping::map_for(&self.quota, self.device.any_file(), file, offset, length).map(Arc::new)
     }
 
     /// The features of virtio that were accepted.

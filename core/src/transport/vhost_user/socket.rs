@@ -36,6 +36,9 @@ pub struct SocketSpec {
     pub user: Option<u32>,
     /// The group that owns it; none: that of who makes it.
     pub group: Option<u32>,
+    /// Whether front ends may share a file with us that is more than memory: see
+    /// [`ForeignMapping::map_for`](crate::memory::ForeignMapping::map_for).
+    pub any_file: bool,
 }
 
 impl SocketSpec {
@@ -290,7 +293,7 @@ mod tests {
     use std::{io::Read, os::unix::net::UnixDatagram, process::Command};
 
     fn spec(path: PathBuf) -> SocketSpec {
-        SocketSpec { path, mode: None, user: None, group: None }
+        SocketSpec { path, mode: None, user: None, group: None, any_file: false }
     }
 
     fn inode(path: &Path) -> u64 {

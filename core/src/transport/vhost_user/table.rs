@@ -10,6 +10,9 @@ use vhost::vhost_user::message::VhostUserMemoryRegion;
 /// Most regions: more than any front end has slots for.
 pub(super) const SLOTS_MAX: usize = 1024;
 
+/// How a part of a file is mapped: by offset and length in bytes.
+pub(super) type Map<'m> = &'m dyn Fn(&File, u64, u64) -> Result<Arc<ForeignMapping>, ForeignError>;
+
 /// Why a region cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TableError {
@@ -49,18 +52,23 @@ pub(super) struct MemoryTable {
 impl MemoryTable {
     /// A table of these regions, each with its file. Mappings that `self` has already are taken over, however often a front end
     /// sends the same table.
-    pub(super) fn replaced(&self, regions: &[VhostUserMemoryRegion], files: Vec<File>) -> Result<Self, TableError> {
+    pub(super) fn replaced(
+        &self,
+        regions: &[VhostUserMemoryRegion],
+        files: Vec<File>,
+        map: Map<'_>,
+    ) -> Result<Self, TableError> {
         let mut table = MemoryTable::default();
         for (region, file) in regions.iter().zip(files) {
-            table.push(self.region(region, file)?)?;
+            table.push(self.region(region, file, map)?)?;
         }
         Ok(table)
     }
 
     /// This table with one more region.
-    pub(super) fn with(&self, region: &VhostUserMemoryRegion, file: File) -> Result<Self, TableError> {
+    pub(super) fn with(&self, region: &VhostUserMemoryRegion, file: File, map: Map<'_>) -> Result<Self, TableError> {
         let mut table = self.clone();
-        table.push(self.region(region, file)?)?;
+        table.push(self.region(region, file, map)?)?;
         Ok(table)
     }
 
@@ -74,7 +82,7 @@ impl MemoryTable {
         Ok(table)
     }
 
-    fn region(&self, region: &VhostUserMemoryRegion, file: File) -> Result<Region, TableError> {
+    fn region(&self, region: &VhostUserMemoryRegion, file: File, map: Map<'_>) -> Result<Region, TableError> {
         let (guest, user) = (region.guest_phys_addr, region.user_addr);
         let (length, offset) = (region.memory_size, region.mmap_offset);
         let identity = file_identity(&file).map_err(|error| TableError::File(guest, error))?;
@@ -86,9 +94,8 @@ impl MemoryTable {
         {
             return Ok(old.clone());
         }
-        let mapping =
-            ForeignMapping::map(&file, offset, length, true).map_err(|error| TableError::Region(guest, error))?;
-        Ok(Region { guest, user, length, offset, identity, file: Arc::new(file), mapping: Arc::new(mapping) })
+        let mapping = map(&file, offset, length).map_err(|error| TableError::Region(guest, error))?;
+        Ok(Region { guest, user, length, offset, identity, file: Arc::new(file), mapping })
     }
 
     fn push(&mut self, region: Region) -> Result<(), TableError> {

@@ -61,7 +61,8 @@ impl Exports {
                 None => Listener::bind(spec(device)).map_err(|cause| Error::Socket { device: name(), cause })?,
             };
             let place = listener.path().display().to_string();
-            let server = Server::start(model, listener).map_err(|cause| Error::Server { device: name(), cause })?;
+            let server = Server::start(model, listener, spec(device).any_file)
+                .map_err(|cause| Error::Server { device: name(), cause })?;
             exports.servers.push(server);
             info!("{}: serving on {place}", device.name.value);
         }
