@@ -55,3 +55,4 @@ pub use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 pub use machine::{Error, Exit, Location, Machine, Transport};
 pub use shutdown::Shutdown;
 pub use spec::{Boot, MachineSpec, RawGuest, Reboot, VcpuSpec};
+pub use terminal::restore_terminal_at_exit;

@@ -45,16 +45,16 @@ impl Shutdown {
         })))
     }
 
-    /// A request that SIGTERM, SIGINT and SIGHUP make as well. SIGTERM or SIGINT half a second after the first request,
-    /// or later, ends the process at once, with status 128 + its number and the terminal restored. A later call takes the
-    /// signals over.
+    /// A request that SIGTERM, SIGINT, SIGHUP and SIGXCPU make as well; those that are ignored stay ignored. SIGTERM or
+    /// SIGINT half a second after the first request, or later, ends the process at once, with status 128 + its number
+    /// and the terminal restored. A later call takes the signals over.
     pub fn on_signals() -> io::Result<Shutdown> {
-        Shutdown::on(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
+        Shutdown::on(&[libc::SIGTERM, libc::SIGINT, libc::SIGXCPU, libc::SIGHUP])
     }
 
     /// As [`on_signals`](Self::on_signals), without SIGHUP, which means something else to a daemon.
     pub fn on_termination() -> io::Result<Shutdown> {
-        Shutdown::on(&[libc::SIGTERM, libc::SIGINT])
+        Shutdown::on(&[libc::SIGTERM, libc::SIGINT, libc::SIGXCPU])
     }
 
     fn on(signals: &[c_int]) -> io::Result<Shutdown> {
@@ -62,7 +62,7 @@ impl Shutdown {
         let inner = Arc::into_raw(shutdown.0.clone()).cast_mut();
         // Pairs with the load in the handler.
         FOR_SIGNALS.store(inner, Ordering::Release);
-        for &signal in signals {
+        for &signal in signals.iter().filter(|signal| !is_ignored(**signal)) {
             // SAFETY: the structure is whole, and the handler only calls async-signal-safe functions.
             let result = unsafe {
                 let mut action: libc::sigaction = std::mem::zeroed();
@@ -127,6 +127,15 @@ impl Inner {
     }
 }
 
+/// Whether a signal is ignored, as whoever started this process may have wished.
+pub fn is_ignored(signal: c_int) -> bool {
+    // SAFETY: all zeroes is a valid sigaction; the call fills it in.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, ptr::null(), &mut action) == 0 && action.sa_sigaction == libc::SIG_IGN
+    }
+}
+
 /// The monotonic clock, which is never 0. Async-signal-safe, unlike `Instant::now` by its word.
 fn now_nanoseconds() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -141,8 +150,9 @@ extern "C" fn on_signal(signal: c_int) {
     let found = *errno;
     // SAFETY: a pointer in FOR_SIGNALS comes from Arc::into_raw and its reference is never given back.
     let since = unsafe { FOR_SIGNALS.load(Ordering::Acquire).as_ref() }.map(|inner| inner.request(signal));
-    // A lost terminal or a service manager sends SIGHUP along with others; nobody asks for a hard end by it.
-    if signal != libc::SIGHUP && since.is_some_and(|since| since >= SECOND_AFTER) {
+    // A lost terminal or a service manager sends SIGHUP along with others, and the kernel SIGXCPU each second; nobody
+    // asks for a hard end by them.
+    if matches!(signal, libc::SIGTERM | libc::SIGINT) && since.is_some_and(|since| since >= SECOND_AFTER) {
         terminal::restore();
         // SAFETY: _exit is async-signal-safe and does not return.
         unsafe { libc::_exit(128 + signal) };
@@ -177,6 +187,11 @@ mod tests {
 
     #[test]
     fn a_signal_is_a_request_that_knows_its_number() {
+        // SAFETY: nothing else in this process wants these. Whoever runs the tests may have them ignored.
+        unsafe {
+            libc::signal(libc::SIGHUP, libc::SIG_DFL);
+            libc::signal(libc::SIGTERM, libc::SIG_DFL);
+        }
         let shutdown = Shutdown::on_signals().unwrap();
         // SAFETY: the handler is installed; raise returns after it ran.
         unsafe { libc::raise(libc::SIGHUP) };

@@ -34,7 +34,7 @@ impl RawMode {
         if unsafe { libc::isatty(STDIN_FILENO) } == 0 {
             return Ok(None);
         }
-        install_exits();
+        restore_terminal_at_exit();
         let found = attributes()?;
         let mut raw = found;
         // SAFETY: cfmakeraw only changes the structure it is given.
@@ -86,8 +86,9 @@ fn attributes() -> io::Result<termios> {
     }
 }
 
-/// Registers `restore` with everything that can end the process, once.
-fn install_exits() {
+/// Has the terminal's settings restored by everything that can end the process, once they are changed. Done by whoever
+/// changes them, too; whoever handles fatal signals in other ways does this before.
+pub fn restore_terminal_at_exit() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         let previous = std::panic::take_hook();

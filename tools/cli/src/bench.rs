@@ -212,7 +212,7 @@ pub(crate) fn bench(arguments: &Arguments, shared: &Shared) -> Status {
         Ok(status) => status,
         Err(Error::Targets(targets::Error::Shown(_))) => Status::BadConfiguration,
         Err(error) => {
-            eprintln!("pollux: {error}");
+            report::complain(&error);
             match error {
                 Error::Load(cause) if cause.is_usage() => Status::BadConfiguration,
                 Error::Targets(cause) if cause.is_usage() => Status::BadConfiguration,
@@ -242,7 +242,8 @@ fn measure(arguments: &Arguments, shared: &Shared) -> Result<Status, Error> {
     let runs = runs?;
     let ended_early = shutdown.signal().filter(|_| runs.len() < plan.runs());
     if let Some(signal) = ended_early {
-        eprintln!("pollux: stopped by signal {signal}; {} of {} measurements were done", runs.len(), plan.runs());
+        let (done, all) = (runs.len(), plan.runs());
+        report::complain(&format_args!("stopped by signal {signal}; {done} of {all} measurements were done"));
         if runs.is_empty() {
             return Ok(Status::Stopped(signal));
         }

@@ -9,9 +9,9 @@
 //! | [`serve`] | `pollux serve` |
 //! | [`examine`] | what all do first: a file becomes a configuration without mistakes, its plugins loaded and probed |
 //! | [`assemble`] | such a configuration becomes backends, workers and devices, and a machine or sockets for them |
-//! | [`hangup`] | SIGHUP as a request to look at the media anew |
 //! | [`report`] | how mistakes in the configuration are shown |
 //! | [`service_manager`] | what a service manager such as systemd is told |
+//! | [`signals`] | what signals do to this process |
 //! | [`mod@start`] | what `run` and `serve` do alike, from a file to how it ended |
 //! | [`stats`] | `pollux stats` |
 //! | [`stats_output`] | where statistics go |
@@ -27,11 +27,12 @@ mod bench;
 mod check;
 mod descriptors;
 mod examine;
-mod hangup;
 mod report;
 mod run;
 mod serve;
 mod service_manager;
+#[allow(unsafe_code)] // sigaction(2)
+mod signals;
 mod start;
 mod stats;
 mod stats_output;
@@ -41,12 +42,7 @@ mod targets;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use pollux_core::plugin::PluginPath;
 use pollux_loadgen::units;
-use std::{
-    fmt, io,
-    io::{IsTerminal, Write},
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{fmt, io, io::IsTerminal, path::PathBuf, process::ExitCode};
 use tracing::level_filters::LevelFilter;
 
 /// Run virtual machines whose disks are plugins on polling cores, or serve such disks to QEMU and others.
@@ -149,15 +145,15 @@ enum Status {
     Stopped(i32),
 }
 
-/// The reason of a failure is no log line: it is shown whatever the log level.
+/// Says why a command failed.
 fn fail(error: &dyn fmt::Display) -> Status {
-    // Nothing is left to complain to.
-    let _ = writeln!(io::stderr(), "pollux: {error}");
+    report::complain(error);
     Status::Failure
 }
 
 fn main() -> ExitCode {
     let Arguments { command, shared } = Arguments::parse();
+    signals::ignore_file_size();
     // Standard output is the guest's console.
     tracing_subscriber::fmt()
         .with_writer(io::stderr)

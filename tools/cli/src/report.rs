@@ -19,6 +19,12 @@ pub(crate) fn print(text: &str) {
     let _ = io::stdout().lock().write_all(text.as_bytes());
 }
 
+/// Says something on standard error. It is no log line: it is shown whatever the log level.
+pub(crate) fn complain(what: &dyn fmt::Display) {
+    // Nothing is left to complain to.
+    let _ = writeln!(io::stderr(), "pollux: {what}");
+}
+
 /// Shows `found` on standard error.
 pub(crate) fn show(source: &Source, found: &[Diagnostic], warnings: bool) {
     let mut stderr = io::stderr().lock();

@@ -33,6 +33,9 @@ pub(crate) fn run(arguments: &Arguments, shared: &Shared) -> Status {
 }
 
 fn run_machine(examined: &Examined, stats: StatsPlan) -> Result<(), Error> {
+    // First of all that handles signals, so that it comes last: a SIGBUS that a mapping survives is no end of the
+    // process.
+    pollux_vmm::restore_terminal_at_exit();
     let output = stats.open()?;
     let shutdown = Shutdown::on_signals().map_err(Error::Signals)?;
     let segment = output.segment(dataplane::capacity(&examined.config))?;

@@ -6,7 +6,7 @@ use crate::{
         exports::{self, Exports},
     },
     examine::Examined,
-    fail, hangup, service_manager,
+    fail, service_manager, signals,
     start::{Arguments, start},
     stats_output::{self, StatsPlan},
 };
@@ -42,7 +42,8 @@ pub(crate) fn serve(arguments: &Arguments, shared: &Shared) -> Status {
 fn serve_devices(examined: &Examined, inherited: InheritedSockets, stats: StatsPlan) -> Result<(), Error> {
     let output = stats.open()?;
     let shutdown = Shutdown::on_termination().map_err(Error::Signals)?;
-    let hangup = hangup::block().map_err(Error::Signals)?;
+    let hangup = signals::block_hangup().map_err(Error::Signals)?;
+    signals::ignore_terminal_output();
     let segment = output.segment(dataplane::capacity(&examined.config))?;
     let exports = Exports::start(examined, inherited, segment)?;
     let refreshers = exports.refreshers();

@@ -12,6 +12,7 @@ pub(crate) mod serving;
 use pollux_core::testing::build;
 use std::{
     fs,
+    os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Command, Output},
     sync::OnceLock,
@@ -62,6 +63,15 @@ impl Folder {
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(POLLUX);
         command.args(arguments).current_dir(self.path()).env_remove("POLLUX_PLUGIN_PATH");
+        // SAFETY: async-signal-safe. Whoever runs the tests may have these ignored, and they would stay so.
+        unsafe {
+            command.pre_exec(|| {
+                for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGTERM] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
+                Ok(())
+            })
+        };
         command
     }
 
