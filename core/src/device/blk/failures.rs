@@ -118,8 +118,46 @@ impl Episode {
 }
 
 /// What the log has been told of the failures of a device, shared by its queues. For failures alone: it takes a lock.
+///
+/// What the medium fails and what the device refuses are kept apart: a guest that is refused has no lines of the medium's.
 #[derive(Debug)]
 pub(super) struct FailureLog {
+    failed: Book,
+    refused: Book,
+}
+
+impl FailureLog {
+    pub(super) fn new(device: &str) -> Self {
+        FailureLog {
+            failed: Book::new(device, LogBudget::of_medium()),
+            refused: Book::new(device, LogBudget::of_guest()),
+        }
+    }
+
+    /// A request has failed.
+    #[cold]
+    pub(super) fn note(&self, operation: usize, offset: u64, cause: Cause) {
+        let book = match cause {
+            Cause::Errno(_) => &self.failed,
+            Cause::Refused(_) => &self.refused,
+        };
+        book.write(book.lines_for(operation.min(OTHER), offset, cause, Instant::now()));
+    }
+
+    /// Counts in the log what it does not know of yet, if that is due or `is_end`. For moments in which there is nothing to do.
+    #[inline]
+    pub(super) fn report(&self, is_end: bool) {
+        for book in [&self.failed, &self.refused] {
+            if book.has_unreported.load(Ordering::Relaxed) {
+                book.report(is_end);
+            }
+        }
+    }
+}
+
+/// The episodes that have one budget of lines.
+#[derive(Debug)]
+struct Book {
     device: String,
     lines: LogBudget,
     episodes: Mutex<Vec<Episode>>,
@@ -127,33 +165,13 @@ pub(super) struct FailureLog {
     has_unreported: AtomicBool,
 }
 
-impl FailureLog {
-    pub(super) fn new(device: &str) -> Self {
-        FailureLog {
-            device: device.into(),
-            lines: LogBudget::of_medium(),
-            episodes: Mutex::default(),
-            has_unreported: AtomicBool::new(false),
-        }
-    }
-
-    /// A request has failed.
-    #[cold]
-    pub(super) fn note(&self, operation: usize, offset: u64, cause: Cause) {
-        let lines = self.lines_for(operation.min(OTHER), offset, cause, Instant::now());
-        self.write(lines);
-    }
-
-    /// Counts in the log what it does not know of yet, if that is due or `is_end`. For moments in which there is nothing to do.
-    #[inline]
-    pub(super) fn report(&self, is_end: bool) {
-        if self.has_unreported.load(Ordering::Relaxed) {
-            self.report_now(is_end);
-        }
+impl Book {
+    fn new(device: &str, lines: LogBudget) -> Self {
+        Book { device: device.into(), lines, episodes: Mutex::default(), has_unreported: AtomicBool::new(false) }
     }
 
     #[cold]
-    fn report_now(&self, is_end: bool) {
+    fn report(&self, is_end: bool) {
         let now = Instant::now();
         let mut episodes = self.episodes.lock().unwrap_or_else(PoisonError::into_inner);
         let due = episodes.iter_mut().filter(|episode| is_end || now - episode.last_line >= episode.gap);
@@ -241,11 +259,11 @@ mod tests {
     const NO_SPACE: Cause = Cause::Errno(libc::ENOSPC);
 
     /// A log, and what it says at a time in seconds.
-    struct Said(FailureLog, Instant);
+    struct Said(Book, Instant);
 
     impl Said {
         fn new() -> Self {
-            Said(FailureLog::new("blk0"), Instant::now())
+            Said(Book::new("blk0", LogBudget::of_medium()), Instant::now())
         }
 
         fn fails(&self, operation: usize, offset: u64, cause: Cause, at: f64) -> Vec<String> {
@@ -294,13 +312,24 @@ mod tests {
         let log = FailureLog::new("blk0");
         log.note(WRITE, 0, NO_SPACE);
         log.note(WRITE, 0, NO_SPACE);
-        assert!(log.has_unreported.load(Ordering::Relaxed));
+        assert!(log.failed.has_unreported.load(Ordering::Relaxed));
         log.report(false);
-        assert!(!log.has_unreported.load(Ordering::Relaxed), "nobody has anything to do: it is told at once");
+        assert!(!log.failed.has_unreported.load(Ordering::Relaxed), "nobody has anything to do: it is told at once");
         log.note(WRITE, 0, NO_SPACE);
         log.report(false);
-        assert!(log.has_unreported.load(Ordering::Relaxed), "but not again and again");
+        assert!(log.failed.has_unreported.load(Ordering::Relaxed), "but not again and again");
         log.report(true);
-        assert!(!log.has_unreported.load(Ordering::Relaxed));
+        assert!(!log.failed.has_unreported.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn a_guest_that_is_refused_leaves_the_mediums_lines_alone() {
+        let log = FailureLog::new("blk0");
+        for offset in 0..1000 {
+            log.note(offset % OTHER, 0, Cause::Refused(["it is one thing", "it is another"][offset / OTHER % 2]));
+        }
+        assert_eq!(log.failed.episodes.lock().expect("no panic").len(), 0);
+        let lines = (0..1000).filter(|_| log.failed.lines.may_log("blk0")).count();
+        assert_eq!(lines, 100);
     }
 }
