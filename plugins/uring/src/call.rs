@@ -64,7 +64,7 @@ impl Call {
     ///
     /// # Safety
     /// The memory of a transfer must be valid.
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn perform(&self, file: &impl AsRawFd) -> i32 {
         let file = file.as_raw_fd();
         match *self {
@@ -116,7 +116,7 @@ impl Transfer {
     ///
     /// # Safety
     /// The memory must be valid.
-    #[inline]
+    #[inline(always)]
     pub(crate) unsafe fn perform(&self, file: RawFd, more_flags: i32) -> i32 {
         let (offset, flags, length) = (self.offset as i64, self.flags() | more_flags, self.length as usize);
         let piece;

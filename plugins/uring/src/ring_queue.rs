@@ -260,6 +260,12 @@ impl<P: Protocol> RingQueue<P> {
         self.push(index);
     }
 
+    /// The same for a slot that had something to wait for.
+    #[cold]
+    fn begin_later(&mut self, index: u32, done: &mut Completions) {
+        self.begin(index, done);
+    }
+
     #[inline(always)]
     fn push(&mut self, index: u32) {
         let slot = self.slots[index as usize].as_mut().expect("only filled slots are pushed");
@@ -295,7 +301,7 @@ impl<P: Protocol> RingQueue<P> {
     fn go_on(&mut self, index: u32, next: Next, done: &mut Completions) {
         let step = self.slots[index as usize].as_ref().expect("only filled slots go on").step;
         match (next, step) {
-            (Next::Push, Step::Sync | Step::Bounce) => self.begin(index, done),
+            (Next::Push, Step::Sync | Step::Bounce) => self.begin_later(index, done),
             (Next::Push, _) => self.push(index),
             (Next::Defer(result), _) => self.defer(index, result, done),
             (Next::Complete(result), _) => self.end(index, result, done),
@@ -335,7 +341,7 @@ impl<P: Protocol> RingQueue<P> {
         if chunk != NO_CHUNK {
             self.pool.give_back(chunk);
             if let Some(next) = self.waiting.pop_front() {
-                self.begin(next, done);
+                self.begin_later(next, done);
             }
         }
     }
@@ -396,7 +402,7 @@ impl<P: Protocol> RingQueue<P> {
                 Next::Push => {
                     // The ring's turn again, which may refuse again.
                     slot.is_deferred = false;
-                    self.begin(index, done);
+                    self.begin_later(index, done);
                 }
                 Next::Defer(result) | Next::Complete(result) => self.end(index, result, done),
                 Next::EndOfMedium(byte) => self.miss(index, byte, done),

@@ -1,5 +1,5 @@
 //! What the medium lets a request do, and so how each begins.
-use crate::{discard::DiscardMethod, end::NOTHING_LOST, image::Image, slot::Step};
+use crate::{discard::DiscardMethod, end::NOTHING_LOST, image::Image, slot::Step, write_order::Change};
 use pollux_abi::block::{EIO, ENOTSUP, EROFS, Operation, Request};
 
 /// A bounced request that has no chunk yet.
@@ -101,6 +101,16 @@ impl Rules {
             Operation::WriteZeroes => Step::ZeroRange,
         };
         Ok((operation, step))
+    }
+
+    /// What a request changes, in whole units, if it changes anything.
+    pub(crate) fn change(&self, request: &Request, operation: Operation) -> Option<Change> {
+        if matches!(operation, Operation::Read | Operation::Flush) {
+            return None;
+        }
+        let (start, mask) = (request.offset(), self.length_mask as u64);
+        let end = start + request.length();
+        Some(Change { bytes: start & !mask..(end + mask) & !mask, is_part: (start | end) & mask != 0 })
     }
 
     fn is_part_of(&self, request: &Request, mask: u64) -> bool {

@@ -8,7 +8,7 @@ use crate::{
     call::{Call, Memory, Transfer},
     image::{Counters, MAXIMUM_SEGMENTS},
     rules::{NO_CHUNK, Rules},
-    write_order::{Change, Hold},
+    write_order::Hold,
 };
 use pollux_abi::block::{EIO, Operation, Request};
 use std::{
@@ -105,16 +105,6 @@ impl Slot {
             chunk: NO_CHUNK,
             hold: Hold::None,
         }
-    }
-
-    /// What the request changes, in whole units, if it changes anything.
-    pub(crate) fn change(&self, rules: &Rules) -> Option<Change> {
-        if matches!(self.operation, Operation::Read | Operation::Flush) {
-            return None;
-        }
-        let (start, mask) = (self.request.offset(), rules.length_mask as u64);
-        let end = start + self.request.length();
-        Some(Change { bytes: start & !mask..(end + mask) & !mask, is_part: (start | end) & mask != 0 })
     }
 
     /// Whether it cannot go on without a chunk.

@@ -7,16 +7,19 @@ use crate::{
     call::Call,
     image::Image,
     rules::Rules,
-    slot::{Next, Slot},
+    slot::{Next, Slot, Step},
     sync_turns::reopened,
     write_order::{Hold, Turns},
 };
-use pollux_abi::block::{BlockQueue, Completions, EIO, Request};
+use pollux_abi::block::{BlockQueue, Completions, EIO, Operation, Request};
 use std::{
     fs::File,
     io,
     sync::{Arc, atomic::Ordering},
 };
+
+/// The only chunk of the queue's pool.
+const CHUNK: u32 = 0;
 
 /// A queue that has nothing in flight between two calls.
 #[derive(Debug)]
@@ -37,40 +40,34 @@ impl SyncQueue {
         Ok(SyncQueue { sync_file, rules, pool, turns, image })
     }
 
-    /// Does a request and returns its result.
-    #[inline]
-    fn run(&mut self, mut slot: Slot) -> i32 {
-        if !self.rules.orders_writes {
-            return self.make_calls(&mut slot);
+    /// As `submit`, where a write may have to wait for its turn.
+    #[cold]
+    fn submit_in_order(&mut self, requests: &[Request], done: &mut Completions) {
+        for request in requests {
+            let result = match self.rules.begin(request) {
+                Ok((operation, step)) => {
+                    let hold = self.enter(request, operation);
+                    let result = self.make_calls(request, operation, step);
+                    if let Some(order) = &self.image.write_order {
+                        order.leave(&self.turns, 0, hold);
+                    }
+                    result
+                }
+                Err(result) => result,
+            };
+            done.complete(request.token(), result);
         }
-        let hold = self.enter(&slot);
-        let result = self.make_calls(&mut slot);
-        if let Some(order) = &self.image.write_order {
-            order.leave(&self.turns, 0, hold);
-        }
-        result
     }
 
-    /// Waits for the request's turn. Whoever is before it is in a system call on another thread.
-    fn enter(&self, slot: &Slot) -> Hold {
-        let (Some(order), Some(change)) = (&self.image.write_order, slot.change(&self.rules)) else {
-            return Hold::None;
-        };
-        let (hold, is_granted) = order.enter(&self.turns, 0, change);
-        if !is_granted {
-            self.turns.wait();
+    /// Makes the calls of a request, one after the other. Returns its result.
+    #[inline(always)]
+    fn make_calls(&mut self, request: &Request, operation: Operation, step: Step) -> i32 {
+        let mut slot = Slot::new(*request, operation, step);
+        if matches!(step, Step::Bounce) {
+            self.image.counters.bounced.fetch_add(1, Ordering::Relaxed);
         }
-        hold
-    }
-
-    /// Makes the calls of a request, one after the other.
-    #[inline]
-    fn make_calls(&mut self, slot: &mut Slot) -> i32 {
+        slot.chunk = CHUNK;
         loop {
-            if slot.needs_chunk() {
-                slot.chunk = 0;
-                self.image.counters.bounced.fetch_add(1, Ordering::Relaxed);
-            }
             let call = slot.call(&self.rules, &self.pool);
             if let Call::Sync = call {
                 return self.sync();
@@ -86,6 +83,18 @@ impl SyncQueue {
                 }
             }
         }
+    }
+
+    /// Waits for the request's turn. Whoever is before it is in a system call on another thread.
+    fn enter(&self, request: &Request, operation: Operation) -> Hold {
+        let (Some(order), Some(change)) = (&self.image.write_order, self.rules.change(request, operation)) else {
+            return Hold::None;
+        };
+        let (hold, is_granted) = order.enter(&self.turns, 0, change);
+        if !is_granted {
+            self.turns.wait();
+        }
+        hold
     }
 }
 
@@ -109,9 +118,13 @@ impl SyncQueue {
 impl BlockQueue for SyncQueue {
     fn submit(&mut self, requests: &[Request], done: &mut Completions) -> usize {
         self.rules.refresh(&self.image);
+        if self.rules.orders_writes {
+            self.submit_in_order(requests, done);
+            return requests.len();
+        }
         for request in requests {
             let result = match self.rules.begin(request) {
-                Ok((operation, step)) => self.run(Slot::new(*request, operation, step)),
+                Ok((operation, step)) => self.make_calls(request, operation, step),
                 Err(result) => result,
             };
             done.complete(request.token(), result);

@@ -49,10 +49,11 @@ impl Ordered {
 
 impl<P: Protocol> RingQueue<P> {
     /// Begins a new slot as soon as the order allows it.
+    #[cold]
     pub(super) fn begin_in_order(&mut self, index: u32, done: &mut Completions) {
         let slot = self.slots[index as usize].as_mut().expect("the slot was just filled");
         if let (Some(ordered), Some(order)) = (&mut self.ordered, &self.image.write_order)
-            && let Some(change) = slot.change(&self.rules)
+            && let Some(change) = self.rules.change(&slot.request, slot.operation)
         {
             let (hold, is_granted) = order.enter(&ordered.turns, index, change);
             slot.hold = hold;
@@ -62,10 +63,11 @@ impl<P: Protocol> RingQueue<P> {
                 return;
             }
         }
-        self.begin(index, done);
+        self.begin_later(index, done);
     }
 
     /// A slot has ended.
+    #[cold]
     pub(super) fn leave_order(&mut self, index: u32) {
         let slot = self.slots[index as usize].as_mut().expect("only filled slots end");
         let hold = std::mem::take(&mut slot.hold);
@@ -81,7 +83,7 @@ impl<P: Protocol> RingQueue<P> {
         let Some(ordered) = &mut self.ordered else { return };
         let granted = ordered.turns.take();
         ordered.waiting.retain(|index| !granted.contains(index));
-        granted.into_iter().for_each(|index| self.begin(index, done));
+        granted.into_iter().for_each(|index| self.begin_later(index, done));
     }
 
     /// The queue is given up: what waits never begins.
