@@ -171,7 +171,7 @@ pub fn text(rows: &[Row]) -> String {
 pub fn markdown(rows: &[Row]) -> String {
     let line = |cells: Vec<String>| {
         let cells = cells.into_iter().map(|cell| cell.replace('|', "\\|")).collect::<Vec<_>>();
-        // No spaces where a cell is empty, as the other tables of the README have it.
+        // No spaces where a cell is empty, as the other tables of docs/figures.md have it.
         cells.iter().fold("|".to_owned(), |text, cell| match cell.as_str() {
             "" => text + " |",
             cell => text + &format!(" {cell} |"),

@@ -1,51 +1,6 @@
 //! The configuration file: TOML in, checked and typed values out, or everything that is wrong with it at once.
 //!
-//! ```toml
-//! [vm]
-//! cpus = 2                      # default 1; or { count = 2, pin = [4, 5] }
-//! memory = "1G"                 # or { size = "1G", hugepages = "2M" }, pages of 2M or 1G
-//! kernel = "vmlinuz"            # a bzImage, or an ELF file with a PVH entry
-//! initrd = "initrd.img"         # optional
-//! cmdline = "console=ttyS0 root=/dev/vda rw"  # default ""
-//! console = "terminal"          # default; or "stdout" (no input), "off", { file = "console.log" }
-//! reboot = "restart"            # default; or "exit": the program ends when the guest reboots
-//!
-//! [worker.io0]
-//! cpu = 3                       # left out: wherever the scheduler puts it
-//! idle = "spin"                 # default; or "adaptive": sleep when there is nothing to do for a while; "interrupt": at once
-//!
-//! [block.disk0]
-//! plugin = "uring"              # a name on the plugin path, or a file: ./libfoo.so
-//! options = { path = "disk.img" }  # what the plugin takes
-//! read_only = false             # default
-//!
-//! [device.blk0]                 # guests find devices in the order of the file
-//! type = "blk"
-//! block = "disk0"
-//! workers = ["io0"]             # queues are dealt out to the workers named
-//! queues = 1                    # default; up to 64
-//! queue_size = 256              # default; a power of two from 4 to 32768
-//! serial = "blk0"               # default: the device's name; up to 20 characters
-//! transport = "pci"             # default; or "mmio"
-//! latency_sample = 16           # default: the latency of one batch in 16 is measured; 0: of none
-//! coalesce = "off"              # default; or "adaptive", { count = 32, time_us = 50 }: interrupts wait for others to be merged with
-//! in_order = false              # default; true: a driver may have its requests given back in the order in which it made them
-//! ```
-//!
-//! A file without `[vm]` describes devices that are served to the machines of other programs:
-//!
-//! ```toml
-//! [device.blk0]
-//! type = "blk"
-//! block = "disk0"
-//! workers = ["io0"]
-//! transport = "vhost-user"
-//! socket = "/run/pollux/blk0.sock"  # or { path = …, mode = "0660", owner = "qemu", group = "kvm" }
-//! queue_size = 128              # default here
-//! ```
-//!
-//! Sizes are bytes, or strings with the binary units K, M, G and T. Relative paths start at the file's own folder.
-//! Names have 1 to 20 characters.
+//! The format is described in `docs/configuration.md`, which a test compares with what is read here.
 //!
 //! | module | holds |
 //! |---|---|

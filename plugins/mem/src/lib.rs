@@ -1,13 +1,6 @@
 //! `mem`: a disk in memory, or in a file that is mapped into memory.
 //!
-//! | option | default | meaning |
-//! |---|---|---|
-//! | `size` | the file's | size of the disk; a file is created or extended to it |
-//! | `path` | | file to map; without it the disk is in memory and begins as zeroes |
-//! | `format` | `"auto"` | refuse what looks like another format than raw; `"raw"`: insist |
-//! | `block_size` | 512 | logical block size |
-//! | `sparse` | `false` | leave unwritten parts of the file unallocated, and make discarded ones so |
-//! | `lock` | `true` | refuse a file that another process has mapped this way |
+//! Its options are described in `docs/configuration.md`.
 //!
 //! Every request completes in `submit`. That includes a flush of a file, which waits for the file system: on anything
 //! but a tmpfs, the worker and all its queues stand still meanwhile.

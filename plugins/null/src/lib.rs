@@ -1,6 +1,6 @@
 //! `null`: completes every request at once and touches no data. For measuring what the rest of the path costs.
 //!
-//! Options: `size` (default `"1G"`), `block_size` (default 512).
+//! Its options are described in `docs/configuration.md`.
 #![deny(unsafe_code)]
 use pollux_abi::{
     block::{Block, BlockInfo, BlockQueue, Completions, Error, OpenContext, Request},

@@ -1,16 +1,6 @@
 //! `uring`: raw image files, block devices and LVM volumes through io_uring.
 //!
-//! | option | default | meaning |
-//! |---|---|---|
-//! | `path` | | the image file or block device |
-//! | `format` | `"auto"` | refuse what looks like another format than raw; `"raw"`: insist |
-//! | `block_size` | 512; a block device's own | what guests address the medium in: 512, 1024, 2048 or 4096 bytes |
-//! | `direct` | `true` | go past the page cache (`O_DIRECT`) |
-//! | `queue_depth` | the device's | most requests of one queue that the kernel works on at a time |
-//! | `lock` | `true` | refuse a medium that another process has open for writing |
-//! | `poll` | `"auto"` | `"on"`, `"off"`: ask the device for the end of requests (IOPOLL), where its queue polls |
-//! | `register_memory` | `false` | register guest memory with the kernel: it stays pinned, all of it. Not over vhost-user |
-//! | `engine` | `"auto"` | `"io_uring"`, `"sync"` (system calls within `submit`), or the one that suits the medium |
+//! Its options are described in `docs/configuration.md`.
 //!
 //! Each queue has a ring of its own, which its worker alone enters: at most one system call per turn of the worker,
 //! none while nothing is in flight. A ring permits what it is used for and nothing else. The path of an NVMe generic

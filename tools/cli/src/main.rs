@@ -69,7 +69,7 @@ enum Command {
     /// Serve the devices that FILE describes to the machines of other programs, over vhost-user.
     ///
     /// FILE is one without `[vm]`, whose devices have a socket each. SIGTERM or SIGINT end it cleanly; at SIGHUP all
-    /// media are measured anew, and front ends told of those that were resized.
+    /// media are measured again, and front ends told of those that were resized.
     Serve(start::Arguments),
     /// Say what is wrong with FILE; start nothing.
     ///

@@ -49,7 +49,7 @@ fn serve_devices(examined: &Examined, inherited: InheritedSockets, stats: StatsP
     let refreshers = exports.refreshers();
     hangup
         .on_each(move || {
-            info!("SIGHUP: looking at all media anew");
+            info!("SIGHUP: measuring all media again");
             refreshers.iter().for_each(Refresher::refresh);
         })
         .map_err(Error::Signals)?;

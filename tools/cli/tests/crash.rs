@@ -140,7 +140,7 @@ fn packed_rings_of_four_queues_and_direct_io() {
         let (rounds, replays) = (rounds(), tally.replays);
         assert!(
             replays >= rounds / 4,
-            "requests were left over by {replays} of {rounds} crashes: too few to show anything"
+            "requests were in flight at {replays} of {rounds} crashes: too few to show anything"
         );
     }
 }

@@ -90,7 +90,7 @@ fn without_nohup_a_hangup_is_a_look_at_the_media() {
     // SAFETY: the child has not been waited for, so its number is still its own.
     let signal = |signal| assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
     signal(libc::SIGHUP);
-    assert!(log.any(|line| line.contains("SIGHUP: looking at all media anew")));
+    assert!(log.any(|line| line.contains("SIGHUP: measuring all media again")));
     signal(libc::SIGXCPU);
     assert_eq!(child.wait().expect("ended").code(), Some(0), "a limit on CPU time is a wish to end, in order");
 }

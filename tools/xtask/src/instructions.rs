@@ -83,7 +83,7 @@ pub(crate) fn as_test(project: &Project) -> Outcome {
 fn baseline(project: &Project) -> Result<Counts, String> {
     let path = project.root.join(BASELINE);
     let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}; make it: {ACCEPT}", path.display()))?;
-    serde_json::from_str(&text).map_err(|error| format!("{}: {error}; make it anew: {ACCEPT}", path.display()))
+    serde_json::from_str(&text).map_err(|error| format!("{}: {error}; record it again: {ACCEPT}", path.display()))
 }
 
 /// Builds the bench as it is delivered, and lets it count.

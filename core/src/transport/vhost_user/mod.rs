@@ -131,7 +131,7 @@ impl Refresher {
     /// Has the backend asked what its medium is like now, and the front ends told if that is something new. Returns at once.
     pub fn refresh(&self) {
         if let Err(error) = self.bell.write(1) {
-            warn!("{}: cannot be looked at anew: {error}", self.name);
+            warn!("{}: its medium cannot be measured again: {error}", self.name);
         }
     }
 }

@@ -139,7 +139,7 @@ fn directions(metadata: &Value, root: &Path) -> Vec<String> {
         } else if let Some((_, allowed)) = DIRECTIONS.iter().find(|(package, _)| *package == name) {
             allowed
         } else {
-            faults.push(format!("{name}: a new package: say in tools/xtask/src/tidy.rs what it may depend on"));
+            faults.push(format!("{name}: a new package: say in tools/xtask/src/tidy/mod.rs what it may depend on"));
             continue;
         };
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
