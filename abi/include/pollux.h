@@ -262,8 +262,8 @@ typedef struct PolluxBlockV1 {
   // Fills `text` with a JSON object of the plugin's own counters. A `length` beyond the capacity says that it was
   // cut. `[control]`
   int32_t (*statistics)(void *instance, struct PolluxTextBuffer *text);
-  // Announces a region of guest memory, so that the plugin may register or map it for DMA. Memory that another process
-  // may take pages out of, such as that of a vhost-user front end, is not announced. `[control]`
+  // Announces a region of guest memory, so that the plugin may register or map it for DMA. Memory that another
+  // process may take pages out of, such as that of a vhost-user front end, is not announced. `[control]`
   int32_t (*memory_add)(void *instance, const struct PolluxMemoryRegion *region, struct PolluxTextBuffer *error);
   // Takes a region back. `[control]`
   void (*memory_remove)(void *instance, const struct PolluxMemoryRegion *region);

@@ -237,8 +237,8 @@ pub struct BlockV1 {
     /// Fills `text` with a JSON object of the plugin's own counters. A `length` beyond the capacity says that it was
     /// cut. `[control]`
     pub statistics: unsafe extern "C" fn(instance: *mut c_void, text: *mut TextBuffer) -> i32,
-    /// Announces a region of guest memory, so that the plugin may register or map it for DMA. Memory that another process
-    /// may take pages out of, such as that of a vhost-user front end, is not announced. `[control]`
+    /// Announces a region of guest memory, so that the plugin may register or map it for DMA. Memory that another
+    /// process may take pages out of, such as that of a vhost-user front end, is not announced. `[control]`
     pub memory_add:
         unsafe extern "C" fn(instance: *mut c_void, region: *const MemoryRegion, error: *mut TextBuffer) -> i32,
     /// Takes a region back. `[control]`

@@ -1,9 +1,9 @@
-//! Instructions that the device executes for one request and for an idle turn, counted by callgrind: the same on a noisy machine as
-//! on a quiet one, so that a loss on the hot path shows however small it is.
+//! Instructions that the device executes for one request and for an idle turn, counted by callgrind: the same on a
+//! noisy machine as on a quiet one, so that a loss on the hot path shows however small it is.
 //!
-//! `cargo bench --bench instructions` counts each case in processes of its own. The numbers hold for one compiler and one profile:
-//! those in `instructions.json` say what they were taken with, and `cargo xtask instructions` compares. With `--json` a machine
-//! reads them.
+//! `cargo bench --bench instructions` counts each case in processes of its own. The numbers hold for one compiler and
+//! one profile: those in `instructions.json` say what they were taken with, and `cargo xtask instructions` compares.
+//! With `--json` a machine reads them.
 #![allow(missing_docs)]
 use pollux_benches::{Prepared, backend, callgrind};
 use pollux_core::{

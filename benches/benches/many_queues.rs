@@ -1,7 +1,7 @@
 //! What idle queues cost the worker that has them: one among 256, and 255 beside a busy one.
 //!
-//! By time, as the least of several rounds with the spread beside it, and by instructions as callgrind counts them, which are the same on a noisy
-//! machine. One thread plays all drivers and the worker.
+//! By time, as the least of several rounds with the spread beside it, and by instructions as callgrind counts them,
+//! which are the same on a noisy machine. One thread plays all drivers and the worker.
 #![allow(missing_docs)]
 use pollux_benches::{callgrind, many_queues::ManyQueues, pin};
 use pollux_core::ring::RingKind;

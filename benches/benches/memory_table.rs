@@ -1,7 +1,8 @@
 //! How long a queue stands still when its guest's memory map is replaced under it: `cargo bench --bench memory_table`.
 //!
-//! The new map is built on a control thread; what the worker does is timed here, the change alone, with requests in flight that end
-//! in the old map. The guest has 100 GB (of which next to nothing is touched), in one region and in 512.
+//! The new map is built on a control thread; what the worker does is timed here, the change alone, with requests in
+//! flight that end in the old map. The guest has 100 GB (of which next to nothing is touched), in one region and in
+//! 512.
 #![allow(missing_docs)]
 use pollux_core::{
     memory::GuestMemory,

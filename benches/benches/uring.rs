@@ -1,9 +1,10 @@
-//! What the plugin `uring` costs above the calls to the kernel that it makes: its queue, called as a device calls it, and a bare
-//! loop that does the same reads, in turns.
+//! What the plugin `uring` costs above the calls to the kernel that it makes: its queue, called as a device calls it,
+//! and a bare loop that does the same reads, in turns.
 //!
-//! `cargo bench --bench uring` prints nanoseconds per read of both, the ratio of each round, and instructions in user space, which
-//! callgrind counts and a noisy machine does not change. Files lie in the folder that `POLLUX_BENCH_FOLDER` names (the temporary
-//! one if it is not set) and in /dev/shm. Direct reads are compared only where the folder's file system takes them.
+//! `cargo bench --bench uring` prints nanoseconds per read of both, the ratio of each round, and instructions in user
+//! space, which callgrind counts and a noisy machine does not change. Files lie in the folder that
+//! `POLLUX_BENCH_FOLDER` names (the temporary one if it is not set) and in /dev/shm. Direct reads are compared only
+//! where the folder's file system takes them.
 #![allow(missing_docs)]
 use pollux_benches::{
     callgrind, median,
@@ -36,7 +37,8 @@ fn main() {
     let is_test = !arguments.iter().any(|argument| argument == "--bench");
     let reads = if is_test { 64 } else { READS };
     println!(
-        "4 KiB random reads; nanoseconds per read are medians of {ROUNDS} rounds in turns; the ratio's spread is all of them"
+        "4 KiB random reads; nanoseconds per read are medians of {ROUNDS} rounds in turns; the ratio's spread is all \
+         of them"
     );
     println!(
         "{:<22} {:>5} {:>9} {:>9} {:>22} {:>12} {:>12}",

@@ -1,5 +1,6 @@
-//! What an idle device costs, and what its first request after a pause does, for each idle policy; beside it the machine's own floor for a wake-up: a write
-//! to an eventfd that another thread waits for in poll, and the word that it stores then.
+//! What an idle device costs, and what its first request after a pause does, for each idle policy; beside it the
+//! machine's own floor for a wake-up: a write to an eventfd that another thread waits for in poll, and the word that it
+//! stores then.
 //!
 //! And what a reader of the statistics costs the queue that it reads: nothing but the lines that it looks at.
 #![allow(missing_docs)]

@@ -1,13 +1,15 @@
 //! The speed targets, all in one table: `cargo bench -p pollux-benches --bench side_by_side`.
 //!
-//! Pollux and qemu-storage-daemon do the same work in turn. Both serve vhost-user-blk from the same CPU, one driver on another CPU measures both,
-//! A B A B, and whoever is not measured is stopped meanwhile (SIGSTOP), so that neither polls while the other works. Where their server has several
-//! ways to the same file, each takes its turn, and ours is compared with the one that is best at that depth. Where there is nothing but memory
-//! behind the device, an ideal one takes its turn as well: a loop on the same ring in the driver's process, without vhost-user, plugin
-//! or device model. Then pieces of ours are measured alone.
+//! Pollux and qemu-storage-daemon do the same work in turn. Both serve vhost-user-blk from the same CPU, one driver on
+//! another CPU measures both, A B A B, and whoever is not measured is stopped meanwhile (SIGSTOP), so that neither
+//! polls while the other works. Where their server has several ways to the same file, each takes its turn, and ours is
+//! compared with the one that is best at that depth. Where there is nothing but memory behind the device, an ideal one
+//! takes its turn as well: a loop on the same ring in the driver's process, without vhost-user, plugin or device model.
+//! Then pieces of ours are measured alone.
 //!
-//! Medians and spread of the rounds, and beside them the time of a cache line from one CPU to the other and back: on a virtual machine it
-//! changes from minute to minute, and with it everything else. Compare within a row. A target that is missed is no failure.
+//! Medians and spread of the rounds, and beside them the time of a cache line from one CPU to the other and back: on a
+//! virtual machine it changes from minute to minute, and with it everything else. Compare within a row. A target that
+//! is missed is no failure.
 #![allow(missing_docs)]
 mod arguments;
 mod interrupt;

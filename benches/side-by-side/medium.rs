@@ -54,8 +54,9 @@ fn folder(place: &Path) -> Result<TempDir, String> {
     TempDir::new_in(place).map_err(|error| format!("no folder in {}: {error}", place.display()))
 }
 
-/// Writes all of the blocks: holes are answered without the disk. The first half of each page is random and the other zero, so that a disk
-/// that compresses has something to do and something to gain. What takes it longer brings all servers nearer to each other.
+/// Writes all of the blocks: holes are answered without the disk. The first half of each page is random and the other
+/// zero, so that a disk that compresses has something to do and something to gain. What takes it longer brings all
+/// servers nearer to each other.
 fn fill(path: &Path, is_new: bool) -> io::Result<()> {
     let mut random = File::open("/dev/urandom")?;
     let mut file = File::options().write(true).create_new(is_new).open(path)?;

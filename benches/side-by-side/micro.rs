@@ -1,4 +1,5 @@
-//! Pieces of ours alone: what the way into a plugin costs, what idle queues cost, and what the plugin `uring` adds to the kernel's work.
+//! Pieces of ours alone: what the way into a plugin costs, what idle queues cost, and what the plugin `uring` adds to
+//! the kernel's work.
 use super::{
     arguments::Arguments,
     progress::{Interrupted, Progress},
@@ -132,9 +133,10 @@ fn row(
 
 const RATIO: (Unit, fn(f64, f64) -> f64) = (Unit::Ratio, |ours, other| ours / other);
 
-/// Per request: the queue of `null` through its shared library, less the same loop around a static function that does the same. First one
-/// with the checks of tokens that core makes on either side of a backend, so that what is left is the way across: the call through a
-/// pointer, the guard against panics, and what the compiler cannot see through. Then, without a target, one that checks nothing.
+/// Per request: the queue of `null` through its shared library, less the same loop around a static function that does
+/// the same. First one with the checks of tokens that core makes on either side of a backend, so that what is left is
+/// the way across: the call through a pointer, the guard against panics, and what the compiler cannot see through.
+/// Then, without a target, one that checks nothing.
 fn crossing(rounds: Rounds<'_>) -> Result<Vec<Row>, Interrupted> {
     const BATCHES: u64 = 100_000;
     let mut both = Crossing::new();

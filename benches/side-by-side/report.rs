@@ -33,7 +33,8 @@ impl Report<'_> {
     pub(crate) fn about(&self) -> String {
         let Arguments { rounds, duration, .. } = self.arguments;
         format!(
-            "{}\n{}\nservers on CPU {}, driver on CPU {}; 4 KiB random reads, 1 queue; {rounds} rounds of {} ms in turn\n\
+            "{}\n{}\nservers on CPU {}, driver on CPU {}; 4 KiB random reads, 1 queue; {rounds} rounds of {} ms in \
+             turn\n\
              median (least to greatest); k/s: thousand requests a second; result: the ratio of each round",
             self.machine.line(),
             self.qemu.as_deref().unwrap_or("without qemu-storage-daemon"),

@@ -147,7 +147,8 @@ fn plan(work: Work, side: &Side, depth: u16, arguments: &Arguments, Cpus { serve
 }
 
 impl Measured {
-    /// A row for each comparison and depth: where there are several rivals of a kind, with the one that is best at that depth.
+    /// A row for each comparison and depth: where there are several rivals of a kind, with the one that is best at that
+    /// depth.
     pub(crate) fn rows(&self) -> Vec<Row> {
         let kinds = Against::ALL.into_iter();
         kinds.flat_map(|against| (0..DEPTHS.len()).filter_map(move |index| self.row(against, index))).collect()

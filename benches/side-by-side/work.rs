@@ -145,8 +145,8 @@ impl Work {
         }
     }
 
-    /// What the ratio should be at the depth with this index in [`DEPTHS`]. That of latencies at depth 1, where the rate is its inverse, should
-    /// be 1.25 at most, which is 0.8 here.
+    /// What the ratio should be at the depth with this index in [`DEPTHS`]. That of latencies at depth 1, where the
+    /// rate is its inverse, should be 1.25 at most, which is 0.8 here.
     pub(crate) fn goal(self, against: Against, depth: usize) -> Option<Goal> {
         let goals: [f64; 4] = match (self, against) {
             (Work::Null, Against::Qemu) => [6.0, 7.0, 10.0, 8.0],

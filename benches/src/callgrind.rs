@@ -1,12 +1,12 @@
 //! Instructions that callgrind counts: the same on a noisy machine as on a quiet one.
 //!
-//! A program runs itself again under valgrind with `--run` and what the case is, and counts what is done within one function of its
-//! own, which must be `#[inline(never)]`. The crate gungraun, which does the like, wants a program installed beside it and keeps its
-//! baselines in `target/`, so that a fresh clone would have none to compare with.
+//! A program runs itself again under valgrind with `--run` and what the case is, and counts what is done within one
+//! function of its own, which must be `#[inline(never)]`. The crate gungraun, which does the like, wants a program
+//! installed beside it and keeps its baselines in `target/`, so that a fresh clone would have none to compare with.
 use std::{env, ffi::OsString, fs, io, process::Command, thread};
 
-/// The implementations in the C library of a memory copy that every x86-64 processor runs, so that counts depend neither on this one
-/// nor on what valgrind shows of it.
+/// The implementations in the C library of a memory copy that every x86-64 processor runs, so that counts depend
+/// neither on this one nor on what valgrind shows of it.
 const TUNABLES: &str = "glibc.cpu.hwcaps=-AVX,-AVX2,-AVX_Fast_Unaligned_Load,-SSSE3,-ERMS,-FSRM";
 
 /// The version of valgrind; `None` without one.
@@ -15,8 +15,9 @@ pub fn version() -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// Instructions within functions of whose names `function` is a part in each of some rounds, by counting `rounds` of them and twice as many: what is done once cancels
-/// out. The program is run with `--run` and the `arguments` for that many rounds.
+/// Instructions within functions of whose names `function` is a part in each of some rounds, by counting `rounds` of
+/// them and twice as many: what is done once cancels out. The program is run with `--run` and the `arguments` for that
+/// many rounds.
 ///
 /// # Errors
 /// Valgrind does not run, or the program fails in it: what it says.

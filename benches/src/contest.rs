@@ -28,8 +28,8 @@ pub fn rate(samples: &[Sample], depth: u16, side: usize) -> Option<Spread> {
     Spread::new(rates(samples, depth, side).map(|(_, rate)| rate))
 }
 
-/// Requests per second of `ours` divided by those of `other`, round by round, without those in which the other was so held up that
-/// it finished nothing. `None`: there is no such round.
+/// Requests per second of `ours` divided by those of `other`, round by round, without those in which the other was so
+/// held up that it finished nothing. `None`: there is no such round.
 pub fn ratio(samples: &[Sample], depth: u16, ours: usize, other: usize) -> Option<Spread> {
     let other_in = |round: u32| rates(samples, depth, other).find(|sample| sample.0 == round && sample.1 > 0.0);
     let pairs = rates(samples, depth, ours).filter_map(|(round, rate)| Some(rate / other_in(round)?.1));

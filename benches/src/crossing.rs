@@ -1,5 +1,5 @@
-//! What it costs to reach a backend behind the ABI of plugins: the queue of `null`, through its real shared library, and a static
-//! function in its place.
+//! What it costs to reach a backend behind the ABI of plugins: the queue of `null`, through its real shared library,
+//! and a static function in its place.
 use crate::{backend, started_reads};
 use pollux_abi::block_v1::{BlockCompletion, BlockRequest};
 use pollux_core::{memory::GuestMemory, plugin::BackendQueue};
@@ -39,8 +39,9 @@ impl Crossing {
         }
     }
 
-    /// Nanoseconds per request of [`BackendQueue::submit`] with batches of [`BATCH`]: tokens are given and checked on the way
-    /// back, the plugin is called through the pointer that its shared library holds, and its guard against panics is passed.
+    /// Nanoseconds per request of [`BackendQueue::submit`] with batches of [`BATCH`]: tokens are given and checked on
+    /// the way back, the plugin is called through the pointer that its shared library holds, and its guard against
+    /// panics is passed.
     pub fn plugin(&mut self, batches: u64) -> f64 {
         let start = Instant::now();
         for _ in 0..batches {
@@ -67,8 +68,9 @@ impl Crossing {
         per_request(start, batches)
     }
 
-    /// As [`inlined`](Self::inlined), with what [`BackendQueue`] does around the plugin's function: each request gets a token that no
-    /// other had, and each completion must be of a token in flight. What is left to [`plugin`](Self::plugin) is the way across.
+    /// As [`inlined`](Self::inlined), with what [`BackendQueue`] does around the plugin's function: each request gets a
+    /// token that no other had, and each completion must be of a token in flight. What is left to
+    /// [`plugin`](Self::plugin) is the way across.
     pub fn checked(&mut self, batches: u64) -> f64 {
         let start = Instant::now();
         for _ in 0..batches {

@@ -65,7 +65,7 @@ impl Prepared {
         Prepared { memory, driver, depth, indirect, operation }
     }
 
-    /// Offers all of the reads, anew each time: in a packed ring they lie elsewhere then.
+    /// Offers all of the reads, written again each time: in a packed ring they lie elsewhere then.
     fn offer(&mut self) {
         for index in 0..self.depth as u64 {
             let header = REQUESTS + index * 8192;
@@ -126,8 +126,8 @@ pub fn backend(name: &str, options: &str) -> Arc<BlockBackend> {
         .expect("a backend")
 }
 
-/// A started queue of the backend, whose worker the calling thread is, and a read of one block for each of its slots, of the blocks from the first on.
-/// The memory is the requests'.
+/// A started queue of the backend, whose worker the calling thread is, and a read of one block for each of its slots,
+/// of the blocks from the first on. The memory is the requests'.
 pub fn started_reads(backend: &Arc<BlockBackend>, depth: usize) -> (BackendQueue, Vec<BlockRequest>, GuestMemory) {
     let guest = GuestMemory::create(&[(0, depth as u64 * BLOCK_BYTES)], None).expect("guest memory");
     backend.add_memory(&guest).expect("the memory is announced");

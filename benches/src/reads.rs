@@ -1,5 +1,5 @@
-//! Random reads of 4 KiB from a file: by the plugin `uring`, its queue called as a device calls it, and by a bare loop that does the same
-//! reads and nothing else.
+//! Random reads of 4 KiB from a file: by the plugin `uring`, its queue called as a device calls it, and by a bare loop
+//! that does the same reads and nothing else.
 use crate::{BLOCK_BYTES, backend, started_reads};
 use io_uring::{IoUring, opcode, types::Fixed};
 use pollux_abi::block_v1::BlockRequest;

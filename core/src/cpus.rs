@@ -1,7 +1,7 @@
 //! Which CPUs threads run on.
 //!
-//! Workers and vCPUs may be pinned to CPUs of their own. The process's other threads, and what the kernel makes for them, keep off
-//! those ([`leave`]). A thread does not lose its CPU unnoticed ([`Pin`]).
+//! Workers and vCPUs may be pinned to CPUs of their own. The process's other threads, and what the kernel makes for
+//! them, keep off those ([`leave`]). A thread does not lose its CPU unnoticed ([`Pin`]).
 use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity};
 use std::{
     fmt, fs, io,
@@ -16,11 +16,13 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// A pin that somebody takes away again and again is told of as often as this.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
-/// CPUs that threads of this process can be pinned to, ascending. They may be more than those that it was started on: the kernel
-/// keeps CPUs that `isolcpus` sets aside, or `taskset` leaves out, for whoever asks for them by name. So it is asked.
+/// CPUs that threads of this process can be pinned to, ascending. They may be more than those that it was started on:
+/// the kernel keeps CPUs that `isolcpus` sets aside, or `taskset` leaves out, for whoever asks for them by name. So it
+/// is asked.
 pub fn usable() -> Vec<usize> {
     let ask = || {
-        // It takes those of them that the cpuset has and that are switched on. Where even this is forbidden, nothing changes.
+        // It takes those of them that the cpuset has and that are switched on. Where even this is forbidden, nothing
+        // changes.
         let _ = sched_setaffinity(None, &all());
         sched_getaffinity(None)
     };
@@ -59,8 +61,8 @@ pub fn obstacle(cpu: usize) -> String {
 /// What the process was started on.
 static START: OnceLock<CpuSet> = OnceLock::new();
 
-/// Keeps the calling thread, and those that it starts from now on, off the CPUs that are `taken`. If they are all, it stays as it
-/// is, and the answer is `false`. `[control]`, before anything is started.
+/// Keeps the calling thread, and those that it starts from now on, off the CPUs that are `taken`. If they are all, it
+/// stays as it is, and the answer is `false`. `[control]`, before anything is started.
 pub fn leave(taken: &[usize]) -> bool {
     let Ok(mut left) = sched_getaffinity(None) else { return false };
     START.get_or_init(|| left);

@@ -1,5 +1,5 @@
-//! A bound on log lines that somebody else can cause. A guest that breaks and resets its device for ever, or a plugin that it
-//! makes fail, must not fill the host's disk.
+//! A bound on log lines that somebody else can cause. A guest that breaks and resets its device for ever, or a plugin
+//! that it makes fail, must not fill the host's disk.
 use std::{
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
@@ -9,8 +9,8 @@ use tracing::warn;
 /// Lines there are at first, and at most.
 const LINES: u32 = 100;
 
-/// How many lines may still be logged. Shared by all who log on behalf of one guest's device, machine, or plugin. Not for
-/// the hot path: it takes a lock.
+/// How many lines may still be logged. Shared by all who log on behalf of one guest's device, machine, or plugin. Not
+/// for the hot path: it takes a lock.
 #[derive(Debug)]
 pub struct LogBudget {
     /// What causes the lines, for the message at their end: `the guest`.
@@ -54,7 +54,8 @@ impl LogBudget {
         LogBudget { cause, interval, refill, state: Mutex::new(state) }
     }
 
-    /// Whether a line may be logged, under `name`. It is counted then; the last one comes with a word about those left out.
+    /// Whether a line may be logged, under `name`. It is counted then; the last one comes with a word about those left
+    /// out.
     pub fn may_log(&self, name: &str) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();

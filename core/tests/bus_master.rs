@@ -1,5 +1,5 @@
-//! A device that may not access memory (PCI 3.0, 6.2.2: Bus Master Enable) leaves its rings alone, and goes on in them where it stopped
-//! when it may.
+//! A device that may not access memory (PCI 3.0, 6.2.2: Bus Master Enable) leaves its rings alone, and goes on in them
+//! where it stopped when it may.
 use pollux_core::{
     testing::{
         blk::{Cut, IN, OK, OUT, UNTOUCHED, pattern, wait_for},

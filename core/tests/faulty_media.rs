@@ -82,7 +82,10 @@ fn touch(file: &Path) {
 }
 
 fn errors_come_for_the_requests_that_the_script_names_and_for_no_others(kind: RingKind) {
-    let script = r#"{"operation": "write", "after": 2, "count": 3, "error": "ENOSPC"}, {"operation": "flush", "count": 1, "error": "EIO"}"#;
+    let script = r#"
+        {"operation": "write", "after": 2, "count": 3, "error": "ENOSPC"},
+        {"operation": "flush", "count": 1, "error": "EIO"}
+    "#;
     let mut bench = Bench::new(kind, script);
     let statuses: Vec<u8> = (0..7).map(|sector| bench.write(sector, &pattern(sector, SECTOR))).collect();
     assert_eq!(statuses, [OK, OK, IOERR, IOERR, IOERR, OK, OK]);
@@ -141,7 +144,10 @@ fn a_medium_that_hangs_holds_its_own_device_alone_and_goes_on_when_it_comes_back
 }
 
 fn a_medium_that_refuses_gets_every_request_later(kind: RingKind) {
-    let script = r#"{"operation": "read", "hang": true, "until": "FOLDER/back"}, {"operation": "write", "refuse": true, "until": "FOLDER/room"}"#;
+    let script = r#"
+        {"operation": "read", "hang": true, "until": "FOLDER/back"},
+        {"operation": "write", "refuse": true, "until": "FOLDER/room"}
+    "#;
     let mut bench = Bench::new(kind, script);
     bench.submit_read(100);
     let write = |bench: &mut Bench, sector| {

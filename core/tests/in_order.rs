@@ -1,6 +1,6 @@
-//! A ring whose driver has accepted IN_ORDER (virtio 1.3, 2.7.9 and 2.8.8): whatever order chains end in, the driver sees them in the
-//! order in which it made them available, a run of them by one used element; nothing that it does makes the device panic; and what
-//! waits for its turn when the process dies is neither lost nor given back twice.
+//! A ring whose driver has accepted IN_ORDER (virtio 1.3, 2.7.9 and 2.8.8): whatever order chains end in, the driver
+//! sees them in the order in which it made them available, a run of them by one used element; nothing that it does
+//! makes the device panic; and what waits for its turn when the process dies is neither lost nor given back twice.
 use pollux_abi::block_v1::Segment;
 use pollux_core::{
     memory::{ForeignMapping, GuestMemory, Translator},
@@ -212,7 +212,8 @@ fn what_waits_is_left_to_the_next_process_in_order<R: UsedRuns>(kind: RingKind) 
     }
     pair.ring.publish();
     assert_eq!(pair.reap(), [(added[0], 1), (added[1], 1)]);
-    // It dies with three that have ended and wait for the third. Then once more, having done everything and shown nothing.
+    // It dies with three that have ended and wait for the third. Then once more, having done everything and shown
+    // nothing.
     for _ in 0..2 {
         region.open(&mut pair);
         assert!(pair.ring.has_left_over());
@@ -225,7 +226,8 @@ fn what_waits_is_left_to_the_next_process_in_order<R: UsedRuns>(kind: RingKind) 
     assert!(!pair.ring.has_left_over() && !pair.ring.has_available());
 }
 
-/// A device that dies again and again, at any point of a turn: each chain is given back once, in its order, whoever took it.
+/// A device that dies again and again, at any point of a turn: each chain is given back once, in its order, whoever
+/// took it.
 fn chains_outlive_the_process_that_took_them<R: UsedRuns>(kind: RingKind) {
     const SIZE: u16 = 16;
     let mut pair = Pair::<InOrder<R>>::new(kind, SIZE, true);
@@ -310,8 +312,8 @@ fn step() -> impl Strategy<Value = Step> {
 /// A chain that the device has: its name, what may be written, and what was when it has ended.
 type Held = (u16, u32, Option<u32>);
 
-/// The ring under test does what the ring within does to which chains are given back one by one, in their order, as soon as they and
-/// all before them have ended.
+/// The ring under test does what the ring within does to which chains are given back one by one, in their order, as
+/// soon as they and all before them have ended.
 fn alike<R: UsedRuns>(kind: RingKind, size: u16, event_idx: bool, steps: Vec<Step>) {
     let mut tested = Pair::<InOrder<R>>::new(kind, size, event_idx);
     let mut plain = Pair::<R>::new(kind, size, event_idx);
@@ -421,7 +423,8 @@ proptest! {
     #[test]
     fn any_bytes_in_the_ring_are_survived(
         mut bytes in prop::collection::vec(any::<u8>(), 16 * 16 + 6 + 32),
-        // Random heads and buffer IDs are seldom within the ring, and random flags available one time in four: these lead further.
+        // Random heads and buffer IDs are seldom within the ring, and random flags available one time in four: these
+        // lead further.
         (index, small) in (0u16..20, any::<u16>()),
     ) {
         for slot in 0..16usize {

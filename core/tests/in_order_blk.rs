@@ -1,5 +1,5 @@
-//! A block device whose driver has accepted IN_ORDER: the driver sees the ends of its requests in the order in which it made them,
-//! whatever the backend does, through a stop, a failure, a broken ring and a crash.
+//! A block device whose driver has accepted IN_ORDER: the driver sees the ends of its requests in the order in which it
+//! made them, whatever the backend does, through a stop, a failure, a broken ring and a crash.
 use pollux_core::{
     device::blk::{Blk, BlkOptions, queue::GROUP},
     stats::StatsSegment,
@@ -81,7 +81,8 @@ fn a_batch_of_the_rings_size_ends_by_one_element_each_time_it_is_shown(kind: Rin
             let ended: Vec<_> = (0..64).map(|_| rig.finish()).collect();
             assert_eq!(ended.iter().map(|end| end.head).collect::<Vec<_>>(), made, "{behaviour:?}");
             assert!(ended.iter().all(|end| (end.status, end.written) == (OK, 513)));
-            // A backend that completes requests at once is known by its first batch, and has the next ones shown in groups.
+            // A backend that completes requests at once is known by its first batch, and has the next ones shown in
+            // groups.
             let groups = if behaviour == Behaviour::Inline && round > 0 { 64 / GROUP as u64 } else { 1 };
             assert_eq!(elements(&rig) - before, groups, "{behaviour:?}, round {round}");
         }
@@ -187,7 +188,8 @@ fn serve(kind: RingKind, path: &Path, worker: &Worker, name: &str, behaviour: Be
     front_end::serve(model, path)
 }
 
-/// Over vhost-user: one device holds the first request, so that those it answers itself wait; the front end goes over to another.
+/// Over vhost-user: one device holds the first request, so that those it answers itself wait; the front end goes over
+/// to another.
 fn a_next_process_takes_over_what_waits(kind: RingKind) {
     let folder = tempfile::tempdir().expect("a folder");
     let [first, second] = ["first.sock", "second.sock"].map(|name| folder.path().join(name));

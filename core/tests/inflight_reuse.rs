@@ -1,5 +1,5 @@
-//! A driver that uses a chain again before it has seen it used breaks its ring, whatever the record of requests in flight is at that
-//! moment; and at every publication that record holds what the device has, no more and no less.
+//! A driver that uses a chain again before it has seen it used breaks its ring, whatever the record of requests in
+//! flight is at that moment; and at every publication that record holds what the device has, no more and no less.
 use pollux_core::{
     memory::{ForeignMapping, GuestMemory},
     ring::{InflightPlace, PackedRing, Ring, RingError, RingKind, RingStart, SplitRing},

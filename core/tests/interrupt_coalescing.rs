@@ -1,6 +1,7 @@
 //! Interrupts that wait for others: when they are sent, that none is lost, and that the account of them is exact.
 //!
-//! The tests that turn a queue by hand decide which requests complete in which turn. Where time is not to play a part it is longer than any test.
+//! The tests that turn a queue by hand decide which requests complete in which turn. Where time is not to play a part
+//! it is longer than any test.
 use pollux_core::{
     device::{
         blk::BlkOptions,
@@ -350,8 +351,8 @@ fn numbers(seed: u64) -> impl FnMut(usize) -> usize {
     move |below| usize::from(bytes.next().expect("it is endless")) % below
 }
 
-/// A driver that submits, reaps, sleeps and changes its mind at random, and a worker that sleeps at random. Whenever the device has nothing left to
-/// do, or its worker sleeps, a driver that sleeps with something to reap has been woken.
+/// A driver that submits, reaps, sleeps and changes its mind at random, and a worker that sleeps at random. Whenever
+/// the device has nothing left to do, or its worker sleeps, a driver that sleeps with something to reap has been woken.
 fn no_interrupt_is_lost_and_all_are_counted(kind: RingKind) {
     let policies = [Coalescing::Off, Coalescing::Adaptive, BY_COUNT, FOR_EVER];
     for (case, coalescing) in [policies, policies].concat().into_iter().enumerate() {

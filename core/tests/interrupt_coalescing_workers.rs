@@ -1,4 +1,5 @@
-//! Workers that hold interrupts for others: a driver that sleeps is woken, whatever the idle policy, over vhost-user as well.
+//! Workers that hold interrupts for others: a driver that sleeps is woken, whatever the idle policy, over vhost-user as
+//! well.
 use pollux_core::{
     device::{
         blk::{Blk, BlkOptions},

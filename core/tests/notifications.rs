@@ -136,8 +136,8 @@ fn with_event_idx_an_interrupt_comes_when_its_index_is_passed_and_not_before(kin
     }
 }
 
-/// A worker with three devices under a driver that pauses at random, so that it often meets the worker between looking and sleeping, while
-/// another thread attaches and detaches a fourth.
+/// A worker with three devices under a driver that pauses at random, so that it often meets the worker between looking
+/// and sleeping, while another thread attaches and detaches a fourth.
 fn no_wake_up_is_lost(kind: RingKind, policy: IdlePolicy, behaviour: Behaviour, without: u64) {
     const ROUNDS: usize = 2000;
     let worker = Worker::spawn("sleepy", None, policy).expect("worker");
@@ -165,7 +165,8 @@ fn no_wake_up_is_lost(kind: RingKind, policy: IdlePolicy, behaviour: Behaviour, 
             let sector = round as u64 % 1024;
             let guest = &mut guests[usize::from(pause) % 3];
             assert_eq!(guest.request(0, OUT, sector, &[pause; 512], &Cut::plain(512, 0)).status, OK, "round {round}");
-            // Up to twice the longest time that a worker polls before it sleeps (50 us), in steps of less than a microsecond.
+            // Up to twice the longest time that a worker polls before it sleeps (50 us), in steps of less than a
+            // microsecond.
             let start = std::time::Instant::now();
             while start.elapsed().as_nanos() < u128::from(pause) * 400 {
                 std::hint::spin_loop();

@@ -1,5 +1,6 @@
-//! A device on a packed ring does what one on a split ring does: the same requests, in the same cuts and batches, end in the same
-//! order with the same status, length and data; and in the order of the driver with IN_ORDER. And whatever bytes are in a packed ring, the device stays within guest memory.
+//! A device on a packed ring does what one on a split ring does: the same requests, in the same cuts and batches, end
+//! in the same order with the same status, length and data; and in the order of the driver with IN_ORDER. And whatever
+//! bytes are in a packed ring, the device stays within guest memory.
 use pollux_abi::block_v1::Segment;
 use pollux_core::{
     memory::GuestMemory,
@@ -113,7 +114,9 @@ proptest! {
     fn requests_end_alike_on_both_rings(
         // At most 20 requests of 12 descriptors fit the ring, so both take all of them.
         batches in prop::collection::vec(prop::collection::vec(request(), 1..20), 1..12),
-        behaviour in prop::sample::select(vec![Behaviour::Inline, Behaviour::Deferred, Behaviour::Slow, Behaviour::Reversed]),
+        behaviour in prop::sample::select(
+            vec![Behaviour::Inline, Behaviour::Deferred, Behaviour::Slow, Behaviour::Reversed]
+        ),
     ) {
         let mut ends = run(RingKind::Split, false, &batches, behaviour);
         prop_assert_eq!(&ends, &run(RingKind::Packed, false, &batches, behaviour));

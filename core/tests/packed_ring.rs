@@ -1,5 +1,5 @@
-//! The packed ring in every state that virtio 1.3, 2.8 knows: laps, wrap counters, order, event suppression; and what its driver can
-//! do to it.
+//! The packed ring in every state that virtio 1.3, 2.8 knows: laps, wrap counters, order, event suppression; and what
+//! its driver can do to it.
 use pollux_abi::block_v1::Segment;
 use pollux_core::{
     memory::{ForeignMapping, GuestMemory, Translator},

@@ -122,12 +122,13 @@ fn a_file_that_others_may_write_is_refused() {
 fn another_interface_number_is_refused_with_what_to_do() {
     assert_eq!(
         refusal(&c_disk_with("\"block/1\"", "\"block/9\"")),
-        "plugin FILE offers block/9, but this Pollux speaks block/1: it is newer than this Pollux: install a newer Pollux"
+        "plugin FILE offers block/9, but this Pollux speaks block/1: it is newer than this Pollux: install a newer \
+         Pollux"
     );
     assert_eq!(
         refusal(&c_disk_with("\"block/1\"", "\"block/0\"")),
-        "plugin FILE offers block/0, but this Pollux speaks block/1: it is older than this Pollux: rebuild it with this \
-         release's pollux-abi"
+        "plugin FILE offers block/0, but this Pollux speaks block/1: it is older than this Pollux: rebuild it with \
+         this release's pollux-abi"
     );
     assert_eq!(
         refusal(&c_disk_with("\"block/1\"", "\"fax_/1\"")),
@@ -139,8 +140,8 @@ fn another_interface_number_is_refused_with_what_to_do() {
 fn a_layout_that_differs_is_refused_with_the_field() {
     assert_eq!(
         refusal(&plugin("pollux-fixture-layout")),
-        "plugin FILE was built against another block/1: describe.param_1: type *mut BlockInfo expected, found u32; rebuild \
-         it with this release's pollux-abi"
+        "plugin FILE was built against another block/1: describe.param_1: type *mut BlockInfo expected, found u32; \
+         rebuild it with this release's pollux-abi"
     );
 }
 

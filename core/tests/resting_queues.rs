@@ -1,4 +1,5 @@
-//! Queues that nobody uses rest: they are not polled, and a request on them is served as soon as the worker has looked at the ring.
+//! Queues that nobody uses rest: they are not polled, and a request on them is served as soon as the worker has looked
+//! at the ring.
 use pollux_core::{
     memory::GuestMemory,
     testing::{

@@ -188,7 +188,10 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_in_the_ring_are_survived(bytes in prop::collection::vec(any::<u8>(), 16 * 16 + 6 + 32), index in any::<u16>()) {
+    fn any_bytes_in_the_ring_are_survived(
+        bytes in prop::collection::vec(any::<u8>(), 16 * 16 + 6 + 32),
+        index in any::<u16>(),
+    ) {
         let mut world = World::new();
         let config = world.driver.config();
         let mut ring = SplitRing::new(&config, world.memory.translator(), true).expect("a ring");

@@ -1,5 +1,6 @@
-//! No wake-up is lost between arming and sleeping: the workers' own code for it, run by loom in every order of the threads' steps against models of a
-//! driver with its kicks, a backend with its wake descriptor, and the mailbox with its bell. A wake-up that is lost is a deadlock, which loom reports.
+//! No wake-up is lost between arming and sleeping: the workers' own code for it, run by loom in every order of the
+//! threads' steps against models of a driver with its kicks, a backend with its wake descriptor, and the mailbox with
+//! its bell. A wake-up that is lost is a deadlock, which loom reports.
 #[path = "../src/worker/sleep.rs"]
 mod sleep;
 

@@ -139,7 +139,8 @@ fn what_is_negotiated_is_what_is_offered(kind: RingKind) {
     write_config_and_capacity(&mut front);
 }
 
-/// The configuration space: capacity, number of queues, the write cache that can be switched off, and nothing behind its end.
+/// The configuration space: capacity, number of queues, the write cache that can be switched off, and nothing behind
+/// its end.
 fn write_config_and_capacity(front: &mut FrontEnd) {
     assert_eq!(front.config(0, 8), (1u64 << 20 >> 9).to_le_bytes(), "capacity in sectors");
     assert_eq!(front.config(34, 2), 3u16.to_le_bytes(), "num_queues");
@@ -160,7 +161,8 @@ fn without_a_write_cache_writes_are_durable_at_once(kind: RingKind) {
     assert_eq!(control(&unique(kind, "vu-durable")).durable_writes.load(std::sync::atomic::Ordering::SeqCst), 1);
 }
 
-/// Requests and kicks that come before the ring may be served are served when it may, in whichever order the front end says so.
+/// Requests and kicks that come before the ring may be served are served when it may, in whichever order the front end
+/// says so.
 fn a_kick_that_comes_early_is_not_lost(kind: RingKind) {
     for policy in [IdlePolicy::Spin, IdlePolicy::Adaptive] {
         for order in ["kick, enable", "enable, kick", "memory last"] {
@@ -225,7 +227,8 @@ fn a_disabled_ring_is_not_served_until_it_is_enabled_again(kind: RingKind) {
     write_and_read(&mut front, 1, 3);
     front.enable(1, false);
     front.submit(1, IN, 0, &[], &Cut::plain(0, 512));
-    // Messages are in order: had it been served, it would be done by now or soon; the other queue's requests take as long.
+    // Messages are in order: had it been served, it would be done by now or soon; the other queue's requests take as
+    // long.
     (0..100).for_each(|seed| write_and_read(&mut front, 0, seed));
     assert!(front.drivers[1].pop().is_none());
     front.enable(1, true);
@@ -415,7 +418,8 @@ fn written_pages_are_logged_while_the_front_end_wants_them(kind: RingKind) {
         (0..1 << 19).filter(|page| bytes[page / 8] & 1 << (page % 8) != 0).map(|p| p as u64).collect();
     // The request's area begins with its header of 16 bytes; data and status follow, up to byte 8208.
     let area = front.drivers[0].area_address() / 4096;
-    // What of the ring the device writes: the used ring, or the descriptors and the device's event suppression structure.
+    // What of the ring the device writes: the used ring, or the descriptors and the device's event suppression
+    // structure.
     let config = front.drivers[0].ring.config();
     let mut pages = match kind {
         RingKind::Split => vec![config.device_area / 4096],

@@ -13,7 +13,8 @@ use std::{
 use vhost::vhost_user::message::FrontendReq as Request;
 use vmm_sys_util::eventfd::EventFd;
 
-/// A counter that is full, and whose reader has made it block, must not stop the worker that signals it, nor a server that stops.
+/// A counter that is full, and whose reader has made it block, must not stop the worker that signals it, nor a server
+/// that stops.
 #[test]
 fn an_event_that_is_full_and_blocks_delays_nobody() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -44,8 +45,8 @@ fn block(event: &EventFd) {
     assert_eq!(flags, 0);
 }
 
-/// It loses its connection. The next one may do the same on every queue, over and over: that holds up nobody, and honest
-/// events are signalled as before.
+/// It loses its connection. The next one may do the same on every queue, over and over: that holds up nobody, and
+/// honest events are signalled as before.
 #[test]
 fn a_front_end_that_holds_up_a_worker_is_cut_off_and_holds_it_up_once() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -77,8 +78,8 @@ fn a_front_end_that_holds_up_a_worker_is_cut_off_and_holds_it_up_once() {
     both.stop();
 }
 
-/// The connection's thread waits for the worker, to stop its queue, and the thread that is to look at the medium waits for the
-/// connection's: none of them is what frees the worker.
+/// The connection's thread waits for the worker, to stop its queue, and the thread that is to look at the medium waits
+/// for the connection's: none of them is what frees the worker.
 #[test]
 fn a_look_at_the_medium_does_not_keep_a_worker_held_up() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -95,8 +96,8 @@ fn a_look_at_the_medium_does_not_keep_a_worker_held_up() {
     both.stop();
 }
 
-/// A front end that comes while the requests of one that was killed still end waits for them; it is not told that somebody else
-/// has the device.
+/// A front end that comes while the requests of one that was killed still end waits for them; it is not told that
+/// somebody else has the device.
 #[test]
 fn the_next_front_end_waits_for_the_requests_of_one_that_has_gone() {
     let folder = tempfile::tempdir().expect("a folder");

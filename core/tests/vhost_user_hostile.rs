@@ -1,5 +1,5 @@
-//! A front end that misbehaves on the wire takes nobody down: not the process, not a device beside its own, and not the next front
-//! end of its own device. What it can do with memory is in `vhost_user_hostile_memory`.
+//! A front end that misbehaves on the wire takes nobody down: not the process, not a device beside its own, and not the
+//! next front end of its own device. What it can do with memory is in `vhost_user_hostile_memory`.
 use pollux_core::testing::{
     blk::{Cut, IN, pattern, wait_for},
     disk::{Behaviour, control},
@@ -283,8 +283,8 @@ fn a_front_end_may_go_at_any_step() {
     }
 }
 
-/// It goes with requests in flight, which nobody can call back. The device comes free when they are done; until then nothing
-/// changes for the neighbour.
+/// It goes with requests in flight, which nobody can call back. The device comes free when they are done; until then
+/// nothing changes for the neighbour.
 #[test]
 fn a_front_end_may_go_with_requests_in_flight() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -1,5 +1,5 @@
-//! A front end that misbehaves with what it shares (guest memory, rings, the in-flight region, the log of dirty pages) takes nobody
-//! down: not the process, not a device beside its own, and not the next front end of its own device.
+//! A front end that misbehaves with what it shares (guest memory, rings, the in-flight region, the log of dirty pages)
+//! takes nobody down: not the process, not a device beside its own, and not the next front end of its own device.
 use pollux_core::{
     ring::RingKind,
     testing::{
@@ -173,8 +173,8 @@ fn request_in_flight(both: &Neighbours) -> (RawFrontEnd, RawGuest) {
     (raw, guest)
 }
 
-/// Requests in flight keep the memory that they were made in. A front end that changes its table faster than they end must not
-/// make that pile up.
+/// Requests in flight keep the memory that they were made in. A front end that changes its table faster than they end
+/// must not make that pile up.
 #[test]
 fn memory_that_is_kept_for_requests_in_flight_is_bounded() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -200,7 +200,8 @@ fn memory_that_is_kept_for_requests_in_flight_is_bounded() {
     both.all_work();
 }
 
-/// A ring breaks because its memory goes, with a request in flight: the backend has that memory until the request is done.
+/// A ring breaks because its memory goes, with a request in flight: the backend has that memory until the request is
+/// done.
 #[test]
 fn a_backend_keeps_the_memory_of_a_request_in_flight_on_a_ring_that_breaks() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -287,8 +288,8 @@ fn memory_that_goes_under_a_running_ring_ends_that_ring_alone() {
                     _ => {
                         shrink(if way.ends_with("nothing") { 0 } else { 4096 });
                         guest.kick.write(1).expect("a kick");
-                        // From here on, the driver may not look at its own ring. Whether the device did before the connection
-                        // goes is its own affair.
+                        // From here on, the driver may not look at its own ring. Whether the device did before the
+                        // connection goes is its own affair.
                     }
                 }
                 both.neighbour_works();

@@ -1,5 +1,5 @@
-//! Legacy drivers: those of firmware and old systems, which a front end such as QEMU's transitional device carries on without
-//! VIRTIO_F_VERSION_1 (virtio 1.3, 1.3.1 and 2.7.3).
+//! Legacy drivers: those of firmware and old systems, which a front end such as QEMU's transitional device carries on
+//! without VIRTIO_F_VERSION_1 (virtio 1.3, 1.3.1 and 2.7.3).
 use pollux_core::{
     device::blk::{Blk, BlkOptions},
     stats::StatsSegment,

@@ -1,4 +1,5 @@
-//! What one connection to a device says before its rings run is its own affair, and goes with it: the cache mode, the memory.
+//! What one connection to a device says before its rings run is its own affair, and goes with it: the cache mode, the
+//! memory.
 use pollux_core::testing::{
     blk::{Cut, OUT, pattern, wait_for},
     disk::{Behaviour, control},
@@ -51,8 +52,8 @@ fn another_connection_does_not_change_the_cache_mode_of_a_running_device() {
     assert!(writes_through("takeover-cache", &mut first), "and so has the first one, back again");
 }
 
-/// A driver without FLUSH cannot make its writes durable afterwards, so they are when they complete, whatever was reset before. And
-/// a front end that resets to pause shows its guest the cache mode that was last set.
+/// A driver without FLUSH cannot make its writes durable afterwards, so they are when they complete, whatever was reset
+/// before. And a front end that resets to pause shows its guest the cache mode that was last set.
 #[test]
 fn a_reset_switches_no_write_cache_on() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -77,8 +78,8 @@ fn a_reset_switches_no_write_cache_on() {
     }
 }
 
-/// The memory of a guest is unmapped when its front end goes, and not when the next one comes: its pages may be what the next one
-/// is made of.
+/// The memory of a guest is unmapped when its front end goes, and not when the next one comes: its pages may be what
+/// the next one is made of.
 #[test]
 fn the_memory_of_a_guest_goes_with_its_front_end() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -1,5 +1,5 @@
-//! What a guest was told of its disk, and what it has set, holds until it changes that itself: also when the back end was
-//! away, and has come back with another medium (virtio 1.3, 5.2.5.2).
+//! What a guest was told of its disk, and what it has set, holds until it changes that itself: also when the back end
+//! was away, and has come back with another medium (virtio 1.3, 5.2.5.2).
 use pollux_core::{
     device::blk::Blk,
     stats::StatsSegment,

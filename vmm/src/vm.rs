@@ -34,8 +34,8 @@ pub(crate) struct Vm {
 
 impl Vm {
     pub(crate) fn new(kvm: &Kvm, memory: &GuestMemory) -> Result<Vm, Errno> {
-        // The kernel gives up with EINTR if anything, a timer of the process included, interrupts it while it takes all locks of
-        // the address space (mm/mmap.c, mm_take_all_locks). Nothing has been made then.
+        // The kernel gives up with EINTR if anything, a timer of the process included, interrupts it while it takes all
+        // locks of the address space (mm/mmap.c, mm_take_all_locks). Nothing has been made then.
         let fd = loop {
             match kvm.create_vm() {
                 Err(error) if error.errno() == libc::EINTR => continue,

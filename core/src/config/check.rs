@@ -1,4 +1,4 @@
-//! What concerns several tables: references, CPUs, what is shared and what is left over.
+//! What concerns several tables: references, CPUs, what is shared and what is unused.
 use super::{
     Blk, Block, Context, Device, DeviceKind, Transport,
     diagnostic::{Diagnostic, Diagnostics, Span, Spanned},

@@ -1,12 +1,14 @@
-//! Interrupt coalescing: how long an interrupt that a driver wants is held, so that it speaks for later requests as well.
+//! Interrupt coalescing: how long an interrupt that a driver wants is held, so that it speaks for later requests as
+//! well.
 //!
-//! Only what else is in flight is waited for. By the counts and times of network cards (`ethtool -C`: rx-frames, rx-usecs) and of NVMe (its feature
-//! Interrupt Coalescing: aggregation threshold and time) the last interrupt may wait, too, until the time is over: a network card cannot know whether
-//! another packet comes. Here nothing completes that the queue was not given, so a lone request is never delayed, and the time counts only while there is
-//! something to merge with.
+//! Only what else is in flight is waited for. By the counts and times of network cards (`ethtool -C`: rx-frames,
+//! rx-usecs) and of NVMe (its feature Interrupt Coalescing: aggregation threshold and time) the last interrupt may
+//! wait, too, until the time is over: a network card cannot know whether another packet comes. Here nothing completes
+//! that the queue was not given, so a lone request is never delayed, and the time counts only while there is something
+//! to merge with.
 //!
-//! An interrupt that the driver has wanted once is owed, and is sent sooner or later, whatever the driver asks for meanwhile: then no
-//! wake-up is lost, and drivers have to put up with one too many (virtio 1.3, 2.7.7.1).
+//! An interrupt that the driver has wanted once is owed, and is sent sooner or later, whatever the driver asks for
+//! meanwhile: then no wake-up is lost, and drivers have to put up with one too many (virtio 1.3, 2.7.7.1).
 
 /// How interrupts of a queue are merged: `coalesce` in the configuration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -25,12 +27,15 @@ pub enum Coalescing {
     },
 }
 
-/// What adaptive coalescing lets through of a queue, on average. An interrupt is held for the inverse of it at most: 20 µs.
+/// What adaptive coalescing lets through of a queue, on average. An interrupt is held for the inverse of it at most: 20
+/// µs.
 ///
-/// The idea is that of network adapters, which have such a bound for each vector (Linux, e1000e: InterruptThrottleRate, up to 100,000), and of SPDK's vhost, whose
-/// delay grows with the rate of requests. The number is a choice, to be measured yet; the account is that of a token bucket.
+/// The idea is that of network adapters, which have such a bound for each vector (Linux, e1000e: InterruptThrottleRate,
+/// up to 100,000), and of SPDK's vhost, whose delay grows with the rate of requests. The number is a choice, to be
+/// measured yet; the account is that of a token bucket.
 pub const INTERRUPTS_PER_SECOND: u64 = 50_000;
-/// So many may come at once after a pause: what is seldom on average is not to wait because two of it happen to be close together.
+/// So many may come at once after a pause: what is seldom on average is not to wait because two of it happen to be
+/// close together.
 const BURST: u64 = 8;
 
 /// When an interrupt is sent that is owed and that later requests could be merged with.
@@ -62,7 +67,8 @@ pub(super) enum Fate {
     Merged,
 }
 
-/// The interrupt of one queue, between the time that its driver wants it and that it is sent. The clock is looked at only while one is owed.
+/// The interrupt of one queue, between the time that its driver wants it and that it is sent. The clock is looked at
+/// only while one is owed.
 #[derive(Debug)]
 pub(super) struct Coalescer {
     pace: Pace,
@@ -127,7 +133,8 @@ impl Coalescer {
                 // A clock that was set back, as after the host has slept, looks like a very long time.
                 now.wrapping_sub(*since.get_or_insert(now)) >= *ticks
             }
-            // It is due at `earliest` or later, and also if that is further away than it can be: the clock was set back.
+            // It is due at `earliest` or later, and also if that is further away than it can be: the clock was set
+            // back.
             Pace::Adaptive { interval, earliest } => {
                 let now = clock();
                 now >= *earliest || *earliest - now > *interval
@@ -145,8 +152,8 @@ impl Coalescer {
             Pace::AtOnce => {}
             Pace::Limits { since, .. } => *since = None,
             Pace::Adaptive { interval, earliest } => {
-                // Each uses up one interval. What was not used of the past is good for a burst, and what had to be sent early, because nothing else was in
-                // flight, does not delay the next one by more than an interval.
+                // Each uses up one interval. What was not used of the past is good for a burst, and what had to be sent
+                // early, because nothing else was in flight, does not delay the next one by more than an interval.
                 let now = clock();
                 *earliest = (*earliest).clamp(now.saturating_sub(BURST * *interval), now).saturating_add(*interval);
             }
@@ -239,7 +246,8 @@ mod tests {
         }
     }
 
-    /// Wants an interrupt every `gap` ticks for a second, while other requests are in flight. Returns how many were sent, and the longest wait.
+    /// Wants an interrupt every `gap` ticks for a second, while other requests are in flight. Returns how many were
+    /// sent, and the longest wait.
     fn adaptive(gap: u64) -> (u64, u64) {
         let mut coalescer = Coalescer::new(Coalescing::Adaptive, TICKS_PER_SECOND);
         let now = Cell::new(5_000_000);

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`blk`] | block device (virtio 1.3, 5.2) |
 //!
-//! [`queues`] is what all of them do with the queues of theirs that run on workers, [`coalescing`] when they tell their drivers.
+//! [`queues`] is what all of them do with the queues of theirs that run on workers, [`coalescing`] when they tell their
+//! drivers.
 pub mod blk;
 pub mod coalescing;
 pub mod queues;
@@ -54,8 +55,8 @@ pub struct Activation {
     pub interrupts: Arc<InterruptState>,
 }
 
-/// Fields of a configuration space that do not stay as the driver has first read them. The others do, whatever becomes of
-/// the medium.
+/// Fields of a configuration space that do not stay as the driver has first read them. The others do, whatever becomes
+/// of the medium.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConfigFields {
     /// What the device changes, with a configuration change notification (virtio 1.3, 2.5).
@@ -99,8 +100,8 @@ pub trait DeviceModel: Send {
         ConfigFields::default()
     }
     /// A driver that has accepted `features` starts its rings in some belief about the configuration space, maybe of an
-    /// earlier process. The device goes by what the driver has set, or by the safe side. Returns what it cannot keep, each in
-    /// a sentence.
+    /// earlier process. The device goes by what the driver has set, or by the safe side. Returns what it cannot keep,
+    /// each in a sentence.
     fn config_was_told(&mut self, _features: u64, _told: &ToldConfig) -> Vec<String> {
         Vec::new()
     }
@@ -121,8 +122,8 @@ pub trait DeviceModel: Send {
     }
     /// Changes something of a running queue. Does nothing if it is not started.
     fn update_queue(&mut self, _index: usize, _update: QueueUpdate) {}
-    /// Gives the device and its running queues a new memory map in place of the old, while requests are in flight. `config`
-    /// says where the rings of a queue are in it.
+    /// Gives the device and its running queues a new memory map in place of the old, while requests are in flight.
+    /// `config` says where the rings of a queue are in it.
     ///
     /// # Errors
     /// The backend cannot use the memory; the queues stay with the old.
@@ -140,7 +141,7 @@ pub trait DeviceModel: Send {
     }
     /// The guest is gone: gives up what is still known of its memory, unless it is active.
     fn forget_memory(&mut self) {}
-    /// Asks the backend anew what its medium is like. Returns whether the configuration space has changed.
+    /// Asks the backend again what its medium is like. Returns whether the configuration space has changed.
     fn refresh(&mut self) -> bool {
         false
     }
@@ -148,8 +149,8 @@ pub trait DeviceModel: Send {
     fn change_event(&self) -> Option<RawFd> {
         None
     }
-    /// Stops serving all queues: returns when every request in flight has completed and nothing touches the guest's memory
-    /// any more. Idempotent.
+    /// Stops serving all queues: returns when every request in flight has completed and nothing touches the guest's
+    /// memory any more. Idempotent.
     fn deactivate(&mut self);
     /// The driver has reset the device, which is not active: forget what it set.
     fn reset(&mut self) {}

@@ -83,8 +83,8 @@ impl QueueSet {
         }
     }
 
-    /// Gives every running queue a new memory map. `config` says where the rings of a queue are in it; without an answer
-    /// the old place is kept, and the queue breaks if there is nothing.
+    /// Gives every running queue a new memory map. `config` says where the rings of a queue are in it; without an
+    /// answer the old place is kept, and the queue breaks if there is nothing.
     pub fn set_memory(&mut self, memory: &GuestMemory, config: &dyn Fn(usize) -> QueueConfig) {
         for running in &self.running {
             let (retired, receiver) = sync_channel(1);

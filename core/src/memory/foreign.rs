@@ -43,7 +43,9 @@ pub enum ForeignError {
         length: u64,
     },
     /// The descriptor does not allow it.
-    #[error("the file of a memory region is not open for {}", if *.writable { "reading and writing" } else { "reading" })]
+    #[error(
+        "the file of a memory region is not open for {}", if *.writable { "reading and writing" } else { "reading" }
+    )]
     Access {
         /// Whether a writable mapping was asked for.
         writable: bool,
@@ -193,8 +195,8 @@ impl ForeignMapping {
         }
     }
 
-    /// Copies bytes into it, from `offset` on, in their order: whoever looks at it after this process was killed finds a
-    /// first part of them.
+    /// Copies bytes into it, from `offset` on, in their order: whoever looks at it after this process was killed finds
+    /// a first part of them.
     ///
     /// # Panics
     /// The range ends beyond it, or it is not writable.

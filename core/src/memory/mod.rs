@@ -138,8 +138,8 @@ impl GuestMemory {
     /// Memory of a guest that another process runs, in any order; none is allowed. `[control]`
     ///
     /// # Errors
-    /// Regions that overlap or wrap around, that are mapped for reading alone, or that begin inside of a page of the file:
-    /// then no host page would hold one page of the guest.
+    /// Regions that overlap or wrap around, that are mapped for reading alone, or that begin inside of a page of the
+    /// file: then no host page would hold one page of the guest.
     pub fn from_foreign(mut regions: Vec<ForeignRegion>) -> Result<Self, MemoryError> {
         regions.sort_by_key(|region| region.guest_address);
         for pair in regions.windows(2) {

@@ -37,8 +37,8 @@ unsafe impl Send for HostServices {}
 unsafe impl Sync for HostServices {}
 
 impl HostServices {
-    /// For the `instance` of a plugin. One that is opened as a `probe` is opened once more if it is used, and says then what
-    /// an operator wants to know of it: until then only its complaints count.
+    /// For the `instance` of a plugin. One that is opened as a `probe` is opened once more if it is used, and says then
+    /// what an operator wants to know of it: until then only its complaints count.
     ///
     /// # Errors
     /// No more file descriptors.

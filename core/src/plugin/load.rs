@@ -31,8 +31,8 @@ pub enum LoadError {
     NoFile(PathBuf, &'static str),
     /// Anyone could change the code that we are about to run.
     #[error(
-        "plugin {path} may be written by its group or by everyone (mode {mode:o}), who could then run code as this user: \
-         chmod go-w {path}", path = .0.display(), mode = .1
+        "plugin {path} may be written by its group or by everyone (mode {mode:o}), who could then run code as this \
+         user: chmod go-w {path}", path = .0.display(), mode = .1
     )]
     Writable(PathBuf, u32),
     /// The dynamic linker refuses it.
@@ -40,8 +40,8 @@ pub enum LoadError {
     Open(PathBuf, String),
     /// A library without the symbols of a plugin.
     #[error(
-        "{path} is a shared library, but not a plugin: it has neither the symbol `pollux_plugin` nor an abi_stable root \
-         module (a plugin in Rust ends with `pollux_abi::export_plugin!`)", path = .0.display()
+        "{path} is a shared library, but not a plugin: it has neither the symbol `pollux_plugin` nor an abi_stable \
+         root module (a plugin in Rust ends with `pollux_abi::export_plugin!`)", path = .0.display()
     )]
     Symbol(PathBuf),
     /// The descriptor is not usable.

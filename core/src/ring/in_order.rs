@@ -8,18 +8,19 @@ use crate::{
 
 /// A ring that can say by one used element that a run of chains has been used.
 pub trait UsedRuns: Ring {
-    /// Gives chains back that were made available one after the other and are the oldest that the device has, by one used element:
-    /// that of the last, of which the device has written `written` bytes. Of all before it the driver assumes that their writable
-    /// part was written completely. For a driver that has accepted IN_ORDER.
+    /// Gives chains back that were made available one after the other and are the oldest that the device has, by one
+    /// used element: that of the last, of which the device has written `written` bytes. Of all before it the driver
+    /// assumes that their writable part was written completely. For a driver that has accepted IN_ORDER.
     fn push_used_run(&mut self, chains: &[u16], written: u32);
 }
 
-/// A ring whose chains are given back in the order in which they were made available, whatever order they end in: one that has ended
-/// waits for those before it.
+/// A ring whose chains are given back in the order in which they were made available, whatever order they end in: one
+/// that has ended waits for those before it.
 ///
-/// What waits is in flight for whoever looks from outside: it has not been pushed to the ring within, so that the driver does not see
-/// it, a [base](Ring::base) does not count it, and the record of requests in flight still has it. A process that dies leaves it to
-/// the next one, which does it once more, as every request whose end the driver has not seen.
+/// What waits is in flight for whoever looks from outside: it has not been pushed to the ring within, so that the
+/// driver does not see it, a [base](Ring::base) does not count it, and the record of requests in flight still has it. A
+/// process that dies leaves it to the next one, which does it once more, as every request whose end the driver has not
+/// seen.
 #[derive(Debug)]
 pub struct InOrder<R> {
     ring: R,
@@ -179,8 +180,8 @@ impl<R: UsedRuns> InOrder<R> {
             state.phase = Phase::Free;
             length += 1;
             written = state.written;
-            // The driver takes those that are passed over for written completely (virtio 1.3, 2.7.9 and 2.8.8): one of which that is
-            // not so has the run's element.
+            // The driver takes those that are passed over for written completely (virtio 1.3, 2.7.9 and 2.8.8): one of
+            // which that is not so has the run's element.
             if u64::from(written) != state.writable {
                 break;
             }

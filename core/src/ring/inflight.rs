@@ -1,10 +1,10 @@
-//! The in-flight region of one split queue: which requests a device has taken and not given back, in memory that outlives the
-//! process (vhost-user document, "Inflight I/O tracking").
+//! The in-flight region of one split queue: which requests a device has taken and not given back, in memory that
+//! outlives the process (vhost-user document, "Inflight I/O tracking").
 //!
-//! The front end keeps the region and hands it to the next process after a crash, which [recovers](InflightQueue::recover)
-//! from it. The order of the stores is the document's: at whatever instruction the process is killed, each request is found
-//! either given back, or in flight and done once more. The front end may write to the region at any time, so nothing that is
-//! read from it is trusted to be more than a number.
+//! The front end keeps the region and hands it to the next process after a crash, which
+//! [recovers](InflightQueue::recover) from it. The order of the stores is the document's: at whatever instruction the
+//! process is killed, each request is found either given back, or in flight and done once more. The front end may write
+//! to the region at any time, so nothing that is read from it is trusted to be more than a number.
 use super::{
     RingError,
     region::{InflightPlace, Region},
@@ -24,7 +24,8 @@ pub(super) struct InflightQueue {
     region: Region<16, 16>,
     /// Orders the requests in flight.
     counter: u64,
-    /// Given back since the last publication. Never grows beyond its capacity, the size of the queue: each head is in it once.
+    /// Given back since the last publication. Never grows beyond its capacity, the size of the queue: each head is in
+    /// it once.
     batch: Vec<u16>,
     /// By head: taken, and not seen used by the driver.
     is_held: Box<[bool]>,
@@ -55,8 +56,8 @@ impl InflightQueue {
         Ok(InflightQueue { region, counter: 0, batch, is_held })
     }
 
-    /// Finds out what the process before had in flight, given the used index that the driver can see. `None`: nobody has used
-    /// the region before; it is made ready.
+    /// Finds out what the process before had in flight, given the used index that the driver can see. `None`: nobody
+    /// has used the region before; it is made ready.
     ///
     /// # Errors
     /// The region is of a layout or a queue size other than ours: the number found.
@@ -93,8 +94,8 @@ impl InflightQueue {
     /// Notes that chains were taken, before anything is done with them. The heads are below the size of the queue.
     ///
     /// # Errors
-    /// The driver has made a chain available again before it has seen it used: a second record of it would take the place of the
-    /// first, and end with it.
+    /// The driver has made a chain available again before it has seen it used: a second record of it would take the
+    /// place of the first, and end with it.
     pub(super) fn take(&mut self, heads: &[u16]) -> Result<(), RingError> {
         for &head in heads {
             if std::mem::replace(&mut self.is_held[usize::from(head)], true) {

@@ -53,7 +53,8 @@ impl RingKind {
         }
     }
 
-    /// The [base](Ring::base) of a ring that was not used yet. Both wrap counters of a packed ring are 1 (virtio 1.3, 2.8.1).
+    /// The [base](Ring::base) of a ring that was not used yet. Both wrap counters of a packed ring are 1 (virtio 1.3,
+    /// 2.8.1).
     pub fn beginning(self) -> u32 {
         match self {
             RingKind::Split => 0,
@@ -99,8 +100,8 @@ pub struct QueueConfig {
 pub struct RingStart {
     /// Where the device goes on, as [`Ring::base`] says it. `None`: at the beginning.
     pub base: Option<u32>,
-    /// Whether the rings may have been used before: then the used index of a split ring goes on from what is in memory, and the
-    /// driver is told once that something may wait for it.
+    /// Whether the rings may have been used before: then the used index of a split ring goes on from what is in memory,
+    /// and the driver is told once that something may wait for it.
     pub resumed: bool,
     /// What notes the requests in flight. What it remembers overrides `base`.
     pub inflight: Option<InflightPlace>,
@@ -110,11 +111,12 @@ pub struct RingStart {
     pub log_used: Option<u64>,
 }
 
-/// A virtqueue, device side: owned by one worker, which polls it. Chains are named by 16 bits below [`size`](Ring::size).
+/// A virtqueue, device side: owned by one worker, which polls it. Chains are named by 16 bits below
+/// [`size`](Ring::size).
 ///
-/// A turn takes a batch by [`pop`](Ring::pop), [walks](Ring::walk) all of its chains before it pops again, gives any number of
-/// chains back by [`push_used`](Ring::push_used), shows them to the driver by [`publish`](Ring::publish), and asks
-/// [`needs_signal`](Ring::needs_signal) once. Whoever is generic over this pays nothing for it.
+/// A turn takes a batch by [`pop`](Ring::pop), [walks](Ring::walk) all of its chains before it pops again, gives any
+/// number of chains back by [`push_used`](Ring::push_used), shows them to the driver by [`publish`](Ring::publish), and
+/// asks [`needs_signal`](Ring::needs_signal) once. Whoever is generic over this pays nothing for it.
 pub trait Ring: Debug + Send + Sized + 'static {
     /// Takes over a queue whose driver has set it up and not used it yet. Kicks are switched off: the owner polls.
     ///
@@ -124,11 +126,12 @@ pub trait Ring: Debug + Send + Sized + 'static {
         Self::start(config, tables, event_idx, RingStart::default())
     }
 
-    /// Takes over a queue that its driver has set up, new or where somebody else has stopped or died. Kicks are switched off.
+    /// Takes over a queue that its driver has set up, new or where somebody else has stopped or died. Kicks are
+    /// switched off.
     ///
     /// # Errors
-    /// The size is not allowed, or a part does not lie in guest memory or is not aligned; or the region for requests in flight is
-    /// of another queue.
+    /// The size is not allowed, or a part does not lie in guest memory or is not aligned; or the region for requests in
+    /// flight is of another queue.
     fn start(config: &QueueConfig, tables: Translator, event_idx: bool, start: RingStart) -> Result<Self, RingError>;
 
     /// Whether a ring can be there.
@@ -137,8 +140,8 @@ pub trait Ring: Debug + Send + Sized + 'static {
     /// As [`start`](Self::start).
     fn check(config: &QueueConfig, tables: &mut Translator) -> Result<(), RingError>;
 
-    /// Moves the ring to where it is in another memory map, and leaves the translator for the old one, which must be kept as long as
-    /// a request is in flight that was taken under it.
+    /// Moves the ring to where it is in another memory map, and leaves the translator for the old one, which must be
+    /// kept as long as a request is in flight that was taken under it.
     ///
     /// # Errors
     /// It is not in that map: both are as they were, and the ring must not be popped from any more.
@@ -169,7 +172,8 @@ pub trait Ring: Debug + Send + Sized + 'static {
     /// Whether the driver has made chains available that were not popped yet.
     fn has_available(&self) -> bool;
 
-    /// What changes when the driver makes a chain available, for an owner that has popped all there are. `None`: it is to be polled.
+    /// What changes when the driver makes a chain available, for an owner that has popped all there are. `None`: it is
+    /// to be polled.
     fn watch(&self) -> Option<Watch>;
 
     /// Follows the chain `head` and puts its buffers into `segments`, those to read first. Empty buffers are left out.
@@ -178,8 +182,8 @@ pub trait Ring: Debug + Send + Sized + 'static {
     /// The driver broke the ring.
     fn walk(&mut self, head: u16, data: &mut Translator, segments: &mut SegmentList<'_>) -> Result<Chain, RingError>;
 
-    /// Gives the chain back, of which the device has written `written` bytes from the start of the writable part. The driver
-    /// sees it after [`publish`](Self::publish).
+    /// Gives the chain back, of which the device has written `written` bytes from the start of the writable part. The
+    /// driver sees it after [`publish`](Self::publish).
     fn push_used(&mut self, head: u16, written: u32);
 
     /// Shows the driver everything that was pushed. Returns whether there was anything.
@@ -191,8 +195,8 @@ pub trait Ring: Debug + Send + Sized + 'static {
     /// Asks the driver for no kicks: the owner polls.
     fn disable_kicks(&mut self);
 
-    /// Asks the driver for a kick with its next chain. Returns whether there is one already, in which case the owner must not
-    /// sleep.
+    /// Asks the driver for a kick with its next chain. Returns whether there is one already, in which case the owner
+    /// must not sleep.
     fn enable_kicks(&mut self) -> bool;
 }
 

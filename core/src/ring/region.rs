@@ -1,5 +1,6 @@
-//! The memory in which one queue notes its requests in flight, and which outlives the process (vhost-user document, "Inflight I/O
-//! tracking"): a header, and an entry for each descriptor. What the two kinds of ring have in common of it.
+//! The memory in which one queue notes its requests in flight, and which outlives the process (vhost-user document,
+//! "Inflight I/O tracking"): a header, and an entry for each descriptor. What the two kinds of ring have in common of
+//! it.
 use crate::memory::ForeignMapping;
 use std::sync::{
     Arc,
@@ -27,8 +28,9 @@ pub struct InflightPlace {
     pub queue_size: u16,
 }
 
-/// The region of one queue, with a header of `HEADER` bytes and entries of `ENTRY` bytes, each of which begins with whether it is in
-/// flight. The front end may write to it at any time, so nothing that is read from it is trusted to be more than a number.
+/// The region of one queue, with a header of `HEADER` bytes and entries of `ENTRY` bytes, each of which begins with
+/// whether it is in flight. The front end may write to it at any time, so nothing that is read from it is trusted to be
+/// more than a number.
 #[derive(Debug)]
 pub(super) struct Region<const HEADER: usize, const ENTRY: usize> {
     start: *mut u8,
@@ -88,7 +90,8 @@ impl<const HEADER: usize, const ENTRY: usize> Region<HEADER, ENTRY> {
         self.header(VERSION_OFFSET).store(VERSION, Ordering::Release);
     }
 
-    /// The entries that say of themselves that they are in flight, in the order of their counters, and the next counter.
+    /// The entries that say of themselves that they are in flight, in the order of their counters, and the next
+    /// counter.
     pub(super) fn in_flight(&self) -> (Vec<u16>, u64) {
         let mut found: Vec<(u64, u16)> = (0..self.size)
             .filter(|&entry| self.flag(entry).load(Ordering::Relaxed) != 0)
@@ -102,8 +105,8 @@ impl<const HEADER: usize, const ENTRY: usize> Region<HEADER, ENTRY> {
     /// Two bytes of the header.
     #[inline]
     pub(super) fn header(&self, offset: usize) -> &AtomicU16 {
-        // SAFETY: an aligned address in the region, which `new` checked to lie in the mapping; that lives as long as we. Both
-        // processes access it by plain loads and stores.
+        // SAFETY: an aligned address in the region, which `new` checked to lie in the mapping; that lives as long as
+        // we. Both processes access it by plain loads and stores.
         unsafe { AtomicU16::from_ptr(self.header_at(offset, 2).cast()) }
     }
 

@@ -201,8 +201,8 @@ impl Ring for SplitRing {
     }
 
     fn watch(&self) -> Option<Watch> {
-        // SAFETY: the index is the second 16-bit word of the available ring, which `find` checked; the translator keeps it mapped as
-        // long as the ring is not dropped or moved to another map.
+        // SAFETY: the index is the second 16-bit word of the available ring, which `find` checked; the translator keeps
+        // it mapped as long as the ring is not dropped or moved to another map.
         Some(unsafe { Watch::new(self.available.add(1), self.next_available) })
     }
 
@@ -375,8 +375,8 @@ impl SplitRing {
         unsafe { write_volatile(self.used, flags) };
     }
 
-    /// Reads the first descriptor of each chain, whose heads are below the size, and fetches indirect tables: the transfers of all of them
-    /// overlap, where those of one walk after the other would not.
+    /// Reads the first descriptor of each chain, whose heads are below the size, and fetches indirect tables: the
+    /// transfers of all of them overlap, where those of one walk after the other would not.
     #[inline(always)]
     fn read_first(&mut self, heads: &[u16]) {
         for &head in heads {

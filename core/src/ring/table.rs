@@ -29,7 +29,8 @@ impl Table {
         flags: u16,
         tables: &mut Translator,
     ) -> Result<Self, RingError> {
-        // NEXT must not be set beside INDIRECT (virtio 1.3, 2.7.5.3.1 and 2.8.19), and the length is in whole descriptors.
+        // NEXT must not be set beside INDIRECT (virtio 1.3, 2.7.5.3.1 and 2.8.19), and the length is in whole
+        // descriptors.
         let entries = length / 16;
         if flags & DESCRIPTOR_NEXT != 0 || !length.is_multiple_of(16) || entries == 0 || entries > MAX_QUEUE_SIZE.into()
         {

@@ -73,8 +73,8 @@ pub struct OperationLatency {
 const OPERATIONS: usize = 4;
 
 impl OperationLatency {
-    /// Counts one latency in nanoseconds of a request of `operation`: the number of it in `block/1`, of which all from 3 on are
-    /// one kind.
+    /// Counts one latency in nanoseconds of a request of `operation`: the number of it in `block/1`, of which all from
+    /// 3 on are one kind.
     #[inline]
     pub fn record(&self, operation: u32, nanoseconds: u64) {
         self.operations[(operation as usize).min(OPERATIONS - 1)].record(nanoseconds);
@@ -142,7 +142,8 @@ impl BatchSizes {
         sum(self.sizes.iter().map(Counter::get))
     }
 
-    /// The greatest size of each group, ascending (`None` for the last: it has no bound), and how many batches were in it.
+    /// The greatest size of each group, ascending (`None` for the last: it has no bound), and how many batches were in
+    /// it.
     pub fn sizes(&self) -> impl Iterator<Item = (Option<u64>, u64)> + '_ {
         let bound = |index: usize| (index + 1 < BATCH_SIZES).then_some(1 << index);
         self.sizes.iter().enumerate().map(move |(index, count)| (bound(index), count.get()))

@@ -1,10 +1,11 @@
-//! Statistics: counters and histograms of every worker and queue in one shared file, which another process maps and reads
-//! without a word to the workers.
+//! Statistics: counters and histograms of every worker and queue in one shared file, which another process maps and
+//! reads without a word to the workers.
 //!
 //! # Layout, version 2
 //!
-//! Everything is made of 64-bit words in the byte order of the machine, little-endian on those that there are. Offsets and sizes are in bytes. A reader
-//! takes what it needs to know of places from the header, checks magic and version first, and refuses others.
+//! Everything is made of 64-bit words in the byte order of the machine, little-endian on those that there are. Offsets
+//! and sizes are in bytes. A reader takes what it needs to know of places from the header, checks magic and version
+//! first, and refuses others.
 //!
 //! The header, 256 bytes, of which what is not named is 0:
 //!
@@ -21,11 +22,12 @@
 //! | 96, 104, 112, 120 | the same of queues |
 //! | 128, 136 | latency histograms: number of buckets, and linear buckets in each power of two |
 //!
-//! A record is written by one thread alone, each word by a plain store. A reader sees every word whole, but the words of one record may be
-//! a few requests apart. Records come and do not go; their number is written after the record. Names are padded with zeroes to 64 bytes.
-//! What counts up never goes down; a reader takes differences for rates.
+//! A record is written by one thread alone, each word by a plain store. A reader sees every word whole, but the words
+//! of one record may be a few requests apart. Records come and do not go; their number is written after the record.
+//! Names are padded with zeroes to 64 bytes. What counts up never goes down; a reader takes differences for rates.
 //!
-//! A worker, at a multiple of 128 bytes. Its thread updates the numbers of turns about once in 250 turns, and before it sleeps:
+//! A worker, at a multiple of 128 bytes. Its thread updates the numbers of turns about once in 250 turns, and before it
+//! sleeps:
 //!
 //! | offset | holds |
 //! |---|---|
@@ -44,8 +46,8 @@
 //! | 216 | ticks that it would poll without work before it sleeps (adaptive) |
 //! | 224, 232, 240, 248 | at its end: nanoseconds on a CPU, nanoseconds ready and not on one, voluntary and involuntary context switches |
 //!
-//! While the thread runs, the last four are in `/proc/PID/task/TID/schedstat` (the first two numbers) and `status`: the worker
-//! does not have to look. Time ready and not on a CPU is time stolen from a polling worker.
+//! While the thread runs, the last four are in `/proc/PID/task/TID/schedstat` (the first two numbers) and `status`: the
+//! worker does not have to look. Time ready and not on a CPU is time stolen from a polling worker.
 //!
 //! A queue, at a multiple of 128 bytes:
 //!
@@ -62,11 +64,13 @@
 //! | 192 to 255 | batches of new requests by their size: 1, 2, to 4, to 8, to 16, to 32, to 64, more |
 //! | 256 | latencies of sampled requests, in nanoseconds, from the ring to the used ring: a histogram each of reads, writes, flushes, others |
 //!
-//! Each time that requests are given back to a driver is counted by exactly one of the words at 136, 144 and 152, at 136 when the interrupt is sent.
-//! Words that are not named are 0. They may get a name without a new version, and are 0 where an older program writes.
+//! Each time that requests are given back to a driver is counted by exactly one of the words at 136, 144 and 152, at
+//! 136 when the interrupt is sent. Words that are not named are 0. They may get a name without a new version, and are 0
+//! where an older program writes.
 //!
-//! A histogram is as many buckets as the header says, a word each. With `s` linear buckets in each power of two (8), bucket `i` below `s` holds the
-//! values of exactly `i`; another the values from `(s + i % s) << (i / s - 1)` up to where the next one begins. The last takes all greater ones.
+//! A histogram is as many buckets as the header says, a word each. With `s` linear buckets in each power of two (8),
+//! bucket `i` below `s` holds the values of exactly `i`; another the values from `(s + i % s) << (i / s - 1)` up to
+//! where the next one begins. The last takes all greater ones.
 pub mod clock;
 mod histogram;
 mod reader;

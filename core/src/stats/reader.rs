@@ -22,7 +22,8 @@ pub enum ReadError {
     Magic(String),
     /// It was made by another version.
     #[error(
-        "{0}: its layout is version {1}, and this program reads version {LAYOUT_VERSION}: read it with the program that made it"
+        "{0}: its layout is version {1}, and this program reads version {LAYOUT_VERSION}: read it with the program \
+         that made it"
     )]
     Version(String, u64),
     /// It is not as long as it says, or its parts do not lie within it.
@@ -33,8 +34,8 @@ pub enum ReadError {
     Process(u32, String),
 }
 
-/// A segment that another process writes, or has written. Reading costs its workers nothing but the cache lines that are looked at, which a
-/// worker takes back with its next write. Whoever truncates the file makes reading it an error.
+/// A segment that another process writes, or has written. Reading costs its workers nothing but the cache lines that
+/// are looked at, which a worker takes back with its next write. Whoever truncates the file makes reading it an error.
 #[derive(Debug)]
 pub struct SegmentReader {
     map: ForeignMapping,
@@ -138,7 +139,8 @@ impl SegmentReader {
         Ok(snapshot)
     }
 
-    /// Whether the file still had everything that was read up to now. Its writer never shortens it, and does not survive it either.
+    /// Whether the file still had everything that was read up to now. Its writer never shortens it, and does not
+    /// survive it either.
     fn check_whole(&self) -> Result<(), ReadError> {
         let length = self.file.metadata().map_err(|error| ReadError::Open(self.name.clone(), error))?.len();
         // What is lost reads as zeroes, from the first access on.
@@ -153,7 +155,8 @@ impl SegmentReader {
         let count = (table.count.load(Ordering::Acquire) as usize).min(place.capacity);
         (0..count).map(move |index| {
             let record = self.map.as_ptr().wrapping_add(place.offset + index * size_of::<R>()).cast_const().cast();
-            // SAFETY: `Table::place` has checked that it lies within the mapping and is aligned; all of it is accessed atomically.
+            // SAFETY: `Table::place` has checked that it lies within the mapping and is aligned; all of it is accessed
+            // atomically.
             unsafe { &*record }
         })
     }

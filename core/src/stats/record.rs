@@ -149,8 +149,8 @@ impl QueueStats {
         }
     }
 
-    /// How many requests failed with which errno or [`REFUSED`](Self::REFUSED), as far as they are told apart: the others are in
-    /// `errors` alone.
+    /// How many requests failed with which errno or [`REFUSED`](Self::REFUSED), as far as they are told apart: the
+    /// others are in `errors` alone.
     pub fn errors_by_number(&self) -> impl Iterator<Item = (u16, u64)> {
         let numbers = self.error_numbers.get();
         let counts = self.errors_by_number.iter().enumerate();

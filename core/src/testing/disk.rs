@@ -40,8 +40,8 @@ pub enum Behaviour {
     Threaded,
     /// Completes nothing until the process says so with [`Control::release`].
     Held,
-    /// Completes at each `poll` as many as the process has said since with [`Control::complete`], or all after [`Control::release`], and has a wake
-    /// descriptor.
+    /// Completes at each `poll` as many as the process has said since with [`Control::complete`], or all after
+    /// [`Control::release`], and has a wake descriptor.
     Metered,
     /// Panics in `submit`.
     PanicSubmit,
@@ -137,8 +137,8 @@ impl Control {
     }
 }
 
-/// Levers that are released in the end, so that a queue that ends, in a test that fails as well, does not wait for its requests for ever. To be made
-/// after the queue.
+/// Levers that are released in the end, so that a queue that ends, in a test that fails as well, does not wait for its
+/// requests for ever. To be made after the queue.
 #[derive(Debug)]
 pub struct ReleasedAtEnd(pub Arc<Control>);
 

@@ -209,8 +209,8 @@ impl FrontEnd {
         }
     }
 
-    /// After a back end is gone: connects to the next one, and starts it where the last one was, as QEMU does. The base of each
-    /// ring is its used index.
+    /// After a back end is gone: connects to the next one, and starts it where the last one was, as QEMU does. The base
+    /// of each ring is its used index.
     pub fn reconnect(&mut self, path: &Path) {
         self.wire = connect(path, self.drivers.len());
         self.negotiate();

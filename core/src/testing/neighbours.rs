@@ -1,4 +1,5 @@
-//! Two devices served over vhost-user by the same workers: one that is attacked, and its neighbour, which must not notice.
+//! Two devices served over vhost-user by the same workers: one that is attacked, and its neighbour, which must not
+//! notice.
 use super::{
     blk::{Cut, IN, OK, OUT, pattern, wait_for},
     disk::{self, Behaviour},
@@ -69,8 +70,8 @@ impl Neighbours {
         (0..QUEUES).for_each(|queue| write_and_read(&mut self.honest, queue, self.seed));
     }
 
-    /// The neighbour's front end reads and writes, and so does a new one of the device that was attacked, as soon as the attacker
-    /// has given that up.
+    /// The neighbour's front end reads and writes, and so does a new one of the device that was attacked, as soon as
+    /// the attacker has given that up.
     pub fn all_work(&mut self) {
         self.neighbour_works();
         let mut front = FrontEnd::new(&self.path, QUEUES);

@@ -1,5 +1,5 @@
-//! A vhost-user front end without manners, for tests: it sends any header, payload and descriptors, and reads answers only when it
-//! is told to.
+//! A vhost-user front end without manners, for tests: it sends any header, payload and descriptors, and reads answers
+//! only when it is told to.
 use super::{
     blk::{BlkDriver, Cut, Finished, IN, PATIENCE, wait_for},
     driver::RingKind,

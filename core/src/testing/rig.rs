@@ -220,7 +220,8 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// A device with `queues` queues dealt out to `workers`, whose driver speaks split rings. It has not started the device.
+    /// A device with `queues` queues dealt out to `workers`, whose driver speaks split rings. It has not started the
+    /// device.
     pub fn new(name: &str, backend: Arc<BlockBackend>, queues: usize, workers: &[WorkerHandle]) -> Self {
         Self::with_rings(RingKind::Split, name, backend, queues, workers)
     }
@@ -248,7 +249,8 @@ impl Guest {
         Guest { kind, device, drivers: Vec::new(), call, stats }
     }
 
-    /// What a driver does to start a device (virtio 1.3, 3.1.1), accepting all that its kind of ring allows. Returns the status at its end.
+    /// What a driver does to start a device (virtio 1.3, 3.1.1), accepting all that its kind of ring allows. Returns
+    /// the status at its end.
     pub fn start(&mut self) -> u8 {
         self.start_without(0)
     }

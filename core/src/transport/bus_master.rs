@@ -1,5 +1,6 @@
-//! Whether a device may access memory, apart from what its driver asks of it: the Bus Master Enable bit of a PCI function (PCI 3.0,
-//! 6.2.2). A kernel that hands the machine over to another one clears it, so that nothing of the old one's reaches the new one's memory.
+//! Whether a device may access memory, apart from what its driver asks of it: the Bus Master Enable bit of a PCI
+//! function (PCI 3.0, 6.2.2). A kernel that hands the machine over to another one clears it, so that nothing of the old
+//! one's reaches the new one's memory.
 use super::VirtioDevice;
 use crate::{ring::RingStart, worker::Position};
 use tracing::error;
@@ -23,8 +24,9 @@ impl Held {
 }
 
 impl VirtioDevice {
-    /// Says whether the device may access memory. Cleared, this returns when its rings are stopped and the requests in flight have
-    /// completed, however long the backend takes, as a reset does. Set again, the rings go on where they stopped, unless they were abandoned.
+    /// Says whether the device may access memory. Cleared, this returns when its rings are stopped and the requests in
+    /// flight have completed, however long the backend takes, as a reset does. Set again, the rings go on where they
+    /// stopped, unless they were abandoned.
     pub fn set_bus_master(&mut self, enabled: bool) {
         if std::mem::replace(&mut self.is_bus_master, enabled) == enabled || !self.active {
             return;
@@ -36,9 +38,10 @@ impl VirtioDevice {
         }
     }
 
-    /// Forgets the rings that were stopped because the device may not access memory: they do not go on before a reset. For when
-    /// another driver than theirs has come, to which the memory belongs that they are in. It sets the bit before it resets the
-    /// device (Linux: `virtio_pci_probe`), and what the one before had left in a ring would be done then, in memory of the other's.
+    /// Forgets the rings that were stopped because the device may not access memory: they do not go on before a reset.
+    /// For when another driver than theirs has come, to which the memory belongs that they are in. It sets the bit
+    /// before it resets the device (Linux: `virtio_pci_probe`), and what the one before had left in a ring would be
+    /// done then, in memory of the other's.
     pub fn abandon_rings(&mut self) {
         if !self.is_bus_master {
             self.held.fill(None);

@@ -1,10 +1,10 @@
 //! How a front end behaves when its events are signalled, and what follows from it.
 //!
-//! Writing to an eventfd is the fastest way to signal it, but the write waits if the front end has filled the counter and
-//! made the descriptor block. The [watchdog] frees the thread. A front end that has held up a thread once is not trusted
-//! any more: its connection ends, and from then on every event that is handed over for its device is signalled by the
-//! kernel, as the completion event of an asynchronous read of nothing (IOCB_FLAG_RESFD). That cannot wait, since a counter
-//! without room just stays full; it takes about three times as long as a write.
+//! Writing to an eventfd is the fastest way to signal it, but the write waits if the front end has filled the counter
+//! and made the descriptor block. The [watchdog] frees the thread. A front end that has held up a thread once is not
+//! trusted any more: its connection ends, and from then on every event that is handed over for its device is signalled
+//! by the kernel, as the completion event of an asynchronous read of nothing (IOCB_FLAG_RESFD). That cannot wait, since
+//! a counter without room just stays full; it takes about three times as long as a write.
 use crate::worker::watchdog;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::{
@@ -76,9 +76,8 @@ fn signal_without_waiting(event: &EventFd) {
     if is_done {
         return;
     }
-    // Without asynchronous I/O (a kernel or a filter that has none), an attacker has to hit the moment between these two
-    // calls, and each hit costs him his connection.
-    // SAFETY: the descriptor is open as long as `event` is borrowed.
+    // Without asynchronous I/O (a kernel or a filter that has none), an attacker has to hit the moment between these
+    // two calls, and each hit costs him his connection. SAFETY: the descriptor is open as long as `event` is borrowed.
     let file = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
     let set = fcntl_getfl(file).and_then(|flags| fcntl_setfl(file, flags | OFlags::NONBLOCK));
     if let Err(error) = set.map_err(io::Error::from).and_then(|()| watchdog::signal(event)) {

@@ -78,7 +78,8 @@ impl InterruptState {
         }
     }
 
-    /// Whether a line about something that the guest has done may be logged, under the device's `name`. Not for the hot path.
+    /// Whether a line about something that the guest has done may be logged, under the device's `name`. Not for the hot
+    /// path.
     pub fn may_log(&self, name: &str) -> bool {
         self.lines.may_log(name)
     }

@@ -73,10 +73,10 @@ pub(crate) fn check_features(accepted: u64, offered: u64) -> Result<(), FeatureE
     }
 }
 
-/// Whether the driver behind a front end may accept these features. Other than on our own PCI and MMIO transports, it may
-/// be a legacy driver, without VERSION_1: the legacy registers are the front end's, as those of QEMU's transitional device
-/// are, and what is left for us is a split ring, given by three addresses, in the byte order of the guest (virtio 1.3,
-/// 2.7.3), which is ours as long as no front end says otherwise.
+/// Whether the driver behind a front end may accept these features. Other than on our own PCI and MMIO transports, it
+/// may be a legacy driver, without VERSION_1: the legacy registers are the front end's, as those of QEMU's transitional
+/// device are, and what is left for us is a split ring, given by three addresses, in the byte order of the guest
+/// (virtio 1.3, 2.7.3), which is ours as long as no front end says otherwise.
 pub(crate) fn check_front_end_features(accepted: u64, offered: u64) -> Result<(), FeatureError> {
     match check_features(accepted, offered) {
         Err(FeatureError::Legacy) if cfg!(target_endian = "little") => match accepted >> 32 << 32 {
@@ -250,8 +250,8 @@ impl VirtioDevice {
         }
     }
 
-    /// Starts the model and the queues that the driver has enabled; none of them, if one is not usable, or yet, if the device may
-    /// not access memory.
+    /// Starts the model and the queues that the driver has enabled; none of them, if one is not usable, or yet, if the
+    /// device may not access memory.
     fn activate(&mut self) -> Result<(), String> {
         let mut queues = self.enabled_queues()?;
         if !self.is_bus_master {
@@ -323,9 +323,9 @@ impl VirtioDevice {
         self.queues.get_mut(index).filter(|queue| !queue.ready())
     }
 
-    /// The driver enables a queue, or on MMIO disables it: a queue that runs is stopped, its requests completed, before this returns
-    /// (virtio 1.3, 4.2.2.2: the driver reads the register back and has its memory again). Once the device runs, none is enabled:
-    /// queue reset is not offered.
+    /// The driver enables a queue, or on MMIO disables it: a queue that runs is stopped, its requests completed, before
+    /// this returns (virtio 1.3, 4.2.2.2: the driver reads the register back and has its memory again). Once the device
+    /// runs, none is enabled: queue reset is not offered.
     pub fn set_queue_ready(&mut self, index: usize, ready: bool) {
         if self.active && !ready {
             self.disable_queue(index);

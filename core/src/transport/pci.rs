@@ -176,8 +176,8 @@ impl PciTransport {
         }
     }
 
-    /// Says whether the function may access memory: its Bus Master Enable bit. Without a machine that has one it may. Returns when
-    /// that is so, which takes as long as requests in flight do.
+    /// Says whether the function may access memory: its Bus Master Enable bit. Without a machine that has one it may.
+    /// Returns when that is so, which takes as long as requests in flight do.
     pub fn set_bus_master(&mut self, enabled: bool) {
         self.device.set_bus_master(enabled);
     }

@@ -1,5 +1,5 @@
-//! One queue as its driver sets it up by registers (virtio 1.3, 4.1.4.3 and 4.2.2). What the values mean is up to the kind of ring, and
-//! checked when the driver is done.
+//! One queue as its driver sets it up by registers (virtio 1.3, 4.1.4.3 and 4.2.2). What the values mean is up to the
+//! kind of ring, and checked when the driver is done.
 use crate::ring::{MAX_QUEUE_SIZE, QueueConfig};
 
 /// The registers of one queue.

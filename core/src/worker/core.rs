@@ -178,8 +178,8 @@ impl Core {
         }
     }
 
-    /// A task panicked, which is a mistake of ours. It is not called any more; the others go on. Whoever owns it gets it back if nothing
-    /// can touch any more what it owns, and otherwise it is leaked.
+    /// A task panicked, which is a mistake of ours. It is not called any more; the others go on. Whoever owns it gets
+    /// it back if nothing can touch any more what it owns, and otherwise it is leaked.
     #[cold]
     fn abandon_current(&mut self) {
         let worker = &self.mailbox.name;

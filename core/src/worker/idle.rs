@@ -18,7 +18,8 @@ pub enum IdlePolicy {
     /// Never: it polls for ever. The core is busy, the latency lowest.
     #[default]
     Spin,
-    /// It polls for as long as that has paid lately, at most 50 µs, then asks the drivers for kicks and sleeps until one comes.
+    /// It polls for as long as that has paid lately, at most 50 µs, then asks the drivers for kicks and sleeps until
+    /// one comes.
     Adaptive,
     /// It sleeps as soon as there is nothing to do. The core is free, the latency that of a wake-up.
     Interrupt,
@@ -62,7 +63,7 @@ pub(super) struct Idle {
     window: SpinWindow,
     /// How many nanoseconds to poll before the next attempt to sleep.
     patience_ns: u64,
-    /// What to sleep on: made anew when tasks come or go.
+    /// What to sleep on: made again when tasks come or go.
     fds: Vec<libc::pollfd>,
     /// Whose they are, the bell's first.
     owners: Vec<Owner>,
@@ -146,7 +147,7 @@ impl Idle {
                 return true;
             }
         }
-        // Wraps to a multiple of the interval, which is not 0: only `worked` starts the window anew.
+        // Wraps to a multiple of the interval, which is not 0: only `worked` restarts the window.
         self.empty_turns = if self.empty_turns == u32::MAX { CLOCK_INTERVAL } else { self.empty_turns + 1 };
         false
     }
@@ -171,8 +172,8 @@ impl Idle {
         self.patience_ns = patience(self.policy, &self.window);
         self.empty_turns = 0;
         if !has_slept && work == 0 {
-            // There is work, or somebody cannot be waited for: then to ask all again and again would cost more than to poll for a
-            // while. The count makes `worked` end this with the first work.
+            // There is work, or somebody cannot be waited for: then to ask all again and again would cost more than to
+            // poll for a while. The count makes `worked` end this with the first work.
             (self.idle_since, self.looked_at) = (start, start);
             self.patience_ns = LONGEST_NS;
             self.empty_turns = CLOCK_INTERVAL + 1;
@@ -240,7 +241,8 @@ struct Attempt<'w> {
 }
 
 impl Attempt<'_> {
-    /// Disarms and polls those first for which there is a sign: somebody waits for them, and with hundreds of tasks the others take a while.
+    /// Disarms and polls those first for which there is a sign: somebody waits for them, and with hundreds of tasks the
+    /// others take a while.
     fn serve_signs(&mut self) {
         for (fd, owner) in self.idle.fds.iter_mut().zip(&self.idle.owners) {
             let (Owner::Kick(id) | Owner::Backend(id)) = *owner else { continue };

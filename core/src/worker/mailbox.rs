@@ -110,8 +110,8 @@ impl WorkerHandle {
         }
     }
 
-    /// Changes something of a running queue, between two of its turns. Returns what it had before, so that it is dropped
-    /// here and not on the worker; `None`: there is no such task any more.
+    /// Changes something of a running queue, between two of its turns. Returns what it had before, so that it is
+    /// dropped here and not on the worker; `None`: there is no such task any more.
     pub fn update(&self, id: TaskId, update: QueueUpdate) -> Option<QueueUpdate> {
         let (reply, answer) = sync_channel(1);
         self.send(Command::Update(id, Box::new(update), reply));

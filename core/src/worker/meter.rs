@@ -1,5 +1,5 @@
-//! What is counted of a worker, at next to no cost: a counter that falls in each turn, one that rises in each without work, and a look at the clock in
-//! one turn of [`INTERVAL`].
+//! What is counted of a worker, at next to no cost: a counter that falls in each turn, one that rises in each without
+//! work, and a look at the clock in one turn of [`INTERVAL`].
 use crate::stats::{Thread, WorkerStatsHandle, clock};
 use std::fs;
 

@@ -17,7 +17,8 @@ impl Pause {
         Pause { has_tpause: has_waitpkg(), ticks: clock::ticks_per_second() / 1_000_000 * TPAUSE_NS / 1000 }
     }
 
-    /// The shortest: tells the core's other thread to go ahead, and keeps this one from hammering lines that a driver writes.
+    /// The shortest: tells the core's other thread to go ahead, and keeps this one from hammering lines that a driver
+    /// writes.
     #[inline(always)]
     pub(super) fn short(self) {
         std::hint::spin_loop();
@@ -46,7 +47,8 @@ fn has_waitpkg() -> bool {
     false
 }
 
-/// Rests until `deadline` of the time stamp counter, in C0.1: the state that is left faster. The system may bound it further.
+/// Rests until `deadline` of the time stamp counter, in C0.1: the state that is left faster. The system may bound it
+/// further.
 #[cfg(target_arch = "x86_64")]
 #[allow(unsafe_code)]
 #[cold]
@@ -54,7 +56,13 @@ fn tpause(deadline: u64) {
     let (low, high) = (deadline as u32, (deadline >> 32) as u32);
     // SAFETY: only called where the processor has the instruction. It changes flags, and touches no memory.
     unsafe {
-        std::arch::asm!("tpause {state:e}", state = in(reg) 1u32, in("eax") low, in("edx") high, options(nomem, nostack));
+        std::arch::asm!(
+            "tpause {state:e}",
+            state = in(reg) 1u32,
+            in("eax") low,
+            in("edx") high,
+            options(nomem, nostack)
+        );
     }
 }
 

@@ -1,16 +1,18 @@
 //! The tasks of a worker, those at rest apart from the others.
 //!
-//! A task that had nothing to do in [`REST_AFTER`] turns in a row, and can say which word in memory it waits for, rests. It is not called any more; instead
-//! the worker looks at that word. So a queue that nobody uses costs one cache line of the guest's and a quarter of one of the worker's in each
-//! look, instead of a call and the lines that its state is on. And of many tasks at rest only some are looked at in each turn, in rotation, so that they do not
-//! slow down those that are busy: see [`LOOKS`].
+//! A task that had nothing to do in [`REST_AFTER`] turns in a row, and can say which word in memory it waits for,
+//! rests. It is not called any more; instead the worker looks at that word. So a queue that nobody uses costs one cache
+//! line of the guest's and a quarter of one of the worker's in each look, instead of a call and the lines that its
+//! state is on. And of many tasks at rest only some are looked at in each turn, in rotation, so that they do not slow
+//! down those that are busy: see [`LOOKS`].
 use super::{Task, TaskId, Watch};
 use std::sync::mpsc::SyncSender;
 
 /// Turns without work, in a row, after which a task may rest.
 pub const REST_AFTER: u32 = 64;
-/// Tasks at rest that are looked at in each turn, and one more for each four pieces of work that the turn had. So the looks cost a small part of the work,
-/// and with `n` at rest a rotation takes at most `n / LOOKS` turns, and about the time of `4 n` requests.
+/// Tasks at rest that are looked at in each turn, and one more for each four pieces of work that the turn had. So the
+/// looks cost a small part of the work, and with `n` at rest a rotation takes at most `n / LOOKS` turns, and about the
+/// time of `4 n` requests.
 pub const LOOKS: usize = 8;
 
 /// One task.

@@ -28,8 +28,8 @@ pub struct Position {
 #[derive(Debug)]
 pub struct Retired(pub [Translator; 2]);
 
-/// A change to a running queue. The queue swaps the new for the old, which goes back to the control thread: dropping it may
-/// take long, and allocating it did.
+/// A change to a running queue. The queue swaps the new for the old, which goes back to the control thread: dropping it
+/// may take long, and allocating it did.
 #[derive(Debug)]
 pub enum QueueUpdate {
     /// A new memory map. The queue goes on in it at once; requests in flight end in the old one.
@@ -67,8 +67,8 @@ pub trait Task: Send {
     fn start(&mut self) -> Result<(), String>;
     /// One turn. Returns how much there was to do; 0 makes the turn an empty one. Never blocks.
     fn poll(&mut self) -> usize;
-    /// What the task waits for, if its next turn does nothing until that changes: it may then be left alone until it does. Asked after turns without
-    /// work. `None`: it must be polled, since it waits for something else as well.
+    /// What the task waits for, if its next turn does nothing until that changes: it may then be left alone until it
+    /// does. Asked after turns without work. `None`: it must be polled, since it waits for something else as well.
     fn watch(&self) -> Option<Watch> {
         None
     }
@@ -85,9 +85,9 @@ pub trait Task: Send {
     fn position(&self) -> Option<Position> {
         None
     }
-    /// The task has panicked: tell the guest, and let go of what others may touch. Returns whether that has succeeded, as
-    /// [`finish`](Self::finish) does; then nothing is called any more but [`position`](Self::position) and `drop`, else not even
-    /// these.
+    /// The task has panicked: tell the guest, and let go of what others may touch. Returns whether that has succeeded,
+    /// as [`finish`](Self::finish) does; then nothing is called any more but [`position`](Self::position) and `drop`,
+    /// else not even these.
     fn abandon(&mut self) -> bool;
     /// Where to sleep for it.
     fn sleep_fds(&self) -> SleepFds;

@@ -1,8 +1,8 @@
 //! What a task at rest waits for.
 use std::sync::atomic::{AtomicU16, Ordering};
 
-/// A word of 16 bits in memory, and the value as long as which there is nothing to do: the index of a ring's available entries, or the
-/// flags of its next descriptor.
+/// A word of 16 bits in memory, and the value as long as which there is nothing to do: the index of a ring's available
+/// entries, or the flags of its next descriptor.
 ///
 /// To look at it costs one load. It tells no more than that the task should be polled.
 #[derive(Clone, Copy, Debug)]
@@ -20,8 +20,8 @@ impl Watch {
     /// A task whose next turn does nothing while `word` is `idle`.
     ///
     /// # Safety
-    /// `word` is aligned and can be read until the task is next polled, changed, stopped or dropped. Whoever writes it, in this process or
-    /// another, writes it whole.
+    /// `word` is aligned and can be read until the task is next polled, changed, stopped or dropped. Whoever writes it,
+    /// in this process or another, writes it whole.
     pub unsafe fn new(word: *const u16, idle: u16) -> Self {
         Watch { word, idle }
     }

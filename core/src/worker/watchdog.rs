@@ -1,13 +1,14 @@
 //! Frees threads that somebody else's eventfd holds up.
 //!
-//! A write to an eventfd waits if its counter is full and its file description blocks. A front end shares the description
-//! of the events that it hands over, and can make it so at any time, after whatever we have checked. No flag of a call
-//! overrides that (for a read, RWF_NOWAIT does). So threads that write to such events say when they begin and end, and a
-//! thread that does nothing else looks now and then whether one of them has made no progress, and interrupts its call by a
-//! signal: it fails with EINTR. What becomes of that front end is decided by [`Conduct`](crate::transport::Conduct).
+//! A write to an eventfd waits if its counter is full and its file description blocks. A front end shares the
+//! description of the events that it hands over, and can make it so at any time, after whatever we have checked. No
+//! flag of a call overrides that (for a read, RWF_NOWAIT does). So threads that write to such events say when they
+//! begin and end, and a thread that does nothing else looks now and then whether one of them has made no progress, and
+//! interrupts its call by a signal: it fails with EINTR. What becomes of that front end is decided by
+//! [`Conduct`](crate::transport::Conduct).
 //!
-//! That thread takes no lock which anybody keeps while waiting: a control thread may be waiting for the very worker that
-//! is held up.
+//! That thread takes no lock which anybody keeps while waiting: a control thread may be waiting for the very worker
+//! that is held up.
 use std::{
     io,
     os::fd::AsRawFd,
@@ -124,8 +125,8 @@ fn look_for_ever() {
 /// Makes a call that somebody else may hold up.
 #[inline]
 fn watched<T>(call: impl FnOnce() -> T) -> T {
-    // Partner of both: the load in `interrupt_stuck`. A look that comes in between finds the call under way, or finds it
-    // at the next.
+    // Partner of both: the load in `interrupt_stuck`. A look that comes in between finds the call under way, or finds
+    // it at the next.
     let advance = || CALLS.with(|calls| calls.store(calls.load(Ordering::Relaxed) + 1, Ordering::Release));
     advance();
     let result = call();
@@ -139,7 +140,7 @@ fn watched<T>(call: impl FnOnce() -> T) -> T {
 /// EINTR: it was, and has held up this thread. EAGAIN: it is full, and says so.
 pub(crate) fn signal(event: &EventFd) -> io::Result<()> {
     let one = 1u64.to_ne_bytes();
-    // Not by `EventFd::write`, which begins anew when it is interrupted.
+    // Not by `EventFd::write`, which starts over when it is interrupted.
     // SAFETY: eight bytes of ours, and a descriptor that is open as long as `event` is borrowed.
     match watched(|| unsafe { libc::write(event.as_raw_fd(), one.as_ptr().cast(), one.len()) }) {
         0.. => Ok(()),

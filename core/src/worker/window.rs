@@ -1,7 +1,7 @@
 //! How long an adaptive worker polls without work before it sleeps.
 
-/// The windows that there are, in nanoseconds. The longest is about what a sleep and its wake-up cost: to poll for as long is at most twice as
-/// bad as the best choice (ski rental).
+/// The windows that there are, in nanoseconds. The longest is about what a sleep and its wake-up cost: to poll for as
+/// long is at most twice as bad as the best choice (ski rental).
 const CHOICES_NS: [u64; 6] = [2_000, 5_000, 10_000, 20_000, 35_000, LONGEST_NS];
 /// The longest.
 pub(super) const LONGEST_NS: u64 = 50_000;
@@ -10,10 +10,11 @@ const SLEEP_NS: u64 = 50_000;
 /// Gaps that are remembered in full; older ones count half, then a quarter, and so on.
 const MEMORY: u32 = 32;
 
-/// The window that would have cost least for the gaps between work of the recent past: polling costs its time, and so does a sleep.
+/// The window that would have cost least for the gaps between work of the recent past: polling costs its time, and so
+/// does a sleep.
 ///
-/// The idea of learning the distribution of gaps is that of Karlin, Li, Manasse and Owicki, "Empirical studies of competitive spinning for a
-/// shared-memory multiprocessor" (1991).
+/// The idea of learning the distribution of gaps is that of Karlin, Li, Manasse and Owicki, "Empirical studies of
+/// competitive spinning for a shared-memory multiprocessor" (1991).
 #[derive(Debug)]
 pub(super) struct SpinWindow {
     /// Number of gaps not longer than each choice, nor in one before it; the last: longer than all.
@@ -38,8 +39,8 @@ impl SpinWindow {
 
     /// Work came after so long of polling and of a sleep.
     pub(super) fn slept(&mut self, polled_ns: u64, slept_ns: u64) {
-        // Half of a short sleep is the wake-up itself, at a guess. If the guess is too high, a longer window than need be catches
-        // the next ones, and those are measured.
+        // Half of a short sleep is the wake-up itself, at a guess. If the guess is too high, a longer window than need
+        // be catches the next ones, and those are measured.
         self.note(polled_ns + slept_ns / 2);
     }
 

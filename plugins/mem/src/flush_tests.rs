@@ -9,7 +9,8 @@ use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
 
-/// A file system on a disk whose space runs out when the kernel writes back what it took: a file with holes on a full tmpfs.
+/// A file system on a disk whose space runs out when the kernel writes back what it took: a file with holes on a full
+/// tmpfs.
 struct FileSystemThatLosesData(TempDir);
 
 impl FileSystemThatLosesData {

@@ -167,8 +167,8 @@ impl Medium {
         (end <= memory.len()).then_some(Part(start..end))
     }
 
-    /// Begins to fetch the start of a part that is read next: its page's translation and first lines then arrive during the copy before it.
-    /// More lines than two gain nothing, and many get in that copy's way.
+    /// Begins to fetch the start of a part that is read next: its page's translation and first lines then arrive during
+    /// the copy before it. More lines than two gain nothing, and many get in that copy's way.
     #[inline]
     pub(crate) fn fetch(&self, part: &Part) {
         for offset in part.0.clone().step_by(LINE).take(2) {
@@ -180,8 +180,8 @@ impl Medium {
     #[inline]
     pub(crate) fn read(&self, part: &Part, segments: &[Segment]) {
         self.for_each_piece(part, segments, |inside, outside, length| {
-            // SAFETY: both are `length` bytes of memory that stays mapped: ours, and a request's in flight. Guest memory and
-            // the medium do not overlap, and other threads may change either (see the module).
+            // SAFETY: both are `length` bytes of memory that stays mapped: ours, and a request's in flight. Guest
+            // memory and the medium do not overlap, and other threads may change either (see the module).
             unsafe { ptr::copy_nonoverlapping(inside, outside, length) };
         });
     }
@@ -280,8 +280,8 @@ impl Medium {
         }
     }
 
-    /// Does a flush, unless one has failed before: then what it lost is lost. One at a time: of two, one alone would hear
-    /// of a loss.
+    /// Does a flush, unless one has failed before: then what it lost is lost. One at a time: of two, one alone would
+    /// hear of a loss.
     pub(crate) fn latched(&self, flush: impl FnOnce() -> io::Result<()>) -> i32 {
         let latch = self.flush_latch.lock().unwrap_or_else(PoisonError::into_inner);
         latch.failure().unwrap_or_else(|| match flush() {

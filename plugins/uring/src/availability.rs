@@ -33,8 +33,8 @@ where
 pub(crate) fn cause(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES | libc::ENOSYS) => {
-            "io_uring is switched off on this host: set the sysctl kernel.io_uring_disabled to 0, and allow it in the seccomp \
-             profile of the container, if there is one"
+            "io_uring is switched off on this host: set the sysctl kernel.io_uring_disabled to 0, and allow it in the \
+             seccomp profile of the container, if there is one"
         }
         Some(libc::EINVAL) => "this kernel's io_uring is too old: Linux 5.11 is needed",
         Some(libc::ENOMEM) => {

@@ -1,8 +1,8 @@
 //! Where the kernel's threads of io_uring run.
 //!
-//! What would make the worker wait, io_uring has threads of the kernel do, which it makes as children of the worker: they are
-//! pinned where that is, and take its CPU away for as long as they work. So they are sent to the CPUs of the thread that has
-//! opened the image: the host opens it on a thread that keeps off the CPUs of workers and vCPUs.
+//! What would make the worker wait, io_uring has threads of the kernel do, which it makes as children of the worker:
+//! they are pinned where that is, and take its CPU away for as long as they work. So they are sent to the CPUs of the
+//! thread that has opened the image: the host opens it on a thread that keeps off the CPUs of workers and vCPUs.
 use crate::ring::Ring;
 use io_uring::{cqueue, squeue};
 use pollux_abi::host::{Host, Level};
@@ -64,7 +64,8 @@ impl Background {
 fn affinity() -> libc::cpu_set_t {
     // SAFETY: an all-zero set is a value of the type.
     let mut cpus: libc::cpu_set_t = unsafe { zeroed() };
-    // SAFETY: the set has the size that is said. If the call fails, which it does on hosts of more CPUs, it stays empty.
+    // SAFETY: the set has the size that is said. If the call fails, which it does on hosts of more CPUs, it stays
+    // empty.
     unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut cpus) };
     cpus
 }

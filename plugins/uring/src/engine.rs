@@ -46,8 +46,8 @@ impl Engine {
     pub(crate) const PASSTHROUGH: Engine =
         Engine { is_sync: false, has_nowait: true, is_memory: false, is_passthrough: true };
 
-    /// Chooses for `file`. Where io_uring can do without its threads it is as quick and never waits. Where it cannot, system
-    /// calls are several times quicker, but only memory never makes them wait.
+    /// Chooses for `file`. Where io_uring can do without its threads it is as quick and never waits. Where it cannot,
+    /// system calls are several times quicker, but only memory never makes them wait.
     ///
     /// A process that may not use io_uring has system calls left, which the option must allow.
     pub(crate) fn choose(
@@ -124,7 +124,8 @@ fn is_memory(file: &File, geometry: &Geometry) -> bool {
     result == 0 && [TMPFS_MAGIC, RAMFS_MAGIC, HUGETLBFS_MAGIC].contains(&(answer.f_type as u32))
 }
 
-/// Whether the disk of this name, as in /sys/block, is memory: `ram0`, or a `zram0` that writes nothing to another device.
+/// Whether the disk of this name, as in /sys/block, is memory: `ram0`, or a `zram0` that writes nothing to another
+/// device.
 fn is_memory_disk(name: &str) -> bool {
     let is_numbered = |prefix| {
         name.strip_prefix(prefix)

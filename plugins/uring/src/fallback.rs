@@ -1,8 +1,8 @@
 //! A thread that makes the calls for which the kernel can make none.
 //!
-//! io_uring hands what would wait to threads of the kernel, a sync always, and makes them when it needs them. They count as
-//! threads of this process. If it may have no more (`pids.max`, `ulimit -u`), each of those requests comes back with
-//! ECANCELED. So each image has a thread of its own from its open on, which rests until that happens.
+//! io_uring hands what would wait to threads of the kernel, a sync always, and makes them when it needs them. They
+//! count as threads of this process. If it may have no more (`pids.max`, `ulimit -u`), each of those requests comes
+//! back with ECANCELED. So each image has a thread of its own from its open on, which rests until that happens.
 use crate::call::Call;
 use std::{
     collections::VecDeque,

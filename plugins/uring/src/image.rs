@@ -168,8 +168,8 @@ impl Image {
         };
         let disk = is_block_device.then_some(metadata.rdev());
         let fallback = (!engine.is_sync && !context.probe).then(|| start_fallback(path)).transpose()?;
-        // With direct I/O a file still has metadata in the kernel's caches, and a network file system may say only once that it
-        // has lost what it took. Of a block device the kernel keeps nothing then.
+        // With direct I/O a file still has metadata in the kernel's caches, and a network file system may say only once
+        // that it has lost what it took. Of a block device the kernel keeps nothing then.
         let latches = !(options.direct && is_block_device);
         Ok(Image {
             file: Arc::new(file),

@@ -1,13 +1,13 @@
 //! Reads that `submit` makes itself because the page cache is likely to have the bytes.
 //!
-//! A read that finds its bytes there is one system call either way, and `preadv2` is a shorter one than a turn of the ring.
-//! That holds for a read on its own: of several, the ring takes all with one call.
+//! A read that finds its bytes there is one system call either way, and `preadv2` is a shorter one than a turn of the
+//! ring. That holds for a read on its own: of several, the ring takes all with one call.
 
 /// Longest pause, in reads.
 const LONGEST_PAUSE: u32 = 1024;
 
-/// Learns whether it is worth while to try. Each read that is tried in vain makes the next pause twice as long, so that a
-/// workload which the page cache does not hold pays for one call in a thousand reads.
+/// Learns whether it is worth while to try. Each read that is tried in vain makes the next pause twice as long, so that
+/// a workload which the page cache does not hold pays for one call in a thousand reads.
 #[derive(Debug, Default)]
 pub(crate) struct InlineReads {
     /// Reads that the last miss let pass.

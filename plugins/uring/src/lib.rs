@@ -6,9 +6,9 @@
 //! none while nothing is in flight. A ring permits what it is used for and nothing else. The path of an NVMe generic
 //! device, such as `/dev/ng0n1`, has requests go to the drive as commands, past the block layer.
 //!
-//! Where a file knows no `RWF_NOWAIT` (tmpfs, zram), io_uring would hand each request to a thread of the kernel. If the medium is
-//! memory, requests are system calls instead: on a tmpfs a tenth of the time at depth 1, a third at depth 32. Registered
-//! memory gained nothing that could be measured on a loop device, so it is off by default.
+//! Where a file knows no `RWF_NOWAIT` (tmpfs, zram), io_uring would hand each request to a thread of the kernel. If the
+//! medium is memory, requests are system calls instead: on a tmpfs a tenth of the time at depth 1, a third at depth 32.
+//! Registered memory gained nothing that could be measured on a loop device, so it is off by default.
 //!
 //! | module | holds |
 //! |---|---|
@@ -145,7 +145,8 @@ pub struct Uring {
     registry: Option<Arc<MemoryRegistry>>,
     /// Whether the log knows that memory could not be registered.
     refusal_logged: AtomicBool,
-    /// Whether the log knows what the rings are like. They are all alike, and a guest can have them made anew for ever.
+    /// Whether the log knows what the rings are like. They are all alike, and a guest can have them made again for
+    /// ever.
     described: AtomicBool,
 }
 
@@ -224,8 +225,8 @@ impl Block for Uring {
             self.host.log(
                 Level::Warn,
                 format!(
-                    "the kernel does not register guest memory, requests go without: {error}; raise the limit on locked \
-                     memory (ulimit -l), or leave register_memory out"
+                    "the kernel does not register guest memory, requests go without: {error}; raise the limit on \
+                     locked memory (ulimit -l), or leave register_memory out"
                 ),
             );
         }
@@ -247,8 +248,8 @@ impl Uring {
         {
             self.host.log(
                 Level::Warn,
-                "register_memory has no effect: the guest's memory cannot be registered (over vhost-user another process may \
-                 take pages back, as a balloon does, and registered ones would be those of before)",
+                "register_memory has no effect: the guest's memory cannot be registered (over vhost-user another \
+                 process may take pages back, as a balloon does, and registered ones would be those of before)",
             );
         }
     }

@@ -1,17 +1,17 @@
 //! The lock that keeps other processes, and other disks of this one, off a medium.
 //!
-//! It is an open file description lock (`F_OFD_SETLK`): it belongs to the descriptor and not to the process, so that two
-//! instances in one process exclude each other too. QEMU's image locks are of the same kind, but all of them are shared
-//! ones: a writer here and QEMU keep each other off, and QEMU does not write to what a reader here has open. But a reader
-//! here is not kept off by a QEMU that is writing: its lock looks like that of another reader.
+//! It is an open file description lock (`F_OFD_SETLK`): it belongs to the descriptor and not to the process, so that
+//! two instances in one process exclude each other too. QEMU's image locks are of the same kind, but all of them are
+//! shared ones: a writer here and QEMU keep each other off, and QEMU does not write to what a reader here has open. But
+//! a reader here is not kept off by a QEMU that is writing: its lock looks like that of another reader.
 //!
 //! The lock has a descriptor of its own, since an io_uring keeps the files that were registered with it open for a
 //! moment after it was closed: the medium would still be locked when the next instance opens it.
 //!
-//! That of a process which was killed is gone with it, though, while the kernel may still be doing its last writes: one of them could
-//! come after a newer write of the next process, to the same block. So a writer holds a second lock by the descriptor that its
-//! requests go through, which the kernel keeps open until the last of them is done. It is on a byte of its own, far behind the end of
-//! any file; a clean close takes it off.
+//! That of a process which was killed is gone with it, though, while the kernel may still be doing its last writes: one
+//! of them could come after a newer write of the next process, to the same block. So a writer holds a second lock by
+//! the descriptor that its requests go through, which the kernel keeps open until the last of them is done. It is on a
+//! byte of its own, far behind the end of any file; a clean close takes it off.
 use crate::image::{CLAIM_PATIENCE, cannot_open};
 use pollux_abi::block::Error;
 use std::{

@@ -55,7 +55,8 @@ fn claim(name: &str, number: u64) -> Result<Option<File>, Error> {
     match open_claiming(OpenOptions::new().read(true).custom_flags(libc::O_EXCL), &path) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Err(Error::new(format!(
-            "{} is mounted or otherwise in use on this host; unmount it, or write lock = false if nothing there writes to it",
+            "{} is mounted or otherwise in use on this host; unmount it, or write lock = false if nothing there writes \
+             to it",
             path.display()
         ))),
         Err(error) => Err(cannot_open(&path, false, error)),

@@ -133,8 +133,8 @@ fn identify(file: &File, namespace: u32, what: u32) -> io::Result<Vec<u8>> {
 #[derive(Debug)]
 pub(crate) struct NvmeCommands {
     namespace: Namespace,
-    /// For each slot the range of its discard, which the kernel reads when the command is submitted: context attributes and
-    /// number of blocks, then the first block.
+    /// For each slot the range of its discard, which the kernel reads when the command is submitted: context attributes
+    /// and number of blocks, then the first block.
     ranges: Box<[[u64; 2]]>,
 }
 
@@ -220,7 +220,8 @@ impl Protocol for NvmeCommands {
         opcode::UringCmd80::new(MEDIUM, operation).cmd(bytes).build().user_data(u64::from(index))
     }
 
-    /// A command moves all or nothing. Positive results are the controller's status (Base Specification, section 3.3.3.2.1).
+    /// A command moves all or nothing. Positive results are the controller's status (Base Specification, section
+    /// 3.3.3.2.1).
     #[inline]
     fn result(result: i32, asked: u32) -> i32 {
         match result {

@@ -1,7 +1,7 @@
 //! Whether the worker asks the device itself for the end of reads and writes (IOPOLL).
 //!
-//! Only a queue of the device without interrupts makes that worth while, and a driver has such queues only if it was told to
-//! when it was loaded. On any other the kernel either refuses or spins for an interrupt.
+//! Only a queue of the device without interrupts makes that worth while, and a driver has such queues only if it was
+//! told to when it was loaded. On any other the kernel either refuses or spins for an interrupt.
 use crate::{engine::Engine, geometry::queue_limit};
 use pollux_abi::block::Error;
 use std::path::Path;
@@ -27,8 +27,8 @@ impl PollChoice {
             _ if !direct => "is read and written through the page cache (direct = false)",
             None => "is no block device",
             Some(disk) if queue_limit(disk, "io_poll") != Some(1) => {
-                "has no queue that can be polled: for NVMe, have the driver make some, such as with nvme.poll_queues=4 on the \
-                 kernel's command line"
+                "has no queue that can be polled: for NVMe, have the driver make some, such as with nvme.poll_queues=4 \
+                 on the kernel's command line"
             }
             Some(_) => return Ok(self != PollChoice::Off),
         };

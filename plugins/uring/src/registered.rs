@@ -1,8 +1,8 @@
 //! Guest memory that is registered with the kernel, so that it need not look up and pin the pages of each request.
 //!
-//! The regions are registered once, on the control thread, with a ring that does nothing else. A queue's ring, which its
-//! worker alone may touch, takes that table over (IORING_REGISTER_CLONE_BUFFERS, Linux 6.12) when it has changed: this
-//! pins nothing anew, so the worker does not wait for it.
+//! The regions are registered once, on the control thread, with a ring that does nothing else. A queue's ring, which
+//! its worker alone may touch, takes that table over (IORING_REGISTER_CLONE_BUFFERS, Linux 6.12) when it has changed:
+//! this pins nothing again, so the worker does not wait for it.
 use crate::{
     call::{Call, Memory},
     ring::Ring,
@@ -132,8 +132,8 @@ impl RegisteredMemory {
         RegisteredMemory { registry, generation: 0, is_cloned: false, pieces: Vec::with_capacity(PLACES), last: 0 }
     }
 
-    /// Takes the table over if it has changed. A region that goes away and another one in its place mean two changes before
-    /// the first request into the latter, so a stale entry is never used.
+    /// Takes the table over if it has changed. A region that goes away and another one in its place mean two changes
+    /// before the first request into the latter, so a stale entry is never used.
     #[inline]
     pub(crate) fn refresh(&mut self, ring: &Ring, polled: Option<&Ring>) {
         // Partner: the Release of `add` and `remove`.

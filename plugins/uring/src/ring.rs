@@ -117,8 +117,9 @@ pub(crate) struct Purpose {
     pub(crate) may_clone_buffers: bool,
 }
 
-/// What the ring does from its enabling on, and nothing else: should somebody get hold of its memory, it opens no files,
-/// makes no connections and reads and writes nothing but the medium. (Firecracker, whose idea this is, does the same.)
+/// What the ring does from its enabling on, and nothing else: should somebody get hold of its memory, it opens no
+/// files, makes no connections and reads and writes nothing but the medium. (Firecracker, whose idea this is, does the
+/// same.)
 fn restrictions(purpose: Purpose) -> Vec<Restriction> {
     let mut list: Vec<_> = purpose.operations.iter().map(|&operation| Restriction::sqe_op(operation)).collect();
     list.push(Restriction::sqe_flags_required(squeue::Flags::FIXED_FILE.bits()));
@@ -146,8 +147,8 @@ pub(crate) struct Ring<S: squeue::EntryMarker = squeue::Entry, C: cqueue::EntryM
 }
 
 impl<S: squeue::EntryMarker, C: cqueue::EntryMarker> Ring<S, C> {
-    /// Makes a ring for `depth` requests in flight on `files`, which are [`MEDIUM`] and [`SYNC_FILE`]. Completions have room
-    /// for all of them and more, so they never overflow.
+    /// Makes a ring for `depth` requests in flight on `files`, which are [`MEDIUM`] and [`SYNC_FILE`]. Completions have
+    /// room for all of them and more, so they never overflow.
     pub(crate) fn build(purpose: Purpose, files: &[BorrowedFd<'_>]) -> io::Result<Self> {
         let entries = purpose.depth.next_power_of_two();
         let mut builder = IoUring::<S, C>::builder();
@@ -190,9 +191,9 @@ impl<S: squeue::EntryMarker, C: cqueue::EntryMarker> Ring<S, C> {
         &self.ring
     }
 
-    /// Undoes `enable` as far as it goes, on the same thread. The medium's descriptor is let go of here, since the kernel
-    /// takes a closed ring apart later, and the medium would stay busy until then. Not while the kernel holds requests:
-    /// it would wait for them without end.
+    /// Undoes `enable` as far as it goes, on the same thread. The medium's descriptor is let go of here, since the
+    /// kernel takes a closed ring apart later, and the medium would stay busy until then. Not while the kernel holds
+    /// requests: it would wait for them without end.
     pub(crate) fn disable(&mut self, is_idle: bool) {
         if self.registered {
             let mut slot = RingSlot { offset: self.enter_fd, reserved: 0, data: 0 };
@@ -231,8 +232,8 @@ impl<S: squeue::EntryMarker, C: cqueue::EntryMarker> Ring<S, C> {
         !submission.is_empty() || submission.taskrun() || submission.cq_overflow()
     }
 
-    /// Submits what was pushed and brings in what has completed. Does not wait. What the kernel has no room for now stays
-    /// queued.
+    /// Submits what was pushed and brings in what has completed. Does not wait. What the kernel has no room for now
+    /// stays queued.
     pub(crate) fn enter(&mut self) {
         let to_submit = self.queued();
         // The guard around the queue turns this into a failed queue.
@@ -289,8 +290,8 @@ impl<S: squeue::EntryMarker, C: cqueue::EntryMarker> Ring<S, C> {
 
     /// Switches the wake-up on before the worker sleeps, and returns whether it must not; or switches it off.
     ///
-    /// Now and then it returns true, or the wake-up comes, in vain: the kernel sets the flag and signals after it has made
-    /// a completion available, so both may come after the completion was taken.
+    /// Now and then it returns true, or the wake-up comes, in vain: the kernel sets the flag and signals after it has
+    /// made a completion available, so both may come after the completion was taken.
     pub(crate) fn arm(&mut self, armed: bool) -> bool {
         if !armed {
             self.ring.completion().disable_eventfd();

@@ -1,4 +1,5 @@
-//! A queue whose requests go through io_uring. `submit` and `poll` together enter the kernel once per turn of the worker.
+//! A queue whose requests go through io_uring. `submit` and `poll` together enter the kernel once per turn of the
+//! worker.
 //!
 //! What each request passes is inlined by force: as calls, with their copies of the records, it takes half as many
 //! instructions again (`cargo bench --bench uring` counts them).
@@ -67,8 +68,8 @@ pub(crate) struct RingQueue<P: Protocol> {
     inline: Option<InlineReads>,
 }
 
-/// A second ring, for reads and writes whose end the worker finds by asking the device (IOPOLL). Such a ring takes nothing
-/// else: flushes, discards and zeroes go through the first one.
+/// A second ring, for reads and writes whose end the worker finds by asking the device (IOPOLL). Such a ring takes
+/// nothing else: flushes, discards and zeroes go through the first one.
 #[derive(Debug)]
 struct PolledRing<P: Protocol> {
     ring: Ring<P::Submission, P::Completion>,
@@ -271,8 +272,8 @@ impl<P: Protocol> RingQueue<P> {
         let slot = self.slots[index as usize].as_mut().expect("only filled slots are pushed");
         let call = slot.call(&self.rules, &self.pool);
         let entry = self.protocol.entry(index, &call);
-        // SAFETY: the entry points to the segments of a request in flight or into the pool. Both outlive it: the host keeps
-        // the segments until the request completes, and a queue with requests in flight abandons its pool.
+        // SAFETY: the entry points to the segments of a request in flight or into the pool. Both outlive it: the host
+        // keeps the segments until the request completes, and a queue with requests in flight abandons its pool.
         unsafe {
             match &mut self.polled {
                 Some(polled) if polled.takes(&call) => {
@@ -444,8 +445,8 @@ impl<P: Protocol> RingQueue<P> {
         Ok(())
     }
 
-    /// Requests whose memory the kernel may still touch. Those that only wait in the submission queue are ours, and when
-    /// the queue is given up they stay there.
+    /// Requests whose memory the kernel may still touch. Those that only wait in the submission queue are ours, and
+    /// when the queue is given up they stay there.
     fn held(&mut self) -> usize {
         let syncs = self.syncs.as_ref().map_or(0, SyncTurns::idle);
         let ordered = self.ordered.as_ref().map_or(0, Ordered::idle);

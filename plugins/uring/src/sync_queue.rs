@@ -1,7 +1,8 @@
 //! A queue whose requests are system calls that `submit` makes itself, for media that never make it wait.
 //!
-//! Where a file cannot be read without the chance of blocking (`RWF_NOWAIT`), io_uring hands each request to a thread of
-//! the kernel, which costs several times what the request does. If the medium is memory there is nothing to wait for.
+//! Where a file cannot be read without the chance of blocking (`RWF_NOWAIT`), io_uring hands each request to a thread
+//! of the kernel, which costs several times what the request does. If the medium is memory there is nothing to wait
+//! for.
 use crate::{
     bounce::BouncePool,
     call::Call,

@@ -1,8 +1,8 @@
 //! The syncs of a queue, each of which must hear of every loss.
 //!
-//! The kernel tells a loss once to each open file ([`FlushLatch`](pollux_abi::flush_latch::FlushLatch)). So each queue syncs through
-//! an open file of its own, so that no other queue's sync takes its report away, and makes one sync at a time, so that none of its
-//! own does.
+//! The kernel tells a loss once to each open file ([`FlushLatch`](pollux_abi::flush_latch::FlushLatch)). So each queue
+//! syncs through an open file of its own, so that no other queue's sync takes its report away, and makes one sync at a
+//! time, so that none of its own does.
 use std::{
     fs::{File, OpenOptions},
     io,
@@ -12,7 +12,8 @@ use std::{
 /// Another open file of the same medium, whose reports of failed write-backs are its own.
 pub(crate) fn reopened(file: &File) -> io::Result<File> {
     let name = format!("/proc/self/fd/{}", file.as_raw_fd());
-    // `fdatasync` asks for no permission to write. Without /proc the reports are shared, and the latch alone keeps them.
+    // `fdatasync` asks for no permission to write. Without /proc the reports are shared, and the latch alone keeps
+    // them.
     OpenOptions::new().read(true).open(name).or_else(|_| file.try_clone())
 }
 

@@ -31,8 +31,8 @@ use std::{
 /// The arguments of `pollux bench`.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Socket of a vhost-user-blk backend; or a file that ends in .toml, as for `serve`: its devices are started for the
-    /// measurement, on their workers and on sockets of our own, and measured in turn.
+    /// Socket of a vhost-user-blk backend; or a file that ends in .toml, as for `serve`: its devices are started for
+    /// the measurement, on their workers and on sockets of our own, and measured in turn.
     #[arg(value_name = "TARGET")]
     target: PathBuf,
     /// Measure this one too, in turn with the first, and print the ratio.
@@ -100,7 +100,8 @@ pub(crate) struct Arguments {
     /// Have requests given back in the order in which they are made; the device must offer that.
     #[arg(long)]
     in_order: bool,
-    /// Show the device all requests that can go out at once, not one by one as Linux does (which asks once for all of them whether it is to kick).
+    /// Show the device all requests that can go out at once, not one by one as Linux does (which asks once for all of
+    /// them whether it is to kick).
     #[arg(long)]
     batch: bool,
     /// Sleep until the backend interrupts, instead of polling.
@@ -272,7 +273,8 @@ fn measure(arguments: &Arguments, shared: &Shared) -> Result<Status, Error> {
     })
 }
 
-/// SIGINT, SIGTERM and SIGHUP stop the measurement, so that what was started for it is ended in order and leaves nothing behind.
+/// SIGINT, SIGTERM and SIGHUP stop the measurement, so that what was started for it is ended in order and leaves
+/// nothing behind.
 fn stop_on_signals(stop: &Arc<AtomicBool>) -> io::Result<Shutdown> {
     let shutdown = Shutdown::on_signals()?;
     let (waiting, stop) = (shutdown.clone(), stop.clone());

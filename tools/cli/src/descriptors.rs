@@ -15,8 +15,9 @@ const OF_QUEUE: u64 = 5;
 /// Of a front end: its connection, and the regions of its guest's memory while they are mapped.
 const OF_FRONT_END: u64 = 10;
 
-/// Raises the limit as far as this process may. Media, sockets, and the events and memory regions that front ends hand over each take
-/// one; the limit that every process begins with is 1024, for the sake of select(2), which nothing here uses.
+/// Raises the limit as far as this process may. Media, sockets, and the events and memory regions that front ends hand
+/// over each take one; the limit that every process begins with is 1024, for the sake of select(2), which nothing here
+/// uses.
 pub(crate) fn raise_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most).map(|()| most));
@@ -26,8 +27,8 @@ pub(crate) fn raise_limit() {
     }
 }
 
-/// Whether there are enough for what the configuration describes: an error if it cannot start, a warning if that leaves no room for all
-/// of its front ends.
+/// Whether there are enough for what the configuration describes: an error if it cannot start, a warning if that leaves
+/// no room for all of its front ends.
 pub(crate) fn examine(config: &Config) -> Option<Diagnostic> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
     let (start, busy) = needed(config);
@@ -40,8 +41,8 @@ pub(crate) fn examine(config: &Config) -> Option<Diagnostic> {
         return Some(Diagnostic::error(message).help(help));
     }
     let message = format!(
-        "{devices} devices take {busy} file descriptors when all are in use, and this process may have {most}: the last front \
-         ends will be turned away"
+        "{devices} devices take {busy} file descriptors when all are in use, and this process may have {most}: the \
+         last front ends will be turned away"
     );
     (most < busy).then(|| Diagnostic::warning(message).help(help))
 }

@@ -207,15 +207,16 @@ impl Probe<'_> {
 }
 
 impl Probe<'_> {
-    /// Whether this user may give the sockets away as the file says. A service manager may make them instead, so this is for whoever
-    /// asks: a start finds out by itself.
+    /// Whether this user may give the sockets away as the file says. A service manager may make them instead, so this
+    /// is for whoever asks: a start finds out by itself.
     fn sockets(&mut self, config: &Config) {
         for device in &config.devices {
             let Transport::VhostUser(socket) = &device.transport else { continue };
             if let Err(error) = socket.value.check_access() {
                 let message = format!("{}: {error}", device.name.value);
-                let help = "only root may give files to other users, or to groups that the user is not in: serve as root, add the \
-                            user to the group, or leave `owner` and `group` out and give the socket's folder to the group";
+                let help = "only root may give files to other users, or to groups that the user is not in: serve as \
+                            root, add the user to the group, or leave `owner` and `group` out and give the socket's \
+                            folder to the group";
                 self.found.push(Diagnostic::error(message).at(&socket.span, "").help(help));
             }
         }

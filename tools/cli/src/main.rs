@@ -18,8 +18,8 @@
 //! | [`stats_table`] | how statistics are shown |
 //! | [`targets`] | what `pollux bench` measures: sockets, and devices that it starts |
 //!
-//! Exit status: 0 success, 1 failure, 2 a bad command line or configuration; of `pollux bench` also 128 + the number of the signal that
-//! stopped it.
+//! Exit status: 0 success, 1 failure, 2 a bad command line or configuration; of `pollux bench` also 128 + the number of
+//! the signal that stopped it.
 #![deny(unsafe_code)]
 
 mod assemble;
@@ -73,22 +73,22 @@ enum Command {
     Serve(start::Arguments),
     /// Say what is wrong with FILE; start nothing.
     ///
-    /// Does all that `run` and `serve` do before they start: reads and cross-checks FILE, loads the plugins and looks at the
-    /// media.
+    /// Does all that `run` and `serve` do before they start: reads and cross-checks FILE, loads the plugins and looks
+    /// at the media.
     Check(check::Arguments),
-    /// Measure the backend that serves a block device on a socket by vhost-user (qemu-storage-daemon, SPDK, ours), or the
-    /// devices of a configuration.
+    /// Measure the backend that serves a block device on a socket by vhost-user (qemu-storage-daemon, SPDK, ours), or
+    /// the devices of a configuration.
     ///
     /// A driver in the place of a guest keeps requests in flight, polls for their completion, and prints throughput and
     /// latencies. With --verify it also checks every byte.
     ///
-    /// Ctrl-C, SIGTERM or SIGHUP stop it: it prints what was measured by then, and exits with 128 + the signal's number. A second Ctrl-C
-    /// or SIGTERM ends it at once.
+    /// Ctrl-C, SIGTERM or SIGHUP stop it: it prints what was measured by then, and exits with 128 + the signal's
+    /// number. A second Ctrl-C or SIGTERM ends it at once.
     Bench(Box<bench::Arguments>),
     /// Show what the workers and queues of a running `pollux run` or `pollux serve` have done, or do with --watch.
     ///
-    /// The numbers are read from memory that the other process shares: its workers do not notice. Those of a process that is gone are in the
-    /// file that it was given by --stats-segment.
+    /// The numbers are read from memory that the other process shares: its workers do not notice. Those of a process
+    /// that is gone are in the file that it was given by --stats-segment.
     Stats(stats::Arguments),
 }
 

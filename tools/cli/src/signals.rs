@@ -5,7 +5,7 @@
 //! |---|---|
 //! | SIGTERM, SIGINT; SIGHUP in `run` and `bench` | an end in order (`pollux_vmm::shutdown`) |
 //! | SIGXCPU | the same: the soft limit on CPU time (`ulimit -t`) is reached |
-//! | SIGHUP in `serve` | all media are looked at anew ([`Hangup`]) |
+//! | SIGHUP in `serve` | all media are measured again ([`Hangup`]) |
 //! | SIGXFSZ | ignored: a write beyond the limit on file sizes (`ulimit -f`) fails with EFBIG |
 //! | SIGPIPE | ignored, by Rust's runtime: the write fails with EPIPE |
 //! | SIGTTOU in `serve` | ignored: a log line to the terminal of another job (`stty tostop`) does not stop all disks |
@@ -35,7 +35,7 @@ fn ignore(what: Signal) {
     ignored.expect("a signal that can be ignored");
 }
 
-/// SIGHUP as a request to look at the media anew, as daemons use it. It is blocked in this thread and in those that it
+/// SIGHUP as a request to measure the media again, as daemons use it. It is blocked in this thread and in those that it
 /// starts from now on; `None`: it was ignored when the process began, and stays so.
 pub(crate) struct Hangup(Option<SigSet>);
 

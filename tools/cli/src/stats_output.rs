@@ -19,8 +19,8 @@ pub(crate) struct StatsArguments {
     stats_json: Option<PathBuf>,
     /// Keep the counters in FILE, which `pollux stats FILE` and other programs read at any time, also after a crash.
     ///
-    /// Without it they are in anonymous memory, which `pollux stats PID` finds as long as the process lives. FILE is best on a tmpfs such as
-    /// /run; an older segment is replaced, anything else left alone. It stays at the end.
+    /// Without it they are in anonymous memory, which `pollux stats PID` finds as long as the process lives. FILE is
+    /// best on a tmpfs such as /run; an older segment is replaced, anything else left alone. It stays at the end.
     #[arg(long, value_name = "FILE")]
     stats_segment: Option<PathBuf>,
 }
@@ -92,7 +92,8 @@ impl StatsOutput {
     }
 }
 
-/// Makes it beside its place and moves it there when it is whole: who has the one before it open goes on with that, and nobody finds half of one.
+/// Makes it beside its place and moves it there when it is whole: who has the one before it open goes on with that, and
+/// nobody finds half of one.
 fn create_segment(path: &Path, capacity: Capacity) -> io::Result<StatsSegment> {
     if !may_be_replaced(path)? {
         return Err(io::Error::other(

@@ -174,7 +174,8 @@ const WORKER_HEADINGS: [&str; 11] = [
     "preempted",
 ];
 
-/// A table of the devices, and one of the workers: as they stand, or of a `period` in seconds, with rates. Empty without either.
+/// A table of the devices, and one of the workers: as they stand, or of a `period` in seconds, with rates. Empty
+/// without either.
 pub(crate) fn tables(stats: &Snapshot, period: Option<f64>) -> String {
     let mut text = table(stats, period);
     if !stats.workers.is_empty() {
@@ -280,7 +281,8 @@ fn parts(name: &str) -> (&str, usize, &str) {
     (device, index.parse().unwrap_or(0), worker)
 }
 
-/// `{"queues": […], "workers": […], "vcpus": […]}`: latencies are in nanoseconds, of sampled requests; exits are those to this process.
+/// `{"queues": […], "workers": […], "vcpus": […]}`: latencies are in nanoseconds, of sampled requests; exits are those
+/// to this process.
 pub(crate) fn json(stats: &Snapshot, exits: &[ExitCounts]) -> Value {
     let vcpus: Vec<Value> = exits.iter().map(|counts| json!({ "exits": counts.total() })).collect();
     json!({ "queues": queues_json(stats), "workers": workers_json(stats), "vcpus": vcpus })
@@ -402,12 +404,7 @@ mod tests {
 
     #[test]
     fn a_row_adds_up_the_queues_of_a_device_and_worker() {
-        let expected = "\
-device  worker  requests  errors  batches      read  written  kicks (avoided)  interrupts (merged/not wanted)      p50      p99    p99.9
-blk0    io0      235,000       0   23,500   918 MiB      0 B     235 (23,265)               2,350 (470/4,700)  1.02 µs  53.2 µs  53.2 µs
-blk0    io1            0       0        0       0 B      0 B            0 (0)                         0 (0/0)        -        -        -
-a/b     io0            1       0        0  4.00 KiB      0 B            0 (0)                         0 (0/0)  1.02 µs  1.02 µs  1.02 µs
-";
+        let expected = include_str!("stats_table/expected.txt");
         assert_eq!(tables(&segment().snapshot(), None), expected);
         assert_eq!(tables(&StatsSegment::anonymous(1).expect("segment").snapshot(), None), "");
     }
@@ -449,8 +446,8 @@ a/b     io0            1       0        0  4.00 KiB      0 B            0 (0)   
             [28, 28, 5, QueueStats::REFUSED].iter().for_each(|&number| queue.count_error(number));
         }
         let text = tables(&segment.snapshot(), None);
-        let line = "blk0 on io0: failed: 4 with ENOSPC (No space left on device), 2 with EIO (I/O error), 2 refused by the device, \
-                    2 for another reason";
+        let line = "blk0 on io0: failed: 4 with ENOSPC (No space left on device), 2 with EIO (I/O error), \
+                    2 refused by the device, 2 for another reason";
         assert_eq!(text.lines().last(), Some(line));
         let numbers = json(&segment.snapshot(), &[]);
         let expected = json!({ "ENOSPC": 2, "EIO": 1, "refused": 1, "other": 1 });

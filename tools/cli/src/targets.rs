@@ -56,8 +56,8 @@ pub(crate) struct Targets {
 }
 
 impl Targets {
-    /// Starts the devices of the configurations among `paths`: all of them, or the one that is named. If there are two paths, each
-    /// must come to one target.
+    /// Starts the devices of the configurations among `paths`: all of them, or the one that is named. If there are two
+    /// paths, each must come to one target.
     pub(crate) fn start(paths: &[&Path], device: Option<&str>, shared: &Shared) -> Result<Self, Error> {
         let mut targets = Targets { list: Vec::new(), worker_cpu: None, _started: Vec::new(), _folder: None };
         if let Some(name) = device

@@ -1,5 +1,5 @@
-//! A guest that gives memory back, as by a balloon or by free page reporting, and takes it again: its front end makes holes in the
-//! memory that it shares, and what the guest uses afterwards is other pages.
+//! A guest that gives memory back, as by a balloon or by free page reporting, and takes it again: its front end makes
+//! holes in the memory that it shares, and what the guest uses afterwards is other pages.
 mod common;
 
 use common::{

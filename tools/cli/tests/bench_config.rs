@@ -163,7 +163,8 @@ fn a_device_gives_requests_back_in_order_if_both_say_so() {
     }
     let ran = folder.run(&["bench", "plain.toml", "--in-order"]);
     assert_eq!((ran.status, ran.stdout.as_str()), (Some(1), ""));
-    let words = "the backend does not offer VIRTIO_F_IN_ORDER; leave --in-order out, or set in_order = true on a device of pollux serve";
+    let words = "the backend does not offer VIRTIO_F_IN_ORDER; leave --in-order out, or set in_order = true on a \
+                 device of pollux serve";
     assert!(ran.stderr.contains(words), "{}", ran.stderr);
 }
 

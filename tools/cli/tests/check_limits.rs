@@ -16,7 +16,8 @@ use std::{
 fn disks(count: usize, socket: impl Fn(usize) -> String) -> String {
     let disk = |index| {
         format!(
-            "[block.b{index}]\nplugin = \"null\"\n[device.d{index}]\ntype = \"blk\"\nblock = \"b{index}\"\nworkers = [\"io0\"]\n\
+            "[block.b{index}]\nplugin = \"null\"\n[device.d{index}]\ntype = \"blk\"\nblock = \"b{index}\"\nworkers = \
+             [\"io0\"]\n\
              transport = \"vhost-user\"\nsocket = {}\n",
             socket(index)
         )

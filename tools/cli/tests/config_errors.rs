@@ -77,8 +77,8 @@ fn text_that_is_not_toml_is_shown() {
     );
     folder.refuses(
         &format!("{VM}cmdline = \"abc\n"),
-        "vm.toml:4:15: error: this is not TOML: invalid basic string, expected `\"`\n  4 | cmdline = \"abc\n    |               ^\n  \
-         help: write key = value, with strings in \"quotes\", or [table]\n",
+        "vm.toml:4:15: error: this is not TOML: invalid basic string, expected `\"`\n  4 | cmdline \
+         = \"abc\n    |               ^\n  help: write key = value, with strings in \"quotes\", or [table]\n",
     );
     for (line, key) in [("memory = \"2G\"", "memory"), ("[vm]", "vm")] {
         let ran = folder.check(&format!("{VM}{line}\n"));
@@ -477,8 +477,8 @@ fn what_is_left_over_is_a_warning() {
     Folder::new().warns(
         &format!("{VM}{WORKER}{BLOCK}[worker.io1]\nidle = \"adaptive\"\n{DEVICE}[block.disk1]\nplugin = \"null\"\n")
             .replace("[\"io0\"]", "[\"io0\", \"io1\"]"),
-        "vm.toml:14:19: warning: worker io1 gets none of the 1 queue of blk0\n  14 | workers = [\"io0\", \"io1\"]\n     \
-         |                   ^^^^^\n  \
+        "vm.toml:14:19: warning: worker io1 gets none of the 1 queue of blk0\n  14 | workers = \
+         [\"io0\", \"io1\"]\n     |                   ^^^^^\n  \
          help: write queues = 2, or name fewer workers\n\
          vm.toml:15:8: warning: no device uses block disk1\n  15 | [block.disk1]\n     |        ^^^^^\n  \
          help: write block = \"disk1\" in a device, or remove it\n",

@@ -1,5 +1,6 @@
-//! `docs/configuration.md`, the reference: it has every key that the program and its plugins read, and no others, with the
-//! words that a key may be. What the program knows is what it says itself when it is given a key that it does not know.
+//! `docs/configuration.md`, the reference: it has every key that the program and its plugins read, and no others, with
+//! the words that a key may be. What the program knows is what it says itself when it is given a key that it does not
+//! know.
 mod common;
 
 use common::Folder;

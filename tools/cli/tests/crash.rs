@@ -1,8 +1,8 @@
-//! `pollux serve` is killed under load, over and over, and started again. Its guest, which keeps its memory and the record of
-//! requests in flight as QEMU does, must not lose, see twice, or find damaged anything.
+//! `pollux serve` is killed under load, over and over, and started again. Its guest, which keeps its memory and the
+//! record of requests in flight as QEMU does, must not lose, see twice, or find damaged anything.
 //!
-//! `POLLUX_CRASH_ROUNDS` sets the number of rounds of all tests together (360), `POLLUX_CRASH_SEED` repeats the choice of
-//! their lengths: `POLLUX_CRASH_ROUNDS=10000 cargo test --release -p pollux --test crash -- --nocapture`.
+//! `POLLUX_CRASH_ROUNDS` sets the number of rounds of all tests together (360), `POLLUX_CRASH_SEED` repeats the choice
+//! of their lengths: `POLLUX_CRASH_ROUNDS=10000 cargo test --release -p pollux --test crash -- --nocapture`.
 mod common;
 
 use common::disk::{BUFFERED, DEPTH, DIRECT, Disk, FILE, Guest};
@@ -83,8 +83,8 @@ fn crash(test: &str, disk: &Disk, options: Options) -> Tally {
     guest.check_no_duplicate();
     let Tally { in_flight, replayed, head_zero, replays, .. } = &tally;
     println!(
-        "{test}: {rounds} rounds, {} requests, {in_flight} in flight at crashes, {replayed} replayed in {replays} rounds, \
-         head 0 among them in {head_zero}; {:.1} s",
+        "{test}: {rounds} rounds, {} requests, {in_flight} in flight at crashes, {replayed} replayed in {replays} \
+         rounds, head 0 among them in {head_zero}; {:.1} s",
         guest.completed,
         start.elapsed().as_secs_f64()
     );

@@ -1,5 +1,5 @@
-//! The end of a backend, or of its front end, at chosen moments: while it starts, with everything in flight, twice in a row, in
-//! peace, for a long time.
+//! The end of a backend, or of its front end, at chosen moments: while it starts, with everything in flight, twice in a
+//! row, in peace, for a long time.
 mod common;
 
 use common::{

@@ -233,8 +233,8 @@ fn options_of_a_plugin_in_rust_have_their_types() {
     );
     folder.refuses(
         &null("options.size = \"1 GB\"\n"),
-        "vm.toml:13:9: error: d: options.size: `1 GB` is no size: write a number of bytes, or a number with K, M, G or T \
-         such as \"512M\"\n  \
+        "vm.toml:13:9: error: d: options.size: `1 GB` is no size: write a number of bytes, or a number with K, M, G or \
+         T such as \"512M\"\n  \
          13 | options.size = \"1 GB\"\n     |         ^^^^\n",
     );
 }

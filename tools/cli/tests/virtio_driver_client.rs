@@ -1,4 +1,5 @@
-//! A front end that is not ours: `virtio-driver`, the crate that libblkio is built on, with its own protocol, rings and requests.
+//! A front end that is not ours: `virtio-driver`, the crate that libblkio is built on, with its own protocol, rings and
+//! requests.
 mod common;
 
 use common::{

@@ -17,7 +17,8 @@ use std::{
     thread,
 };
 
-/// Runs `start`, which starts a program, on a thread that may not use io_uring, and so leaves the program no other choice.
+/// Runs `start`, which starts a program, on a thread that may not use io_uring, and so leaves the program no other
+/// choice.
 fn forbidden<T: Send>(start: impl FnOnce() -> T + Send) -> T {
     let forbid = || {
         let rules: BTreeMap<_, _> = [(libc::SYS_io_uring_setup, vec![])].into();

@@ -58,7 +58,7 @@ def recipe():
 
 
 def fill():
-    """Makes the cache anew. The caller holds its lock."""
+    """Makes the cache from scratch. The caller holds its lock."""
     if os.uname().machine != "x86_64":
         raise Fail("this needs an x86-64 machine, not " + os.uname().machine)
     start = time.time()

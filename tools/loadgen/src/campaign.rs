@@ -1,4 +1,5 @@
-//! Rounds: each depth, each target, several times, targets in turn, so that what the machine does meanwhile meets all alike.
+//! Rounds: each depth, each target, several times, targets in turn, so that what the machine does meanwhile meets all
+//! alike.
 use crate::{
     frontend::{Error, Facts, FrontEnd, Options},
     ideal,

@@ -104,7 +104,7 @@ impl<R: Ring> Queue<R> {
         self.ring.add(slot, &chain);
     }
 
-    /// Forgets when the requests in flight were submitted: the clock starts anew.
+    /// Forgets when the requests in flight were submitted: the clock starts over.
     pub fn forget_times(&mut self) {
         self.requests.iter_mut().for_each(|request| request.1 = UNKNOWN);
     }
@@ -196,7 +196,7 @@ impl<R: Ring> Queue<R> {
         self.counters
     }
 
-    /// Starts counting anew.
+    /// Starts counting over.
     pub fn reset_counters(&mut self) {
         self.count_interrupts();
         self.counters = Counters::default();

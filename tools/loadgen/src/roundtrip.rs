@@ -1,4 +1,5 @@
-//! What a cache line costs from one CPU to another and back: everything that goes between driver and device is bound by it.
+//! What a cache line costs from one CPU to another and back: everything that goes between driver and device is bound by
+//! it.
 use pollux_core::stats::clock;
 use std::{
     sync::{
@@ -12,8 +13,8 @@ const TRIPS: u64 = 2000;
 const ROUNDS: u64 = 41;
 
 /// The time in nanoseconds that a cache line takes from one CPU to another and back, as the median of many short
-/// measurements. On a virtual machine it changes while one watches: print it beside every result. `None`: there is no such
-/// CPU.
+/// measurements. On a virtual machine it changes while one watches: print it beside every result. `None`: there is no
+/// such CPU.
 pub fn round_trip_ns(first: usize, second: usize) -> Option<f64> {
     if first == second || crate::load::check_cpus(&[first, second]).is_err() {
         return None;

@@ -1,5 +1,5 @@
-//! Records in blocks, and whether they come back: the sector a block was written for, how many times it had been written,
-//! by which run, and a checksum.
+//! Records in blocks, and whether they come back: the sector a block was written for, how many times it had been
+//! written, by which run, and a checksum.
 use crate::workload::{SECTOR_BYTES, Span};
 use serde::Serialize;
 use std::{
@@ -96,7 +96,8 @@ pub struct Verifier {
 }
 
 impl Verifier {
-    /// A verifier for the blocks of `span`, of which nothing is known yet. `run` tells its records from those of others.
+    /// A verifier for the blocks of `span`, of which nothing is known yet. `run` tells its records from those of
+    /// others.
     pub fn new(run: u64, span: Span, block_bytes: u32) -> Self {
         let count = span.count as usize;
         let words = block_bytes as usize / 8;

@@ -1,7 +1,8 @@
-//! A disk that firmware boots from, both of the old kind (BIOS) and by UEFI: GRUB for either, a kernel and its initial RAM disk.
+//! A disk that firmware boots from, both of the old kind (BIOS) and by UEFI: GRUB for either, a kernel and its initial
+//! RAM disk.
 //!
-//! The first sectors are GRUB's boot sector and its core image, which a BIOS starts. Behind them is a partition with a FAT file
-//! system, in which UEFI finds `EFI/BOOT/BOOTX64.EFI`, and both loaders the kernel. What follows it is free.
+//! The first sectors are GRUB's boot sector and its core image, which a BIOS starts. Behind them is a partition with a
+//! FAT file system, in which UEFI finds `EFI/BOOT/BOOTX64.EFI`, and both loaders the kernel. What follows it is free.
 
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};

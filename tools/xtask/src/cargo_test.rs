@@ -4,8 +4,8 @@ use crate::summary::Tally;
 
 /// Reads the output of `cargo test -- --show-output`.
 ///
-/// A test that cannot run says so in a line `SKIPPED: name: why` on standard error and returns: to the test harness it has
-/// passed, here it counts as skipped.
+/// A test that cannot run says so in a line `SKIPPED: name: why` on standard error and returns: to the test harness it
+/// has passed, here it counts as skipped.
 pub(crate) fn tally(output: &str) -> Tally {
     let mut tally = Tally::default();
     let mut said_so = 0;
@@ -121,7 +121,8 @@ abi/src/lib.rs - (line 17): test
 
     #[test]
     fn a_test_that_takes_its_process_down_has_failed() {
-        let line = "  process didn't exit successfully: `target/debug/deps/blk-1` (signal: 11, SIGSEGV: invalid memory reference)";
+        let line = "  process didn't exit successfully: `target/debug/deps/blk-1` (signal: 11, SIGSEGV: invalid memory \
+                    reference)";
         assert_eq!(tally(line).failed.len(), 1);
     }
 

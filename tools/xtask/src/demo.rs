@@ -32,8 +32,10 @@ pub(crate) fn demo(project: &Project) -> Result<bool, String> {
         Place::Here { .. } => println!("KVM runs stock kernels here. The guest says:\n"),
         Place::Lab { obstacle } => println!(
             "KVM does not run stock kernels here ({obstacle}).\n\
-             So the guest runs in the lab, a virtual machine in software emulation that has nested KVM. What it says and counts\n\
-             is real, times are not. The lab has two processors, so the worker sleeps when idle and is woken by kicks.\n\
+             So the guest runs in the lab, a virtual machine in software emulation that has nested KVM. What it says \
+             and counts\n\
+             is real, times are not. The lab has two processors, so the worker sleeps when idle and is woken by \
+             kicks.\n\
              The guest says:\n"
         ),
     }
@@ -41,7 +43,8 @@ pub(crate) fn demo(project: &Project) -> Result<bool, String> {
     match verdict(&finished) {
         Ok(()) => {
             println!(
-                "\nThe demo is done: a stock Debian guest ran from two plugins, read back what it wrote, and powered off."
+                "\nThe demo is done: a stock Debian guest ran from two plugins, read back what it wrote, and powered \
+                 off."
             );
             println!("Its configuration: {}", stage.config.display());
             Ok(true)

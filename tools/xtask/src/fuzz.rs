@@ -1,5 +1,5 @@
-//! Hostile input made by libFuzzer, with AddressSanitizer watching: `cargo xtask fuzz`, and a step of the tests for each
-//! target.
+//! Hostile input made by libFuzzer, with AddressSanitizer watching: `cargo xtask fuzz`, and a step of the tests for
+//! each target.
 //!
 //! The targets are the programs of the package `pollux-fuzz`. They are built beside everything else, with what the
 //! stable compiler does only when it is told that it may: RUSTC_BOOTSTRAP. `cargo fuzz` knows their layout too.

@@ -1,6 +1,8 @@
-//! Instructions on the hot path, compared with those recorded in the tree: `cargo xtask instructions`, and a step of the tests.
+//! Instructions on the hot path, compared with those recorded in the tree: `cargo xtask instructions`, and a step of
+//! the tests.
 //!
-//! The bench `instructions` counts them with callgrind, the same on each run, so that a small loss shows on a machine that is busy.
+//! The bench `instructions` counts them with callgrind, the same on each run, so that a small loss shows on a machine
+//! that is busy.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -23,7 +25,8 @@ const VALGRIND: &[Tool] = &[Tool { program: "valgrind", package: "valgrind" }];
 const LIMIT: Duration = Duration::from_secs(1200);
 /// By how much a case may differ, in percent.
 const TOLERANCE: f64 = 2.0;
-/// The same where the compiler, the C library or valgrind is another one, which moves numbers without any change of ours.
+/// The same where the compiler, the C library or valgrind is another one, which moves numbers without any change of
+/// ours.
 const TOLERANCE_OF_OTHERS: f64 = 10.0;
 /// What another of makes a comparison pointless.
 const PROCESSOR: &str = "processor";
@@ -99,7 +102,8 @@ fn count(project: &Project) -> Result<Counts, String> {
     serde_json::from_str(line).map_err(|error| format!("what the bench instructions printed: {error}"))
 }
 
-/// What there is to say of new counts beside those of before. They fail where there are more, or where they are of other cases.
+/// What there is to say of new counts beside those of before. They fail where there are more, or where they are of
+/// other cases.
 fn compare(before: &Counts, now: &Counts) -> Outcome {
     let others: Vec<String> = (before.made_with.iter())
         .filter(|(what, with)| now.made_with.get(*what) != Some(*with))

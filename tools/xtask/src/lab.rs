@@ -44,7 +44,8 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Installs a Debian package on this machine, from the suite that the lab's QEMU comes from. Its cache may be empty.
+    /// Installs a Debian package on this machine, from the suite that the lab's QEMU comes from. Its cache may be
+    /// empty.
     ///
     /// # Errors
     /// The lab's own words: it needs root and a mirror.

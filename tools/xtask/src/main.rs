@@ -1,8 +1,8 @@
 //! `cargo xtask demo` and `cargo xtask test`: the two commands that a fresh Debian machine needs.
 //!
-//! Each does its own set-up. [`demo`] boots a Debian guest whose disks are plugins, `cargo xtask test` checks everything: its
-//! steps are in that module, the guests in the lab in [`lab_tests`], those of QEMU in [`qemu_tests`], hostile input in
-//! [`fuzz`], the rules about the tree in [`tidy`].
+//! Each does its own set-up. [`demo`] boots a Debian guest whose disks are plugins, `cargo xtask test` checks
+//! everything: its steps are in that module, the guests in the lab in [`lab_tests`], those of QEMU in [`qemu_tests`],
+//! hostile input in [`fuzz`], the rules about the tree in [`tidy`].
 #![forbid(unsafe_code)]
 
 mod boot_disk;

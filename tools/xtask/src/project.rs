@@ -57,7 +57,8 @@ impl Project {
 fn cargo(root: &Path) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
     command.current_dir(root);
-    // What the outer `cargo run` says of this package would make the inner one build dependents of such variables anew.
+    // What the outer `cargo run` says of this package would make the inner one build dependents of such variables
+    // again.
     for (name, _) in env::vars_os() {
         if name.to_str().is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")) {
             command.env_remove(name);

@@ -27,8 +27,8 @@ pub(crate) const TEST_TOOLS: &[Tool] = &[
     Tool { program: "valgrind", package: "valgrind" },
 ];
 
-/// For disks that firmware boots from: boot loaders, the file system that UEFI reads, and the firmware that QEMU's own packages
-/// lack.
+/// For disks that firmware boots from: boot loaders, the file system that UEFI reads, and the firmware that QEMU's own
+/// packages lack.
 pub(crate) const BOOT_DISK_TOOLS: &[Tool] = &[
     Tool { program: "grub-mkimage", package: "grub-common" },
     Tool { program: boot_disk::BIOS_BOOT_SECTOR, package: "grub-pc-bin" },

@@ -84,7 +84,10 @@ pub enum Error {
         source: linux_loader::loader::Error,
     },
     /// Too little memory.
-    #[error("{what} {} needs memory up to {needed:#x}, but the machine has {available:#x} below 3 GiB; give it more memory", path.display())]
+    #[error(
+        "{what} {} needs memory up to {needed:#x}, but the machine has {available:#x} below 3 GiB; give it more \
+         memory", path.display()
+    )]
     TooLittleMemory {
         /// "kernel" or "initrd".
         what: &'static str,
@@ -141,7 +144,7 @@ pub fn check(kernel: &KernelSpec, memory_bytes: u64) -> Result<(), Error> {
 }
 
 /// Loads the kernel and what belongs to it. `rsdp` is where the ACPI tables were put. Called before every start;
-/// the files are read anew.
+/// the files are read again.
 pub(crate) fn load(memory: &GuestMemoryMmap<()>, kernel: &KernelSpec, rsdp: GuestAddress) -> Result<Entry, Error> {
     write_command_line(memory, &kernel.command_line)?;
     memory.write_slice(&reset_code(), RESET_VECTOR)?;

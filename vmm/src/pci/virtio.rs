@@ -147,8 +147,9 @@ impl VirtioFunction {
         self.follow_bus_master(state);
         let window = PCI_WINDOW_START..=PCI_WINDOW_START + PCI_WINDOW_BYTES - BAR_BYTES;
         let bar = state.config.bar_address().filter(|bar| window.contains(bar)).unwrap_or(NOWHERE);
-        // Whoever turns the registers off, or moves them, looks for devices, as a kernel does that begins: to find the size of a
-        // BAR is to write to it (PCI 3.0, 6.2.5.1). What a driver before it had left in its rings is not done in this one's memory.
+        // Whoever turns the registers off, or moves them, looks for devices, as a kernel does that begins: to find the
+        // size of a BAR is to write to it (PCI 3.0, 6.2.5.1). What a driver before it had left in its rings is not done
+        // in this one's memory.
         if !state.config.is_bus_master() && bar != self.bar.load(Ordering::Acquire) {
             lock(&self.transport).abandon_rings();
         }
@@ -162,10 +163,11 @@ impl VirtioFunction {
         }
     }
 
-    /// Lets the device access memory and send messages, or not. A guest's write that clears the bit ends when its requests in flight
-    /// have completed, as its reset of the device does. It is the one way but that reset in which it can take its memory back: the
-    /// function has neither a power management capability, and so no state but D0 (PCI PM 1.2, 3.2), nor one that offers a function
-    /// level reset (PCI Express 4.0, 7.5.3.3; PCI 3.0 ECN Advanced Capabilities).
+    /// Lets the device access memory and send messages, or not. A guest's write that clears the bit ends when its
+    /// requests in flight have completed, as its reset of the device does. It is the one way but that reset in which it
+    /// can take its memory back: the function has neither a power management capability, and so no state but D0 (PCI PM
+    /// 1.2, 3.2), nor one that offers a function level reset (PCI Express 4.0, 7.5.3.3; PCI 3.0 ECN Advanced
+    /// Capabilities).
     fn follow_bus_master(&self, state: &mut State) {
         let enabled = state.config.is_bus_master();
         if state.msix.is_bus_master() == enabled {
@@ -373,8 +375,9 @@ mod tests {
         }
     }
 
-    /// A driver can take its memory back by a reset of the device, and by the Bus Master Enable bit. Whoever offers a power management
-    /// (1) or an Express (0x10) or an Advanced Features (0x13) capability here has to stop the rings by them, too.
+    /// A driver can take its memory back by a reset of the device, and by the Bus Master Enable bit. Whoever offers a
+    /// power management (1) or an Express (0x10) or an Advanced Features (0x13) capability here has to stop the rings
+    /// by them, too.
     #[test]
     fn no_capability_offers_a_power_state_or_a_function_level_reset() {
         let Some(slots) = Slots::new() else { return };
@@ -389,7 +392,8 @@ mod tests {
         assert_eq!(ids, [0x09, 0x09, 0x09, 0x09, 0x09, 0x11]);
     }
 
-    /// What a driver does to start the device with queue 0 (virtio 1.3, 3.1.1), through the common configuration (4.1.4.3).
+    /// What a driver does to start the device with queue 0 (virtio 1.3, 3.1.1), through the common configuration
+    /// (4.1.4.3).
     fn start(function: &VirtioFunction) {
         let status = |value: u8| function.write_bar(20, &[value]);
         [1, 3].into_iter().for_each(status);
@@ -408,8 +412,8 @@ mod tests {
         status(15);
     }
 
-    /// A kernel that another one hands over to by kexec sizes the BARs, then sets the Bus Master Enable bit, and only then resets
-    /// the device.
+    /// A kernel that another one hands over to by kexec sizes the BARs, then sets the Bus Master Enable bit, and only
+    /// then resets the device.
     #[test]
     fn rings_go_on_with_their_own_driver_and_not_with_the_next_one() {
         let Some(slots) = Slots::new() else { return };

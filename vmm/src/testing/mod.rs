@@ -105,8 +105,8 @@ pub fn outcome(memory: &GuestMemory) -> Result<(), String> {
             let (detail, stack, fault) = (word(report::DETAIL), word(report::STACK), word(report::FAULT_ADDRESS));
             let completed = word(report::COMPLETED);
             Err(format!(
-                "the guest failed at line {line} (1000 + vector: an exception) after {completed} requests: {detail:#x}, \
-                 stack {stack:#x}, fault address {fault:#x}"
+                "the guest failed at line {line} (1000 + vector: an exception) after {completed} requests: \
+                 {detail:#x}, stack {stack:#x}, fault address {fault:#x}"
             ))
         }
     }
@@ -136,8 +136,8 @@ pub fn go(memory: &GuestMemory, phase: u64) {
     memory.map().write_obj(phase, address).expect("the plan lies in guest memory");
 }
 
-/// Runs a machine whose guest's plan is [`ACTION_MEASURE`](mailbox::plan::ACTION_MEASURE), and returns the exits of its first
-/// vCPU and the kicks of its driver between the two phases: in steady state.
+/// Runs a machine whose guest's plan is [`ACTION_MEASURE`](mailbox::plan::ACTION_MEASURE), and returns the exits of its
+/// first vCPU and the kicks of its driver between the two phases: in steady state.
 ///
 /// # Errors
 /// The machine or the guest has failed.

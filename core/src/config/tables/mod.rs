@@ -94,8 +94,8 @@ fn kind(root: &Table<'_>, purpose: Purpose) -> Kind {
             let help = match exports {
                 true => "remove [vm]: devices are served to the machines of other programs".to_owned(),
                 false => format!(
-                    "start the machine with `pollux run`; or, for the machines of other programs, remove [vm] and write \
-                     transport = \"{VHOST_USER}\" in the devices"
+                    "start the machine with `pollux run`; or, for the machines of other programs, remove [vm] and \
+                     write transport = \"{VHOST_USER}\" in the devices"
                 ),
             };
             vm.refuse("`pollux serve` starts no machine, but there is a [vm]".into(), help);

@@ -58,26 +58,21 @@ fn the_purpose_and_the_file_must_agree() {
     expect_for(
         Purpose::Serve,
         &machine,
-        &[
-            "error at [vm]: `pollux serve` starts no machine, but there is a [vm]: start the machine with `pollux run`; or, \
-           for the machines of other programs, remove [vm] and write transport = \"vhost-user\" in the devices",
-        ],
+        &["error at [vm]: `pollux serve` starts no machine, but there is a [vm]: start the machine with `pollux \
+           run`; or, for the machines of other programs, remove [vm] and write transport = \"vhost-user\" in the \
+           devices"],
     );
     expect_for(
         Purpose::Run,
         &exports,
-        &[
-            "error at : this file describes devices to serve and no machine to run: start it with `pollux serve`, or add \
-           [vm] and let the devices have the transport \"pci\"",
-        ],
+        &["error at : this file describes devices to serve and no machine to run: start it with `pollux serve`, or \
+           add [vm] and let the devices have the transport \"pci\""],
     );
     expect_for(
         Purpose::Serve,
         &format!("{VM}{exports}"),
-        &[
-            "error at [vm]: `pollux serve` starts no machine, but there is a [vm]: remove [vm]: devices are served to the \
-           machines of other programs",
-        ],
+        &["error at [vm]: `pollux serve` starts no machine, but there is a [vm]: remove [vm]: devices are served to \
+           the machines of other programs"],
     );
     let not_here = "error at \"vhost-user\": the transport \"vhost-user\" is not offered by `pollux run`: \
                     write \"pci\" or \"mmio\"; or start it with `pollux serve` from a file without [vm]";

@@ -87,7 +87,13 @@ fn a_whole_file_becomes_typed_values() {
         read_only = true
         [block.disk0]
         plugin = "uring"
-        options = { path = "disk.img", direct = true, depth = 0x10, ratio = 0.5, tags = ["a", 1979-05-27], deep = { a.b = -1 } }
+        [block.disk0.options]
+        path = "disk.img"
+        direct = true
+        depth = 0x10
+        ratio = 0.5
+        tags = ["a", 1979-05-27]
+        deep = { a.b = -1 }
         [device.root]
         type = "blk"
         block = "disk0"
@@ -302,7 +308,8 @@ fn no_text_makes_it_panic() {
     let bench = Bench::new();
     let good = format!(
         "{VM}[worker.io0]\ncpu = 0\n[block.d]\nplugin = \"null\"\noptions = {{ a = [1, 2.5] }}\n\
-         [device.d]\ntype = \"blk\"\nblock = \"d\"\nworkers = [\"io0\"]\nqueues = 2\ncoalesce = {{ count = 8, time_us = 1 }}\n"
+         [device.d]\ntype = \"blk\"\nblock = \"d\"\nworkers = [\"io0\"]\nqueues = 2\ncoalesce = {{ count = 8, time_us \
+         = 1 }}\n"
     );
     let exported = "[worker.io0]\ncpu = 0\n[block.d]\nplugin = \"null\"\n[device.d]\ntype = \"blk\"\nblock = \"d\"\n\
                     workers = [\"io0\"]\ntransport = \"vhost-user\"\nsocket = { path = \"d.sock\", mode = \"0660\" }\n";

@@ -1,5 +1,5 @@
-//! What changes while a queue runs: its memory map, its notifications, the log of pages that it writes. All of it is done between
-//! two turns, on the worker, and takes no longer than a turn does.
+//! What changes while a queue runs: its memory map, its notifications, the log of pages that it writes. All of it is
+//! done between two turns, on the worker, and takes no longer than a turn does.
 use super::{
     chain::{IN_USE, OLD_MEMORY},
     queue::BlkQueue,
@@ -100,8 +100,8 @@ impl<R: Ring> BlkQueue<R> {
         mut data: Translator,
         done: SyncSender<Retired>,
     ) {
-        // A ring that is broken stays where it was, for what is in flight; then the new map is what it has no use for. Either way
-        // the old one is in use until those requests are done.
+        // A ring that is broken stays where it was, for what is in flight; then the new map is what it has no use for.
+        // Either way the old one is in use until those requests are done.
         if !self.broken {
             match self.ring.adopt(config, &mut tables) {
                 Ok(()) => swap(&mut self.data, &mut data),
@@ -138,8 +138,8 @@ impl<R: Ring> BlkQueue<R> {
         let slot = &self.slots[index];
         let mark = |segments: &[Segment]| log_segments(Some(log), &self.data, &self.retiring, segments);
         mark(&[Segment { base: slot.status, length: 1 }]);
-        // Of what does not come from the backend, only the answer to GET_ID has data that is written; to note too much does no
-        // harm.
+        // Of what does not come from the backend, only the answer to GET_ID has data that is written; to note too much
+        // does no harm.
         if slot.operation == POLLUX_BLOCK_READ || slot.operation == u32::MAX {
             mark(slot.data((&self.inline[index], self.rooms.of(head))));
         }
@@ -151,8 +151,8 @@ impl<R: Ring> BlkQueue<R> {
         // SAFETY: the descriptor is open as long as `kick` is borrowed.
         let kick = unsafe { BorrowedFd::borrow_raw(kick.as_raw_fd()) };
         let mut count = [0; 8];
-        // The descriptor may come from a front end, which can make it block at any time: hence RWF_NOWAIT, which an eventfd knows
-        // (Linux 5.8). EAGAIN: there were none.
+        // The descriptor may come from a front end, which can make it block at any time: hence RWF_NOWAIT, which an
+        // eventfd knows (Linux 5.8). EAGAIN: there were none.
         let read = preadv2(kick, &mut [IoSliceMut::new(&mut count)], u64::MAX, ReadWriteFlags::NOWAIT);
         if read == Ok(8) {
             self.stats.kicks.add(u64::from_ne_bytes(count));

@@ -14,8 +14,9 @@ const MAX_WRITE_ZEROES: usize = 48;
 pub(super) const FIELDS: ConfigFields = ConfigFields { device: 0..8, driver: 32..33 };
 
 /// What is said of a guest whose cache mode is not known.
-pub(super) const UNKNOWN_CACHE_MODE: &str = "its guest went on from another process, and nobody can say whether it has set the \
-     disk's cache to write-through: each write is made durable until the guest sets its cache mode, or restarts";
+pub(super) const UNKNOWN_CACHE_MODE: &str = "its guest went on from another process, and nobody can say whether it has \
+     set the disk's cache to write-through: each write is made durable until the guest sets its cache mode, or \
+     restarts";
 
 /// The bytes that the driver reads.
 #[derive(Debug)]
@@ -57,8 +58,8 @@ impl Config {
         self.put(0, sectors, 8);
     }
 
-    /// What a driver that was told `told` may ask for and the device does not do any more, each in a sentence. Reads and
-    /// writes of as many and as long segments as ever are done, in portions if need be.
+    /// What a driver that was told `told` may ask for and the device does not do any more, each in a sentence. Reads
+    /// and writes of as many and as long segments as ever are done, in portions if need be.
     pub(super) fn broken_promises(&self, told: &[u8], features: u64) -> Vec<String> {
         use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES};
         let word = |space: &[u8], at: usize| {
@@ -70,15 +71,15 @@ impl Config {
         let (old, new) = pair(BLOCK_SIZE);
         if old != 0 && new > old {
             broken.push(format!(
-                "its guest was told of blocks of {old} bytes, and the medium has blocks of {new}: requests for parts of \
-                 a block fail; give it back a medium with blocks of {old} bytes, or restart the guest"
+                "its guest was told of blocks of {old} bytes, and the medium has blocks of {new}: requests for parts \
+                 of a block fail; give it back a medium with blocks of {old} bytes, or restart the guest"
             ));
         }
         let mut shrunk = |what: &str, unit: &str, (old, new): (u32, u32)| {
             if new < old {
                 broken.push(format!(
-                    "its guest was told that {what} may have {old} {unit}, and now {new} are possible: longer ones fail; \
-                     restart the guest, or go back to the settings or the medium before"
+                    "its guest was told that {what} may have {old} {unit}, and now {new} are possible: longer ones \
+                     fail; restart the guest, or go back to the settings or the medium before"
                 ));
             }
         };

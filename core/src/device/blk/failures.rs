@@ -1,4 +1,5 @@
-//! Requests that fail: what the statistics count of them, and a log line for each episode instead of one for each request.
+//! Requests that fail: what the statistics count of them, and a log line for each episode instead of one for each
+//! request.
 use super::{
     queue::BlkQueue,
     request::{Data, Header, Status},
@@ -119,7 +120,8 @@ impl Episode {
 
 /// What the log has been told of the failures of a device, shared by its queues. For failures alone: it takes a lock.
 ///
-/// What the medium fails and what the device refuses are kept apart: a guest that is refused has no lines of the medium's.
+/// What the medium fails and what the device refuses are kept apart: a guest that is refused has no lines of the
+/// medium's.
 #[derive(Debug)]
 pub(super) struct FailureLog {
     failed: Book,
@@ -144,7 +146,8 @@ impl FailureLog {
         book.write(book.lines_for(operation.min(OTHER), offset, cause, Instant::now()));
     }
 
-    /// Counts in the log what it does not know of yet, if that is due or `is_end`. For moments in which there is nothing to do.
+    /// Counts in the log what it does not know of yet, if that is due or `is_end`. For moments in which there is
+    /// nothing to do.
     #[inline]
     pub(super) fn report(&self, is_end: bool) {
         for book in [&self.failed, &self.refused] {

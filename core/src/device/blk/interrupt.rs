@@ -1,10 +1,11 @@
-//! Interrupts of a queue that may be held for later requests: what a turn does at its end where there is more to it than to signal.
+//! Interrupts of a queue that may be held for later requests: what a turn does at its end where there is more to it
+//! than to signal.
 use super::queue::{BlkQueue, Phase};
 use crate::{device::coalescing::Fate, ring::Ring, stats::clock};
 
 impl<R: Ring> BlkQueue<R> {
-    /// Goes on with a stop, shows the driver what was completed, and sends the interrupt that is owed for it, if it is due. `is_shown`:
-    /// a part of it has been shown already.
+    /// Goes on with a stop, shows the driver what was completed, and sends the interrupt that is owed for it, if it is
+    /// due. `is_shown`: a part of it has been shown already.
     #[inline(never)]
     pub(super) fn end_turn(&mut self, is_shown: bool) {
         if self.phase != Phase::Running {
@@ -33,8 +34,8 @@ impl<R: Ring> BlkQueue<R> {
         }
     }
 
-    /// Whether more requests are going to complete that an interrupt could tell of. A queue that has failed or comes to its end
-    /// holds nothing.
+    /// Whether more requests are going to complete that an interrupt could tell of. A queue that has failed or comes to
+    /// its end holds nothing.
     fn has_more(&self) -> bool {
         if self.phase != Phase::Running || self.broken {
             return false;

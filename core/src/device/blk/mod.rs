@@ -309,13 +309,14 @@ impl DeviceModel for Blk {
             }
         };
         let old = self.limits.capacity_sectors;
-        // Only the capacity may change under a driver (virtio 1.3, 5.2.5: capacity, topology by a configuration change).
+        // Only the capacity may change under a driver (virtio 1.3, 5.2.5: capacity, topology by a configuration
+        // change).
         let new = Limits::new(&info, self.options.queue_size);
         let (old_block, new_block) = (self.limits.block_bytes(), new.block_bytes());
         if new_block > old_block {
             warn!(
-                "{name}: its medium has blocks of {new_block} bytes now, and its guest was told of {old_block}: requests for \
-                 parts of a block fail; restart the guest and this process"
+                "{name}: its medium has blocks of {new_block} bytes now, and its guest was told of {old_block}: \
+                 requests for parts of a block fail; restart the guest and this process"
             );
         }
         let new = self.limits.in_whole_blocks(new.capacity_sectors);

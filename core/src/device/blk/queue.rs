@@ -1,8 +1,8 @@
 //! The data path of one block queue: reap, accept, submit, signal.
 //!
-//! One turn of [`BlkQueue::poll`] takes up to [`BATCH`] requests from the ring in stages (heads, descriptors,
-//! headers), so that the cache misses of a batch overlap; offers them to the backend in one call; and tells the
-//! driver once. What changes while a queue runs is in `change`, how it ends in `ending`, interrupts that wait in `interrupt`.
+//! One turn of [`BlkQueue::poll`] takes up to [`BATCH`] requests from the ring in stages (heads, descriptors, headers),
+//! so that the cache misses of a batch overlap; offers them to the backend in one call; and tells the driver once. What
+//! changes while a queue runs is in `change`, how it ends in `ending`, interrupts that wait in `interrupt`.
 use super::{
     Shared,
     chain::{ChainParts, IN_USE, Inline, OVERFLOWN, Slot, answer_id, range_action},
@@ -32,8 +32,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// Most requests of one turn.
 pub const BATCH: usize = 64;
-/// Requests after which a backend that completes them at once lets the driver see them, while it goes on with the rest of the batch. The
-/// driver takes them and makes new ones meanwhile, instead of waiting for the last.
+/// Requests after which a backend that completes them at once lets the driver see them, while it goes on with the rest
+/// of the batch. The driver takes them and makes new ones meanwhile, instead of waiting for the last.
 pub const GROUP: usize = 16;
 
 /// All that a queue needs.
@@ -213,8 +213,8 @@ impl<R: Ring> BlkQueue<R> {
         self.finish_completed(result.err())
     }
 
-    /// Offers pending requests to the backend: a group of them if it completes them at once, or else all, which it may have to hand on in
-    /// one call. Those that it does not take stay pending.
+    /// Offers pending requests to the backend: a group of them if it completes them at once, or else all, which it may
+    /// have to hand on in one call. Those that it does not take stay pending.
     #[inline(always)]
     fn submit(&mut self) -> usize {
         let mut offered = &mut self.pending[self.pending_start..];
@@ -475,8 +475,8 @@ impl<R: Ring> Task for BlkQueue<R> {
         self.interrupts.fail();
         self.send_owed();
         self.stats.in_flight.set(0);
-        // The driver must not have its buffers back before the backend has let go of them. Once it has, the requests in flight have
-        // ended, though nobody is told how, and a reset makes a new queue.
+        // The driver must not have its buffers back before the backend has let go of them. Once it has, the requests in
+        // flight have ended, though nobody is told how, and a reset makes a new queue.
         !self.lost && self.backend.stop().is_ok()
     }
 

@@ -21,8 +21,8 @@ pub(super) const MAX_DATA_SEGMENTS: usize = 254;
 const RANGE_REFUSAL: &str =
     "its range is malformed, too long, beyond the capacity or not a whole number of blocks, or the device is read-only";
 
-/// Most that the backend is given of a read or write at once, whatever it takes. A request keeps its worker busy while it is
-/// copied, and others wait on the same worker.
+/// Most that the backend is given of a read or write at once, whatever it takes. A request keeps its worker busy while
+/// it is copied, and others wait on the same worker.
 const MAX_TRANSFER: u32 = 4 << 20;
 /// Least limit of a segment that a driver is told. FreeBSD takes no disk with less.
 const LEAST_SIZE_MAX: u32 = 1 << 20;
@@ -52,8 +52,8 @@ impl Limits {
         let max_transfer = or_none(info.maximum_transfer).min(MAX_TRANSFER);
         // A chain is not longer than its queue (virtio 1.3, 2.7.5.3.1), header and status included.
         let seg_max = u32::from(queue_size).saturating_sub(2).clamp(1, MAX_DATA_SEGMENTS as u32);
-        // So many segments that those of a page each, which most are, do not make a request longer than the backend takes. What
-        // is longer all the same is done in portions.
+        // So many segments that those of a page each, which most are, do not make a request longer than the backend
+        // takes. What is longer all the same is done in portions.
         let least = info.logical_block_size.max(4096);
         let seg_max = seg_max.min(or_none(info.maximum_segments)).min((max_transfer / least).max(1));
         let size_max = max_transfer.max(LEAST_SIZE_MAX);
@@ -242,7 +242,8 @@ impl Header {
 }
 
 impl Header {
-    /// What the backend is to do in portions: a read or write with nothing wrong but that it is too much for it at once.
+    /// What the backend is to do in portions: a read or write with nothing wrong but that it is too much for it at
+    /// once.
     #[cold]
     pub(super) fn portions(&self, data: &Data<'_>, limits: &Limits, durable: bool) -> Option<Transfer> {
         // Nothing is too much for these.
@@ -256,8 +257,8 @@ impl Header {
         }
     }
 
-    /// Why this request was not done, for the log: its operation by number, where on the medium it is, and the reason that
-    /// [`action`](Self::action) has found.
+    /// Why this request was not done, for the log: its operation by number, where on the medium it is, and the reason
+    /// that [`action`](Self::action) has found.
     #[cold]
     pub(super) fn refusal(&self, data: &Data<'_>, limits: &Limits) -> (usize, u64, &'static str) {
         let offset = self.sector.wrapping_mul(SECTOR_SIZE);

@@ -179,7 +179,7 @@ impl BlockBackend {
         &self.info
     }
 
-    /// Asks the plugin anew what the medium is like: [`info`](Self::info) is as it was at the start.
+    /// Asks the plugin again what the medium is like: [`info`](Self::info) is as it was at the start.
     ///
     /// # Errors
     /// It describes an impossible medium, or one with other blocks than before.
@@ -200,11 +200,12 @@ impl BlockBackend {
         self.services.change_event()
     }
 
-    /// Tells the plugin of those regions of the guest's memory that it does not know yet. They stay mapped until they are taken
-    /// back.
+    /// Tells the plugin of those regions of the guest's memory that it does not know yet. They stay mapped until they
+    /// are taken back.
     ///
-    /// It is not told of memory that another process may take pages out of: if it pinned them, or had a device do so, that would
-    /// go on in pages which are the guest's no more. Segments in such memory are good for the requests that they come with.
+    /// It is not told of memory that another process may take pages out of: if it pinned them, or had a device do so,
+    /// that would go on in pages which are the guest's no more. Segments in such memory are good for the requests that
+    /// they come with.
     ///
     /// # Errors
     /// The plugin's reason for refusing a region. Those before it are known then.
@@ -224,7 +225,8 @@ impl BlockBackend {
         Ok(())
     }
 
-    /// Takes all regions back from the plugin that are not in `memory`. No request may be in flight that points into one.
+    /// Takes all regions back from the plugin that are not in `memory`. No request may be in flight that points into
+    /// one.
     pub fn remove_memory_but(&self, memory: Option<&GuestMemory>) {
         let kept = memory.map(GuestMemory::regions).unwrap_or_default();
         let mut known = self.lock();

@@ -1,12 +1,12 @@
-//! The in-flight region of one packed queue (vhost-user document, "Inflight I/O tracking"): as that of a split queue, with a
-//! copy of the descriptors of each chain, since those in the ring are overwritten by used ones.
+//! The in-flight region of one packed queue (vhost-user document, "Inflight I/O tracking"): as that of a split queue,
+//! with a copy of the descriptors of each chain, since those in the ring are overwritten by used ones.
 //!
-//! We keep our own list of free entries and write it through to the region, from which nothing is read but in a recovery. A batch of
-//! used chains changes the region when it is published and not before: then chains that are taken meanwhile find the free list as it
-//! was committed last, as the document's order of steps needs it.
+//! We keep our own list of free entries and write it through to the region, from which nothing is read but in a
+//! recovery. A batch of used chains changes the region when it is published and not before: then chains that are taken
+//! meanwhile find the free list as it was committed last, as the document's order of steps needs it.
 //!
-//! The ring counts in the same way: a chain's descriptors and its buffer ID are free once it is published. So a chain that the ring
-//! takes always finds entries here, whatever the driver does.
+//! The ring counts in the same way: a chain's descriptors and its buffer ID are free once it is published. So a chain
+//! that the ring takes always finds entries here, whatever the driver does.
 use crate::{
     fallible,
     ring::{
@@ -26,8 +26,8 @@ mod header {
     pub(super) const OLD_USED_WRAP: usize = 21;
 }
 
-/// Offsets in an entry: the next one of its chain or of the free list, the last one of the chain, their number; then the descriptor as
-/// ID, flags, length, and the address.
+/// Offsets in an entry: the next one of its chain or of the free list, the last one of the chain, their number; then
+/// the descriptor as ID, flags, length, and the address.
 mod entry {
     pub(super) const NEXT: usize = 2;
     pub(super) const LAST: usize = 4;
@@ -94,8 +94,8 @@ impl PackedInflight {
         })
     }
 
-    /// Finds out what the process before had in flight. `flags` reads those of a descriptor in the ring; `used` is where a new queue
-    /// begins, index and wrap counter. `None`: nobody has used the region before; it is made ready.
+    /// Finds out what the process before had in flight. `flags` reads those of a descriptor in the ring; `used` is
+    /// where a new queue begins, index and wrap counter. `None`: nobody has used the region before; it is made ready.
     ///
     /// # Errors
     /// The region is of another layout or queue, or makes no sense.
@@ -117,8 +117,8 @@ impl PackedInflight {
         if old.0 >= size || new.0 >= size {
             return Err(RingError::InflightDamaged);
         }
-        // The process may have died around the publication of a batch. If the driver can see it, the first descriptor is not what it
-        // was before.
+        // The process may have died around the publication of a batch. If the driver can see it, the first descriptor
+        // is not what it was before.
         let is_committed = old == new || !is_available(old.0, old.1);
         let (free_head, used) = if is_committed {
             (self.header(header::FREE_HEAD), new)
@@ -157,7 +157,7 @@ impl PackedInflight {
         }
     }
 
-    /// Reads the chains in flight, and builds our lists anew around them.
+    /// Reads the chains in flight, and rebuilds our lists around them.
     fn chains(&mut self) -> Result<Vec<LeftOver>, RingError> {
         let (heads, counter) = self.region.in_flight();
         self.counter = counter;
@@ -205,11 +205,12 @@ impl PackedInflight {
         commit(&self.region, self.free_head, used);
     }
 
-    /// Notes that a chain was taken, before anything is done with it. There is room: no more is taken than the ring has.
+    /// Notes that a chain was taken, before anything is done with it. There is room: no more is taken than the ring
+    /// has.
     ///
     /// # Errors
-    /// The buffer ID is in flight (virtio 1.3, 2.8.5: it names one buffer until the driver has seen that one used). The ring knows
-    /// of chains that it has not given back; this is about those that it has given back and not published.
+    /// The buffer ID is in flight (virtio 1.3, 2.8.5: it names one buffer until the driver has seen that one used). The
+    /// ring knows of chains that it has not given back; this is about those that it has given back and not published.
     pub(super) fn take(&mut self, id: u16, descriptors: impl Iterator<Item = [u64; 2]>) -> Result<(), RingError> {
         if self.heads[usize::from(id)].0 != FREE {
             return Err(RingError::InUse(id));

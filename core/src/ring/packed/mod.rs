@@ -1,8 +1,9 @@
 //! The packed virtqueue (virtio 1.3, 2.8), device side.
 //!
-//! Available and used descriptors share one ring, and each says by two of its flags which of the two it is. A chain is found out only
-//! by following it to its end, where its buffer ID is: so [`pop`](Ring::pop) reads the second half of each descriptor (length, ID,
-//! flags) and keeps it for [`walk`](Ring::walk), which reads the first half (address). Nothing is read twice.
+//! Available and used descriptors share one ring, and each says by two of its flags which of the two it is. A chain is
+//! found out only by following it to its end, where its buffer ID is: so [`pop`](Ring::pop) reads the second half of
+//! each descriptor (length, ID, flags) and keeps it for [`walk`](Ring::walk), which reads the first half (address).
+//! Nothing is read twice.
 mod inflight;
 mod parts;
 mod recovery;
@@ -25,7 +26,8 @@ use std::{
     sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence},
 };
 
-/// In a descriptor's flags: available in this lap of the driver's wrap counter, used in this lap of ours (virtio 1.3, 2.8.1).
+/// In a descriptor's flags: available in this lap of the driver's wrap counter, used in this lap of ours (virtio 1.3,
+/// 2.8.1).
 const AVAILABLE: u16 = 1 << 7;
 const USED: u16 = 1 << 15;
 const BOTH: u16 = AVAILABLE | USED;
@@ -38,7 +40,8 @@ const EVENTS_DESCRIPTOR: u32 = 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cursor {
     index: u16,
-    /// Of an available descriptor, one of the two; of a used one, both or none. `AVAILABLE` is the wrap counter in any case.
+    /// Of an available descriptor, one of the two; of a used one, both or none. `AVAILABLE` is the wrap counter in any
+    /// case.
     flags: u16,
 }
 
@@ -82,8 +85,8 @@ struct Place {
 /// A packed virtqueue. Owned by one worker.
 #[derive(Debug)]
 pub struct PackedRing {
-    /// Translates the ring itself and indirect tables; data has a translator of its own, so that the two do not push each other out
-    /// of the last-hit cache.
+    /// Translates the ring itself and indirect tables; data has a translator of its own, so that the two do not push
+    /// each other out of the last-hit cache.
     tables: Translator,
     descriptors: *mut [u64; 2],
     driver_events: *const u32,
@@ -92,7 +95,8 @@ pub struct PackedRing {
     event_idx: bool,
     available: Cursor,
     used: Cursor,
-    /// Descriptors that were taken and that the driver has not seen used: they are the device's until the batch is published.
+    /// Descriptors that were taken and that the driver has not seen used: they are the device's until the batch is
+    /// published.
     taken: u16,
     /// By buffer ID.
     places: Box<[Place]>,
@@ -190,8 +194,8 @@ impl Ring for PackedRing {
     fn pop(&mut self, ids: &mut [u16]) -> Result<usize, RingError> {
         let (mut popped, mut kept) = (0, 0);
         for slot in ids.iter_mut() {
-            // Partner: the driver's write barrier between filling a chain and storing the flags of its first descriptor (virtio 1.3,
-            // 2.8.21.1). What else is read of the chain is read after this.
+            // Partner: the driver's write barrier between filling a chain and storing the flags of its first descriptor
+            // (virtio 1.3, 2.8.21.1). What else is read of the chain is read after this.
             let rest = u64::from_le(second_half(self.descriptors, self.available.index).load(Ordering::Acquire));
             if flags_of(rest) & BOTH != self.available.flags {
                 break;
@@ -228,10 +232,10 @@ impl Ring for PackedRing {
     }
 
     fn watch(&self) -> Option<Watch> {
-        // The flags of the next chain's first descriptor, by which the driver makes it available. What else they say now does not
-        // matter: they must change for that.
-        // SAFETY: the index is below the ring's size, which `find` checked to lie in guest memory; the translator keeps it mapped as
-        // long as the ring is not dropped or moved to another map. The flags are the last two bytes of a descriptor.
+        // The flags of the next chain's first descriptor, by which the driver makes it available. What else they say
+        // now does not matter: they must change for that. SAFETY: the index is below the ring's size, which `find`
+        // checked to lie in guest memory; the translator keeps it mapped as long as the ring is not dropped or moved to
+        // another map. The flags are the last two bytes of a descriptor.
         let flags = unsafe { self.descriptors.add(self.available.index.into()).cast::<u16>().add(7) };
         // SAFETY: as above.
         let idle = u16::from_le(unsafe { AtomicU16::from_ptr(flags) }.load(Ordering::Relaxed));
@@ -295,8 +299,8 @@ impl Ring for PackedRing {
         if self.pushed == 0 {
             return false;
         }
-        // A driver looks at used descriptors in their order, so this one shows it all of the batch. Partner: the driver's read barrier
-        // after it has found the flags of a used descriptor (virtio 1.3, 2.8.22).
+        // A driver looks at used descriptors in their order, so this one shows it all of the batch. Partner: the
+        // driver's read barrier after it has found the flags of a used descriptor (virtio 1.3, 2.8.22).
         if self.inflight.is_some() || self.log.is_some() {
             self.publish_noted();
         } else {
@@ -311,8 +315,9 @@ impl Ring for PackedRing {
 
     #[inline]
     fn needs_signal(&mut self) -> bool {
-        // Partner: the driver's full barrier between writing its event suppression structure and looking at the next used descriptor
-        // once more. Without ours the read below could pass the store in `publish` and a wake-up be lost (virtio 1.3, 2.8.22).
+        // Partner: the driver's full barrier between writing its event suppression structure and looking at the next
+        // used descriptor once more. Without ours the read below could pass the store in `publish` and a wake-up be
+        // lost (virtio 1.3, 2.8.22).
         fence(Ordering::SeqCst);
         // SAFETY: the structure was translated, and is aligned to 4 bytes.
         let events = unsafe { read_volatile(self.driver_events) };
@@ -338,8 +343,8 @@ impl Ring for PackedRing {
         // With EVENT_IDX for the next chain alone: no kicks after the first.
         let next = u32::from(self.available.bits()) | EVENTS_DESCRIPTOR << 16;
         self.write_events(if self.event_idx { next } else { 0 });
-        // Partner: the driver's full barrier between storing the flags of its chains and reading our structure (virtio 1.3,
-        // 2.8.21.3).
+        // Partner: the driver's full barrier between storing the flags of its chains and reading our structure (virtio
+        // 1.3, 2.8.21.3).
         fence(Ordering::SeqCst);
         self.has_available()
     }
@@ -349,7 +354,8 @@ impl UsedRuns for PackedRing {
     #[inline]
     fn push_used_run(&mut self, chains: &[u16], written: u32) {
         let Some((&last, skipped)) = chains.split_last() else { return };
-        // In the place of the first descriptor of the first one; those up to the last of the run are passed over (virtio 1.3, 2.8.8).
+        // In the place of the first descriptor of the first one; those up to the last of the run are passed over
+        // (virtio 1.3, 2.8.8).
         self.push_used(last, written);
         for &id in skipped {
             let count = std::mem::take(&mut self.places[usize::from(id)].count);
@@ -364,8 +370,8 @@ impl UsedRuns for PackedRing {
 }
 
 impl PackedRing {
-    /// Takes the chain whose first descriptor is next, of which `rest` is the second half, and keeps those of its descriptors from
-    /// `kept` on. Returns its buffer ID, and the number of its descriptors.
+    /// Takes the chain whose first descriptor is next, of which `rest` is the second half, and keeps those of its
+    /// descriptors from `kept` on. Returns its buffer ID, and the number of its descriptors.
     #[inline(always)]
     fn take_chain(&mut self, mut rest: u64, kept: u16) -> Result<(u16, u16), RingError> {
         let (size, start) = (self.size, self.available.index);
@@ -379,15 +385,16 @@ impl PackedRing {
                 break;
             }
             index = if index + 1 == size { 0 } else { index + 1 };
-            // Whether AVAILABLE and USED are right in these is not looked at: the first descriptor speaks for all (virtio 1.3, 2.8.6).
+            // Whether AVAILABLE and USED are right in these is not looked at: the first descriptor speaks for all
+            // (virtio 1.3, 2.8.6).
             rest = u64::from_le(second_half(self.descriptors, index).load(Ordering::Relaxed));
         }
         if !is_whole {
             // More than the ring has, as in a chain without an end.
             return Err(RingError::Overrun(size));
         }
-        // In the last descriptor, and nowhere else (virtio 1.3, 2.8.5). It names one of our slots, of which there are as many as
-        // buffers can be on their way.
+        // In the last descriptor, and nowhere else (virtio 1.3, 2.8.5). It names one of our slots, of which there are
+        // as many as buffers can be on their way.
         let id = (rest >> 32) as u16;
         let Some(place) = self.places.get_mut(usize::from(id)) else {
             return Err(RingError::BufferId(id, size));
@@ -397,7 +404,8 @@ impl PackedRing {
         }
         let mut table = 0;
         if flags_of(rest) & DESCRIPTOR_INDIRECT != 0 {
-            // Fetched here, so that the transfers of a whole batch overlap, where those of one walk after the other would not.
+            // Fetched here, so that the transfers of a whole batch overlap, where those of one walk after the other
+            // would not.
             table = first_half(self.descriptors, index);
             if let Some(host) = self.tables.translate(table, 1) {
                 prefetch(host);

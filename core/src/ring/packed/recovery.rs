@@ -35,8 +35,9 @@ impl PackedRing {
         Ok(())
     }
 
-    /// The process before may have died between writing used descriptors and showing the first of them to the driver, which must not
-    /// run into those behind it. It has not got there, and writes nothing between here and where chains are available.
+    /// The process before may have died between writing used descriptors and showing the first of them to the driver,
+    /// which must not run into those behind it. It has not got there, and writes nothing between here and where chains
+    /// are available.
     fn erase_unpublished(&mut self) {
         let mut place = self.used;
         for _ in 0..self.taken {
@@ -59,7 +60,8 @@ impl PackedRing {
         for &id in ids {
             let Place { index, kept, count, .. } = self.places[usize::from(id)];
             let rests = &self.kept[usize::from(kept)..usize::from(kept + count)];
-            // Addresses are read here for the copy, and once more by whoever walks: the next process checks what it finds in the copy.
+            // Addresses are read here for the copy, and once more by whoever walks: the next process checks what it
+            // finds in the copy.
             let pairs = rests.iter().zip(u32::from(index)..);
             inflight.take(id, pairs.map(|(&rest, at)| [first_half(descriptors, (at % size) as u16), rest]))?;
         }

@@ -81,8 +81,8 @@ impl RingDriver {
         either!(self, ring => ring.order())
     }
 
-    /// Describes `buffers` as one chain, without showing it to the device yet. Returns the head or the buffer ID. `None`: not
-    /// enough free descriptors.
+    /// Describes `buffers` as one chain, without showing it to the device yet. Returns the head or the buffer ID.
+    /// `None`: not enough free descriptors.
     pub fn add(&mut self, buffers: &[Buffer]) -> Option<u16> {
         either!(self, ring => ring.add(buffers))
     }
@@ -126,8 +126,8 @@ impl RingDriver {
         self.publish();
     }
 
-    /// The base of the ring as a device has it that has given back all that it has taken, namely all that was published or
-    /// (`taken_all` is false) all that it has given back.
+    /// The base of the ring as a device has it that has given back all that it has taken, namely all that was published
+    /// or (`taken_all` is false) all that it has given back.
     pub fn base(&self, taken_all: bool) -> u32 {
         either!(self, ring => ring.base(taken_all))
     }

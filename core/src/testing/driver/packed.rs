@@ -92,8 +92,8 @@ impl PackedDriver {
         self.config
     }
 
-    /// Describes `buffers` as one chain, without showing it to the device yet. Returns its buffer ID. `None`: not enough free
-    /// descriptors.
+    /// Describes `buffers` as one chain, without showing it to the device yet. Returns its buffer ID. `None`: not
+    /// enough free descriptors.
     pub fn add(&mut self, buffers: &[Buffer]) -> Option<u16> {
         if usize::from(self.free) < buffers.len() || buffers.is_empty() {
             return None;
@@ -151,8 +151,8 @@ impl PackedDriver {
         self.push(PackedDescriptor { id, ..PackedDescriptor::default() });
     }
 
-    /// Puts a descriptor into the next place and marks it available, whatever else it says. The first one after a publication is
-    /// not visible before the next, and so are those behind it.
+    /// Puts a descriptor into the next place and marks it available, whatever else it says. The first one after a
+    /// publication is not visible before the next, and so are those behind it.
     pub fn push(&mut self, descriptor: PackedDescriptor) {
         let flags = descriptor.flags | self.next.available();
         let index = self.next.index;
@@ -189,7 +189,8 @@ impl PackedDriver {
         }
     }
 
-    /// The next chain that the device has given back: its buffer ID and the number of bytes written. Its descriptors are free again.
+    /// The next chain that the device has given back: its buffer ID and the number of bytes written. Its descriptors
+    /// are free again.
     pub fn pop_used(&mut self) -> Option<(u16, u32)> {
         let (id, written) = match &self.order {
             None => self.used_chain(self.used)?,

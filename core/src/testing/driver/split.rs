@@ -35,7 +35,8 @@ pub struct SplitDriver {
     /// The index that the device can see.
     published_index: u16,
     last_used: u16,
-    /// Taken from the front; in use in ring order if the device keeps the order (virtio 1.3, 2.7.5), otherwise the newest first.
+    /// Taken from the front; in use in ring order if the device keeps the order (virtio 1.3, 2.7.5), otherwise the
+    /// newest first.
     free: VecDeque<u16>,
     /// The chains that the device has, if it keeps their order.
     order: Option<Order>,

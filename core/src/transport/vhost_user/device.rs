@@ -66,8 +66,8 @@ pub(super) struct Device {
 
 struct Served {
     model: Box<dyn DeviceModel>,
-    /// The connection whose rings run. Another may ask and prepare, as the destination of a migration does, and take over when
-    /// this one's rings are stopped.
+    /// The connection whose rings run. Another may ask and prepare, as the destination of a migration does, and take
+    /// over when this one's rings are stopped.
     owner: Option<SessionId>,
     /// The connection whose driver's features and configuration the model has.
     configured_by: Option<SessionId>,
@@ -168,8 +168,8 @@ impl Device {
         space
     }
 
-    /// The driver of connection `id` writes to the configuration space. As with [`configure`](Self::configure), that waits as long
-    /// as another one uses the device.
+    /// The driver of connection `id` writes to the configuration space. As with [`configure`](Self::configure), that
+    /// waits as long as another one uses the device.
     pub(super) fn write_config(&self, id: SessionId, state: &DriverState, offset: u64, data: &[u8]) {
         let mut served = self.lock();
         if served.owner.is_none_or(|owner| owner == id) {
@@ -180,7 +180,8 @@ impl Device {
         }
     }
 
-    /// The driver of connection `id` has accepted features. As long as another one uses the device, that waits for its start.
+    /// The driver of connection `id` has accepted features. As long as another one uses the device, that waits for its
+    /// start.
     pub(super) fn configure(&self, id: SessionId, state: &DriverState) {
         let mut served = self.lock();
         if served.owner.is_none_or(|owner| owner == id) {
@@ -237,8 +238,8 @@ impl Device {
         }
     }
 
-    /// The device, as soon as no other connection than `id` uses it. One whose front end has gone is waited for: its requests end
-    /// first.
+    /// The device, as soon as no other connection than `id` uses it. One whose front end has gone is waited for: its
+    /// requests end first.
     fn free(&self, id: SessionId) -> Result<MutexGuard<'_, Served>, String> {
         let start = Instant::now();
         let mut served = self.lock();
@@ -273,8 +274,8 @@ impl Device {
         }
     }
 
-    /// Connection `id` ends: what is left of its guest's memory is given up. That of a front end which only stops its rings is kept,
-    /// since it may be long work for a backend to prepare.
+    /// Connection `id` ends: what is left of its guest's memory is given up. That of a front end which only stops its
+    /// rings is kept, since it may be long work for a backend to prepare.
     pub(super) fn leave(&self, id: SessionId) {
         self.release(id);
         let mut served = self.lock();
@@ -332,11 +333,13 @@ impl Device {
         }
     }
 
-    /// All connections end. The front ends are not told before the rings are drained: until then no one else may look at them.
+    /// All connections end. The front ends are not told before the rings are drained: until then no one else may look
+    /// at them.
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         for watcher in &*self.watchers.lock().unwrap_or_else(PoisonError::into_inner) {
-            // Only our own reads end, for a thread that waits for the rest of a message. A socket that is closed has none.
+            // Only our own reads end, for a thread that waits for the rest of a message. A socket that is closed has
+            // none.
             let _ = watcher.stream.shutdown(Shutdown::Read);
         }
         self.wake_all();

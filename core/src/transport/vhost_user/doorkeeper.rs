@@ -1,7 +1,8 @@
 //! Turns clients away from sockets that nobody serves yet.
 //!
-//! A client that finds a socket listening, and nobody who accepts, waits in the middle of its first message. QEMU does so with
-//! its big lock, and its guest stands still. A connection that is closed is tried again later, while the guest goes on.
+//! A client that finds a socket listening, and nobody who accepts, waits in the middle of its first message. QEMU does
+//! so with its big lock, and its guest stands still. A connection that is closed is tried again later, while the guest
+//! goes on.
 use super::socket::Listener;
 use std::{
     collections::HashMap,

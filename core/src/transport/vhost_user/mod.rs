@@ -1,5 +1,6 @@
-//! virtio over vhost-user: the guest of another program, such as QEMU, reaches a device over a UNIX socket. The program is the
-//! front end, this process the back end (vhost-user document, <https://qemu-project.gitlab.io/qemu/interop/vhost-user.html>).
+//! virtio over vhost-user: the guest of another program, such as QEMU, reaches a device over a UNIX socket. The program
+//! is the front end, this process the back end (vhost-user document,
+//! <https://qemu-project.gitlab.io/qemu/interop/vhost-user.html>).
 //!
 //! | module | holds |
 //! |---|---|
@@ -15,13 +16,13 @@
 //! | `event` | the front end's event descriptors |
 //! | `device` | the device, as all connections share it |
 //!
-//! Messages are heard on threads of their own, one a connection: they may wait, for a queue to drain or a front end to answer,
-//! and disturb no worker and no other device. Workers poll the rings as they do for any transport. What changes under a running
-//! ring is built on the control thread and taken up between two turns.
+//! Messages are heard on threads of their own, one a connection: they may wait, for a queue to drain or a front end to
+//! answer, and disturb no worker and no other device. Workers poll the rings as they do for any transport. What changes
+//! under a running ring is built on the control thread and taken up between two turns.
 //!
-//! A front end is as little trusted as a guest. A message that makes no sense ends its connection; one that cannot be done is
-//! answered with a no where the front end wants to know (REPLY_ACK), and ends the connection where it does not: it would go on
-//! in the belief that it was done.
+//! A front end is as little trusted as a guest. A message that makes no sense ends its connection; one that cannot be
+//! done is answered with a no where the front end wants to know (REPLY_ACK), and ends the connection where it does not:
+//! it would go on in the belief that it was done.
 mod device;
 mod doorkeeper;
 #[allow(unsafe_code)]
@@ -58,14 +59,14 @@ use vmm_sys_util::{
 /// How long no connection is taken up after one could not be: most likely there are no more descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How often it is looked whether all connections have ended, once they should.
+/// How often to check whether all connections have ended, once they should.
 const END_PAUSE: Duration = Duration::from_millis(1);
 
 /// One device served on one socket. `[control]`
 pub struct Server {
     device: Arc<Device>,
     path: std::path::PathBuf,
-    /// Rung to stop, and to look at the backend anew.
+    /// Rung to stop, and to look at the backend again.
     bell: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -99,12 +100,13 @@ impl Server {
         &self.path
     }
 
-    /// A way to have the backend asked anew, for as long as it is served.
+    /// A way to have the backend asked again, for as long as it is served.
     pub fn refresher(&self) -> Refresher {
         Refresher { name: self.device.name().into(), bell: self.bell.clone() }
     }
 
-    /// Has the device drained and flushed and all connections closed. Returns at once, so that several can stop together.
+    /// Has the device drained and flushed and all connections closed. Returns at once, so that several can stop
+    /// together.
     pub fn begin_stop(&self) {
         self.device.stop();
         self.refresher().refresh();
@@ -128,7 +130,8 @@ pub struct Refresher {
 }
 
 impl Refresher {
-    /// Has the backend asked what its medium is like now, and the front ends told if that is something new. Returns at once.
+    /// Has the backend asked what its medium is like now, and the front ends told if that is something new. Returns at
+    /// once.
     pub fn refresh(&self) {
         if let Err(error) = self.bell.write(1) {
             warn!("{}: its medium cannot be measured again: {error}", self.name);

@@ -31,7 +31,7 @@ use vmm_sys_util::{
     eventfd::{EFD_NONBLOCK, EventFd},
 };
 
-/// How often it is looked whether old memory maps can go, while there are any, in milliseconds.
+/// How often to check whether old memory maps can go, while there are any, in milliseconds.
 const RELEASE_INTERVAL: i32 = 20;
 /// How long a front end must be silent, in milliseconds, before it hears of what has changed while it was away: it may
 /// not be able to answer in the middle of its start.
@@ -139,8 +139,8 @@ impl Session {
         }))
     }
 
-    /// Hears the front end until it goes, or the server stops. Then the rings are drained and flushed, and only after that is the
-    /// connection closed.
+    /// Hears the front end until it goes, or the server stops. Then the rings are drained and flushed, and only after
+    /// that is the connection closed.
     pub(super) fn run(mut self) {
         let _watch = (watchdog::watch(), watchdog::guard_front_end());
         debug!("{}: connection {} is open", self.device.name(), self.id);
@@ -205,8 +205,8 @@ impl Session {
         }
     }
 
-    /// Something about the device has changed: its configuration space, or that it works at all. Or the front end has held
-    /// up a worker, which is the end of the connection.
+    /// Something about the device has changed: its configuration space, or that it works at all. Or the front end has
+    /// held up a worker, which is the end of the connection.
     fn answer_wake(&mut self) -> Result<(), Failure> {
         // EAGAIN: another look at it was enough.
         let _ = self.wake.read();
@@ -399,14 +399,14 @@ impl Session {
         self.vrings.iter().any(|vring| vring.running)
     }
 
-    /// The driver starts anew: all rings are stopped and disabled, and what it set is forgotten.
+    /// The driver starts over: all rings are stopped and disabled, and what it set is forgotten.
     pub(super) fn reset_device(&mut self) {
         self.stop_rings();
         for vring in &mut self.vrings {
             (vring.kick, vring.enabled, vring.failed, vring.base) = (Kick::Unset, false, false, None);
         }
-        // The cache mode stays. A front end such as QEMU also resets to pause, and shows its guest the mode that was last set, not
-        // the one that we would go back to.
+        // The cache mode stays. A front end such as QEMU also resets to pause, and shows its guest the mode that was
+        // last set, not the one that we would go back to.
         self.status = 0;
         if tracing::enabled!(tracing::Level::INFO) && self.device.may_log() {
             info!("{}: reset", self.name());
@@ -438,8 +438,8 @@ impl Session {
         }
     }
 
-    /// Waits for requests in flight when too many memory maps are kept for them: a front end could otherwise pile up mappings,
-    /// of which the process has so many, and each with a descriptor.
+    /// Waits for requests in flight when too many memory maps are kept for them: a front end could otherwise pile up
+    /// mappings, of which the process has so many, and each with a descriptor.
     fn bound_retiring(&mut self) -> Result<(), Failure> {
         while self.retiring >= RETIRING_MAX {
             if self.device.is_stopping() {

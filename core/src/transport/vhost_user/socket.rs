@@ -42,7 +42,8 @@ pub struct SocketSpec {
 }
 
 impl SocketSpec {
-    /// Whether this process may give a file in the socket's folder to the owner and the group, found out by a file that has no name.
+    /// Whether this process may give a file in the socket's folder to the owner and the group, found out by a file that
+    /// has no name.
     ///
     /// # Errors
     /// The kernel says no. What it does not tell before the socket is made is no error.
@@ -66,8 +67,8 @@ impl SocketSpec {
     }
 }
 
-/// The name by which a socket is bound: its path, or if there is no room for that and it lies below the working folder, the way from
-/// there.
+/// The name by which a socket is bound: its path, or if there is no room for that and it lies below the working folder,
+/// the way from there.
 pub(crate) fn short_name(path: &Path) -> Cow<'_, Path> {
     let is_short = |path: &Path| path.as_os_str().len() <= PATH_BYTES_MAX;
     let from_here =

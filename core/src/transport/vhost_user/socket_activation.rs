@@ -70,8 +70,8 @@ impl InheritedSockets {
     /// Takes the sockets meant for this process, so that no child inherits them. They can be taken once; from then on
     /// there are none.
     ///
-    /// Clients that connect are turned away until [`admit`](Self::admit), so that they do not wait for slow steps of the
-    /// start.
+    /// Clients that connect are turned away until [`admit`](Self::admit), so that they do not wait for slow steps of
+    /// the start.
     ///
     /// Call it early: descriptors must still be those that the process was started with.
     ///

@@ -1,5 +1,5 @@
-//! The front end's memory table: which files hold the guest's memory, at which guest addresses, and at which of the front end's
-//! own (vhost-user document, "Memory region description").
+//! The front end's memory table: which files hold the guest's memory, at which guest addresses, and at which of the
+//! front end's own (vhost-user document, "Memory region description").
 use crate::memory::{
     ForeignMapping, ForeignRegion, GuestMemory, MemoryError,
     foreign::{ForeignError, file_identity},
@@ -50,8 +50,8 @@ pub(super) struct MemoryTable {
 }
 
 impl MemoryTable {
-    /// A table of these regions, each with its file. Mappings that `self` has already are taken over, however often a front end
-    /// sends the same table.
+    /// A table of these regions, each with its file. Mappings that `self` has already are taken over, however often a
+    /// front end sends the same table.
     pub(super) fn replaced(
         &self,
         regions: &[VhostUserMemoryRegion],

@@ -1,10 +1,10 @@
 //! What a front end and its guest were told of the device's configuration space, and how that outlives this process.
 //!
-//! A front end such as QEMU reads the space once, and shows its guest that copy from then on: also when it has come back
-//! to another process, which may have another medium or other settings. Its driver does not read it again either. So
-//! what was told is kept with the record of requests in flight, which the front end holds for us: the place behind
-//! the queues' regions is ours to lay out (vhost-user document, "Inflight I/O tracking": the size of the whole is the back
-//! end's to say).
+//! A front end such as QEMU reads the space once, and shows its guest that copy from then on: also when it has come
+//! back to another process, which may have another medium or other settings. Its driver does not read it again either.
+//! So what was told is kept with the record of requests in flight, which the front end holds for us: the place behind
+//! the queues' regions is ours to lay out (vhost-user document, "Inflight I/O tracking": the size of the whole is the
+//! back end's to say).
 use crate::{
     device::{ConfigFields, ToldConfig},
     memory::ForeignMapping,
@@ -56,8 +56,8 @@ impl Told {
         self.save();
     }
 
-    /// What the driver was told whose rings start. `has_moved`: one of them does not start at its beginning. `is_strange`: nor
-    /// has that one run on this connection. `current` is the space as it is.
+    /// What the driver was told whose rings start. `has_moved`: one of them does not start at its beginning.
+    /// `is_strange`: nor has that one run on this connection. `current` is the space as it is.
     pub(super) fn belief(&self, has_moved: bool, is_strange: bool, current: &Space) -> ToldConfig {
         let is_known = self.is_shown.contains(&true);
         match self.relied {
@@ -165,7 +165,8 @@ const MARK: &[u8; 8] = b"PLXTOLD1";
 pub(super) const RECORD_BYTES: u64 = 320;
 
 impl Record {
-    /// The record at the end of a region, behind what the queues need. `None`: another back end has made it, without room.
+    /// The record at the end of a region, behind what the queues need. `None`: another back end has made it, without
+    /// room.
     fn new(mapping: &Arc<ForeignMapping>, queue_bytes: u64) -> Option<Self> {
         let offset = (mapping.len() as u64).checked_sub(RECORD_BYTES)?;
         (offset >= queue_bytes).then(|| Record { mapping: mapping.clone(), offset: offset as usize })

@@ -61,8 +61,8 @@ impl Vring {
         Ok(())
     }
 
-    /// Whether it is to be served: started by a kick descriptor, and enabled. A polled ring needs no kick to come: what was
-    /// kicked for before is in the ring.
+    /// Whether it is to be served: started by a kick descriptor, and enabled. A polled ring needs no kick to come: what
+    /// was kicked for before is in the ring.
     pub(super) fn is_ready(&self, enabled_by_default: bool) -> bool {
         !self.running
             && !self.failed
@@ -72,8 +72,8 @@ impl Vring {
             && self.addresses.is_some()
     }
 
-    /// Where the ring is in the guest's memory. A part that is nowhere in the table is at an address where nothing can be, so that
-    /// whoever builds the ring refuses it and says which part it is.
+    /// Where the ring is in the guest's memory. A part that is nowhere in the table is at an address where nothing can
+    /// be, so that whoever builds the ring refuses it and says which part it is.
     pub(super) fn config(&self, table: &MemoryTable) -> QueueConfig {
         let guest = |address: Option<u64>| address.and_then(|user| table.guest_address(user)).unwrap_or(u64::MAX);
         QueueConfig {

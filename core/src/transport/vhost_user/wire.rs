@@ -1,5 +1,5 @@
-//! Messages on their way over the socket (vhost-user document, "Message Specification"): a header of request, flags and size, a
-//! payload, and file descriptors beside it.
+//! Messages on their way over the socket (vhost-user document, "Message Specification"): a header of request, flags and
+//! size, a payload, and file descriptors beside it.
 use rustix::{
     cmsg_space,
     event::{PollFd, PollFlags, Timespec, poll},
@@ -22,7 +22,8 @@ use std::{
 use vhost::vhost_user::message::{FrontendReq, VhostUserMsgValidator};
 
 const HEADER_BYTES: usize = 12;
-/// Longest payload that any message of ours has: a memory table of 32 regions or 256 bytes of configuration are shorter.
+/// Longest payload that any message of ours has: a memory table of 32 regions or 256 bytes of configuration are
+/// shorter.
 const PAYLOAD_BYTES_MAX: u32 = 4096;
 /// Most descriptors that come with one message.
 const FILES_MAX: usize = 32;
@@ -163,7 +164,8 @@ fn read_all(socket: &UnixStream, buffer: &mut [u8], files: &mut Vec<File>, is_st
     Ok(())
 }
 
-/// Answers a request. A front end that lets its answers pile up is waited for, but not for ever, and not beyond `gives_up`.
+/// Answers a request. A front end that lets its answers pile up is waited for, but not for ever, and not beyond
+/// `gives_up`.
 pub(super) fn reply(
     socket: &UnixStream,
     code: u32,

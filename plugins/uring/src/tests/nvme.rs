@@ -1,5 +1,6 @@
-//! NVMe drives: asking the device for the end of requests, and passthrough. They need a drive of their own, whose content is
-//! lost: its block device is named by the environment variable `LAB_NVME0`, which the lab sets (`cargo xtask lab-test nvme`).
+//! NVMe drives: asking the device for the end of requests, and passthrough. They need a drive of their own, whose
+//! content is lost: its block device is named by the environment variable `LAB_NVME0`, which the lab sets
+//! (`cargo xtask lab-test nvme`).
 use super::*;
 use crate::testing::{Memory, check_against_model, check_segment_splits, request, transfer};
 use pollux_abi::block_v1::*;

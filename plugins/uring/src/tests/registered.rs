@@ -51,7 +51,7 @@ fn memory_comes_and_goes_while_a_queue_runs() {
     println!("{}", instance.log());
 }
 
-/// The kernel registers pages, not addresses: what is mapped anew at the same place must be registered anew.
+/// The kernel registers pages, not addresses: what is mapped again at the same place must be registered again.
 #[test]
 fn other_memory_at_the_same_address_is_not_taken_for_the_old() {
     let fixture = Fixture::filled(MIB as usize);

@@ -33,7 +33,8 @@ pub(crate) struct Dataplane {
 
 impl Dataplane {
     /// Opens the backends, starts the workers, and makes the device models, which are in the order of the
-    /// configuration. What they count goes to `stats`, which has the [`capacity`] for it. On an error all that was made is undone.
+    /// configuration. What they count goes to `stats`, which has the [`capacity`] for it. On an error all that was made
+    /// is undone.
     pub(crate) fn new(examined: &Examined, stats: StatsSegment) -> Result<(Self, Vec<Box<dyn DeviceModel>>), Error> {
         let config = &examined.config;
         // What backends start and the kernel makes for them has its place where they were opened.

@@ -69,7 +69,7 @@ impl Exports {
         Ok(exports)
     }
 
-    /// Ways to have each backend asked anew what its medium is like.
+    /// Ways to ask each backend again what its medium is like.
     pub(crate) fn refreshers(&self) -> Vec<Refresher> {
         self.servers.iter().map(Server::refresher).collect()
     }

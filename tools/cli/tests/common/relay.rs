@@ -15,8 +15,9 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 /// Longer than any message of this protocol.
 const MESSAGE_BYTES: usize = 4096;
 
-/// Connects the next front end of `listener` to `backend`, until one of them goes. `before` is told the number of each message of
-/// the front end, from 0, before it is passed on. Each is answered before the next is sent, so that they come one by one.
+/// Connects the next front end of `listener` to `backend`, until one of them goes. `before` is told the number of each
+/// message of the front end, from 0, before it is passed on. Each is answered before the next is sent, so that they
+/// come one by one.
 pub(crate) fn relay(listener: &UnixListener, backend: &Path, mut before: impl FnMut(usize)) {
     let (front, _) = listener.accept().expect("a front end");
     let back = UnixStream::connect(backend).expect("a backend");

@@ -34,8 +34,8 @@ pub enum Error {
     },
     /// The backend does not answer.
     #[error(
-        "{}: no answer to {message} within {patience:?}; most backends serve one front end at a time: end the other one, \
-         or check that this is a vhost-user-blk backend", .path.display()
+        "{}: no answer to {message} within {patience:?}; most backends serve one front end at a time: end the other \
+         one, or check that this is a vhost-user-blk backend", .path.display()
     )]
     Silent {
         /// The socket.
@@ -77,7 +77,10 @@ pub enum Error {
         hint: &'static str,
     },
     /// More queues than there are.
-    #[error("{}: {asked} queues asked for, and the backend has {offered}; ask for fewer, or start it with more", .path.display())]
+    #[error(
+        "{}: {asked} queues asked for, and the backend has {offered}; ask for fewer, or start it with \
+         more", .path.display()
+    )]
     Queues {
         /// The socket.
         path: PathBuf,
@@ -116,7 +119,10 @@ pub enum Error {
         after: String,
     },
     /// A device without any blocks.
-    #[error("{}: the device has no blocks in the range asked for (capacity {capacity} bytes, offset {offset}, block size {block})", .path.display())]
+    #[error(
+        "{}: the device has no blocks in the range asked for (capacity {capacity} bytes, offset {offset}, block size \
+         {block})", .path.display()
+    )]
     Empty {
         /// The socket.
         path: PathBuf,
@@ -157,7 +163,9 @@ pub enum Error {
         why: &'static str,
     },
     /// Flushes for a device that takes none.
-    #[error("{}: the device takes no flushes (it offers no VIRTIO_BLK_F_FLUSH); leave --flush-every out", .path.display())]
+    #[error(
+        "{}: the device takes no flushes (it offers no VIRTIO_BLK_F_FLUSH); leave --flush-every out", .path.display()
+    )]
     NoFlush {
         /// The socket.
         path: PathBuf,
@@ -171,15 +179,18 @@ pub enum Error {
         limit: u32,
     },
     /// Writes to a device that is read-only.
-    #[error("{}: the device is read-only; use --rw read or randread, or start the backend with a writable device", .path.display())]
+    #[error(
+        "{}: the device is read-only; use --rw read or randread, or start the backend with a writable \
+         device", .path.display()
+    )]
     ReadOnly {
         /// The socket.
         path: PathBuf,
     },
     /// Each queue needs as many blocks as requests.
     #[error(
-        "{}: {blocks} blocks for each queue are too few for a depth of {depth} with --verify, which has one request for a \
-         block at a time; lower --depth or --queues, or raise --size", .path.display()
+        "{}: {blocks} blocks for each queue are too few for a depth of {depth} with --verify, which has one request \
+         for a block at a time; lower --depth or --queues, or raise --size", .path.display()
     )]
     TooFewBlocks {
         /// The socket.
@@ -198,7 +209,10 @@ pub enum Error {
         blocks: u64,
     },
     /// The connection was lost under load.
-    #[error("{}: the backend closed the connection with {in_flight} requests in flight; its own log should say why", .path.display())]
+    #[error(
+        "{}: the backend closed the connection with {in_flight} requests in flight; its own log should say \
+         why", .path.display()
+    )]
     Lost {
         /// The socket.
         path: PathBuf,
@@ -207,8 +221,8 @@ pub enum Error {
     },
     /// Nothing comes back any more.
     #[error(
-        "{}: queue {queue}: no completion for {patience:?} with {in_flight} requests in flight; the backend hangs, or has \
-         missed a kick", .path.display()
+        "{}: queue {queue}: no completion for {patience:?} with {in_flight} requests in flight; the backend hangs, or \
+         has missed a kick", .path.display()
     )]
     Stalled {
         /// The socket.

@@ -1,4 +1,5 @@
-//! The record of requests in flight that the backend keeps and we hold for it (vhost-user document, "Inflight I/O tracking").
+//! The record of requests in flight that the backend keeps and we hold for it (vhost-user document, "Inflight I/O
+//! tracking").
 use pollux_core::ring::RingKind;
 use std::{fs::File, io, os::unix::fs::FileExt};
 use vhost::vhost_user::message::VhostUserInflight;

@@ -75,7 +75,8 @@ pub struct Options {
     pub block_bytes: u32,
     /// The kind of ring; a device that does not offer packed ones is not measured with them.
     pub ring: RingKind,
-    /// Whether requests are to be given back in the order in which they are made; a device that does not offer that is not measured.
+    /// Whether requests are to be given back in the order in which they are made; a device that does not offer that is
+    /// not measured.
     pub in_order: bool,
     /// Indirect descriptor tables.
     pub indirect: Indirect,
@@ -234,8 +235,8 @@ impl FrontEnd {
         Ok(FrontEnd { path, options, peer, features, facts, memory, queues, inflight: None })
     }
 
-    /// Connects again after the backend was lost, as QEMU does: the same memory, the same record of requests in flight, and
-    /// the queues from their used index on. Requests in flight stay so. Without such a record they are named to the
+    /// Connects again after the backend was lost, as QEMU does: the same memory, the same record of requests in flight,
+    /// and the queues from their used index on. Requests in flight stay so. Without such a record they are named to the
     /// backend once more, which a guest could not do.
     ///
     /// # Errors
@@ -290,8 +291,8 @@ impl FrontEnd {
         self.queues.iter().map(|queue| u64::from(queue.in_flight())).sum()
     }
 
-    /// For each queue, the heads or buffer IDs of the chains that the backend has taken and not given back, as its record says,
-    /// which outlives it. None, if it keeps no record.
+    /// For each queue, the heads or buffer IDs of the chains that the backend has taken and not given back, as its
+    /// record says, which outlives it. None, if it keeps no record.
     ///
     /// # Errors
     /// The record cannot be read.

@@ -1,5 +1,5 @@
-//! The ideal device: a loop in this process on the same ring, with no vhost-user, no plugin and no device model. What it does
-//! cannot be done faster by any device that keeps to the ring; the rest of a device is measured against it.
+//! The ideal device: a loop in this process on the same ring, with no vhost-user, no plugin and no device model. What
+//! it does cannot be done faster by any device that keeps to the ring; the rest of a device is measured against it.
 //!
 //! It trusts the driver, which is ours: nothing is checked, and an address is a pointer minus a constant.
 mod packed;

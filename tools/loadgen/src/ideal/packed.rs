@@ -69,8 +69,8 @@ impl PackedQueue {
         unsafe { AtomicU64::from_ptr(self.descriptors.add(index.into()).cast::<u64>().add(1)) }
     }
 
-    /// Does the request whose first descriptor is at `index`. Returns its buffer ID, the number of bytes written and that of its
-    /// descriptors.
+    /// Does the request whose first descriptor is at `index`. Returns its buffer ID, the number of bytes written and
+    /// that of its descriptors.
     #[inline]
     fn serve(&self, index: u16, rest: u64, medium: &mut [u8]) -> (u16, u32, u16) {
         // SAFETY: our own driver's chains, whole and in its memory.

@@ -190,8 +190,8 @@ struct Shared {
     done: Vec<AtomicU64>,
 }
 
-/// A workload on a device, and what is known of the data. It goes on where it was when the backend was lost and the front
-/// end has come back.
+/// A workload on a device, and what is known of the data. It goes on where it was when the backend was lost and the
+/// front end has come back.
 #[derive(Debug)]
 pub struct Load {
     workload: Workload,
@@ -199,7 +199,8 @@ pub struct Load {
 }
 
 impl Load {
-    /// A workload for the device of `front_end`. With `verify` every queue has blocks of its own and checks what it reads.
+    /// A workload for the device of `front_end`. With `verify` every queue has blocks of its own and checks what it
+    /// reads.
     ///
     /// # Errors
     /// The workload does not fit the device.

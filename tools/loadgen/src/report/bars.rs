@@ -11,8 +11,8 @@ const LINES: usize = 32;
 const EIGHTHS: [char; 8] =
     ['\u{258f}', '\u{258e}', '\u{258d}', '\u{258c}', '\u{258b}', '\u{258a}', '\u{2589}', '\u{2588}'];
 
-/// The histogram: a logarithmic scale of time from top to bottom, bars for the share of each step, and how many requests
-/// were answered by then. Empty without latencies.
+/// The histogram: a logarithmic scale of time from top to bottom, bars for the share of each step, and how many
+/// requests were answered by then. Empty without latencies.
 pub fn histogram(latencies: &Latencies) -> String {
     let buckets = STEPS
         .iter()

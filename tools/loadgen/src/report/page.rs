@@ -9,7 +9,8 @@ pub fn page(title: &str, body: &str) -> String {
     let title = escape(title);
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width\"><title>{title}</title>\n<style>\n{STYLE}</style></head>\n<body>\n\
+         <meta name=\"viewport\" content=\"width=device-width\"><title>{title}</title>\n\
+         <style>\n{STYLE}</style></head>\n<body>\n\
          <h1>{title}</h1>\n{body}</body></html>\n"
     )
 }

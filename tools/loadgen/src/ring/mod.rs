@@ -48,7 +48,8 @@ pub enum RingError {
 ///
 /// A request is known by its slot, a number below the number of slots that the ring was made for.
 pub trait Ring: Send {
-    /// Puts the request of `slot`, which is not in flight, into the ring. The device sees it after the next [`show`](Self::show).
+    /// Puts the request of `slot`, which is not in flight, into the ring. The device sees it after the next
+    /// [`show`](Self::show).
     fn add(&mut self, slot: u16, chain: &Chain);
     /// Shows the device all requests added. It need not look before [`publish`](Self::publish).
     fn show(&mut self);
@@ -65,8 +66,8 @@ pub trait Ring: Send {
     fn arm(&mut self) -> bool;
     /// Where the ring is, for the device.
     fn config(&self) -> QueueConfig;
-    /// What SET_VRING_BASE tells the device: the first request it has not finished. `None`: where a new ring begins, or what the
-    /// device's own record says.
+    /// What SET_VRING_BASE tells the device: the first request it has not finished. `None`: where a new ring begins, or
+    /// what the device's own record says.
     fn base(&self) -> Option<u16>;
     /// After the loss of a device that left no record of what it had finished: names the requests in flight again,
     /// from [`base`](Self::base) on. `false`: this ring does not know them any more.

@@ -1,5 +1,5 @@
-//! The requests of a device that keeps their order (IN_ORDER; virtio 1.3, 2.7.9 and 2.8.8): it gives a run of them back by one used
-//! element, that of the last one.
+//! The requests of a device that keeps their order (IN_ORDER; virtio 1.3, 2.7.9 and 2.8.8): it gives a run of them back
+//! by one used element, that of the last one.
 use super::RingError;
 
 /// The requests that the device has, the oldest first.
@@ -43,7 +43,8 @@ impl Order {
         self.popped != self.run_end
     }
 
-    /// Takes up the used element of a request that is in flight: this one and all before it have been used, which may be `most`.
+    /// Takes up the used element of a request that is in flight: this one and all before it have been used, which may
+    /// be `most`.
     ///
     /// # Errors
     /// They are more.

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// Bytes that an indirect table takes: three descriptors, and not two tables in one cache line.
 const TABLE_BYTES: u64 = 64;
-/// In an event suppression structure, above the offset: no notifications; those for the descriptor that the offset names.
+/// In an event suppression structure, above the offset: no notifications; those for the descriptor that the offset
+/// names.
 const EVENTS_DISABLE: u32 = 1 << 16;
 const EVENTS_DESCRIPTOR: u32 = 2 << 16;
 
@@ -88,7 +89,8 @@ impl PackedRing {
         self.order = Some(Order::new(self.lengths.len() as u16));
     }
 
-    /// Puts a descriptor into the next place. The first one after a publication is held back, so that the device sees none of them.
+    /// Puts a descriptor into the next place. The first one after a publication is held back, so that the device sees
+    /// none of them.
     #[inline(always)]
     fn push(&mut self, address: u64, length: u32, id: u16, flags: u16) {
         let Place { index, .. } = self.next;

@@ -14,7 +14,7 @@ const TABLE_LENGTH: u16 = 4;
 /// `flags` of the available ring: no interrupts. `flags` of the used ring: no kicks.
 const NO_NOTIFICATION: u16 = 1;
 
-/// The driver's side of one split ring. Each slot has descriptors of its own, which are written anew for every request
+/// The driver's side of one split ring. Each slot has descriptors of its own, which are written again for every request
 /// as Linux does.
 #[derive(Debug)]
 pub struct SplitRing {
@@ -39,8 +39,8 @@ pub struct SplitRing {
     _memory: Translator,
 }
 
-/// What is known of requests whose device keeps their order. Their descriptors are used in the order of the table then, around its
-/// end (virtio 1.3, 2.7.5), and not by slots.
+/// What is known of requests whose device keeps their order. Their descriptors are used in the order of the table then,
+/// around its end (virtio 1.3, 2.7.5), and not by slots.
 #[derive(Debug)]
 struct InOrder {
     order: Order,
@@ -219,7 +219,8 @@ impl Ring for SplitRing {
         *flag = true;
         self.count += 1;
         let head = self.in_order.as_ref().map_or_else(|| self.head(slot), |in_order| in_order.next_descriptor);
-        // SAFETY: `new` checked that the slots' descriptors fit the table, and reserved a table of a power of two for each slot.
+        // SAFETY: `new` checked that the slots' descriptors fit the table, and reserved a table of a power of two for
+        // each slot.
         let count = unsafe {
             if self.tables.is_null() {
                 write_chain(self.descriptors, self.size - 1, head, chain)

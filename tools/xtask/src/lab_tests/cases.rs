@@ -77,8 +77,8 @@ fn two_workers(bench: &Bench<'_>) -> Result<(), String> {
     Ok(())
 }
 
-/// The guest boots from a root file system on the first disk, and what it wrote on both, 64 MiB on the second, is what it
-/// reads after unmounting and what is in the images in the end.
+/// The guest boots from a root file system on the first disk, and what it wrote on both, 64 MiB on the second, is what
+/// it reads after unmounting and what is in the images in the end.
 fn root_and_second_disk(bench: &Bench<'_>, config: &str) -> Result<Ran, String> {
     let disks = [Disk::Root("root.sh"), Disk::Ext4(128)];
     let ran = bench.run(&Guest { config, init: Init::Root, disks: &disks, ..PLAIN })?;
@@ -144,8 +144,8 @@ fn sigterm(bench: &Bench<'_>) -> Result<(), String> {
     Ok(())
 }
 
-/// A second kernel takes over while many reads of a slow disk are in flight: nothing of them comes to its memory, and it finds
-/// its disks.
+/// A second kernel takes over while many reads of a slow disk are in flight: nothing of them comes to its memory, and
+/// it finds its disks.
 fn kexec(bench: &Bench<'_>) -> Result<(), String> {
     second_kernel(bench, "now").map(drop)
 }

@@ -32,7 +32,7 @@ pub(super) struct Guest<'a> {
     pub(super) config: &'a str,
     pub(super) kernel: Kernel,
     pub(super) init: Init<'a>,
-    /// Made anew for the run. The first is `/dev/vda` in the lab.
+    /// Made for each run. The first is `/dev/vda` in the lab.
     pub(super) disks: &'a [Disk<'a>],
     /// A script that runs `pollux run` in the lab itself; without one, that is the command.
     pub(super) host_script: Option<&'a str>,
@@ -70,8 +70,8 @@ const ATTEMPTS: u32 = 3;
 const RUN_LIMIT: Duration = Duration::from_secs(240);
 
 impl Bench<'_> {
-    /// Makes a guest's files and runs it in the lab. If the lab itself dies, such as its kernel by an exception that emulation has
-    /// made up, which no program in it can bring about, that is said and all of it done anew.
+    /// Makes a guest's files and runs it in the lab. If the lab itself dies, such as its kernel by an exception that
+    /// emulation has made up, which no program in it can bring about, that is said and all of it done again.
     ///
     /// # Errors
     /// They cannot be made, or the lab failed each time.

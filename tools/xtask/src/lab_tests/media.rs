@@ -30,7 +30,8 @@ pub(super) fn full(bench: &Bench<'_>) -> Result<(), String> {
     ran.expect_text(" failed: No space left on device (os error 28)")
 }
 
-/// The guest's script tells what must be seen by it; the log names what has failed. Whatever happens to a medium, the process ends well.
+/// The guest's script tells what must be seen by it; the log names what has failed. Whatever happens to a medium, the
+/// process ends well.
 fn misbehaves(bench: &Bench<'_>, config: &str, script: &str, host_script: &str) -> Result<Ran, String> {
     let disks = [Disk::Blank(16), Disk::Blank(16)];
     let init = Init::Script(script);

@@ -1,7 +1,8 @@
 //! Tests with stock Debian kernels as guests of `pollux run`, in the lab.
 //!
-//! Each boots one guest or two, but for `nvme`, which runs a plugin's own tests on a drive that the lab has. What a guest does is a shell script and what it boots with a configuration, both in
-//! `tools/xtask/lab`; what must come of it stands in [`cases`].
+//! Each boots one guest or two, but for `nvme`, which runs a plugin's own tests on a drive that the lab has. What a
+//! guest does is a shell script and what it boots with a configuration, both in `tools/xtask/lab`; what must come of it
+//! stands in [`cases`].
 
 mod cases;
 mod drive;

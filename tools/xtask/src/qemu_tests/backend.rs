@@ -87,8 +87,8 @@ impl Backend {
         // It takes one connection a socket, so it gets another for the same disk.
         let socket = self.sockets.join(format!("blk{disk}-second.sock"));
         let export = json!({
-            "type": "vhost-user-blk", "id": format!("second{disk}"), "node-name": format!("disk{disk}"), "writable": true,
-            "num-queues": self.media[disk].queues, "addr": { "type": "unix", "path": socket },
+            "type": "vhost-user-blk", "id": format!("second{disk}"), "node-name": format!("disk{disk}"),
+            "writable": true, "num-queues": self.media[disk].queues, "addr": { "type": "unix", "path": socket },
         });
         self.monitor()?.execute("block-export-add", &export)?;
         Ok(socket)

@@ -168,7 +168,7 @@ pub(super) fn round(output: &str) -> Option<u64> {
     line.split(':').next()?.trim().parse().ok()
 }
 
-/// A folder for sockets, whose paths may have 107 bytes at most, made anew.
+/// A folder for sockets, whose paths may have 107 bytes at most, freshly made.
 ///
 /// # Errors
 /// It cannot be made.

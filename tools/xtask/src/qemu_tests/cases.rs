@@ -45,8 +45,8 @@ const fn firmware(name: &'static str, test: super::Test) -> Case {
 /// A guest that writes and compares until it is told to stop.
 const LOADED: Guest<'_> = Guest { script: Some("load.sh"), processors: 2, disks: &[(Disk::Blank(16), 2)], attached: 1 };
 
-/// The guest boots from a root file system on its disk, and what it wrote there, 64 MiB, is what it reads once the page cache
-/// has forgotten it, and what the image holds in the end.
+/// The guest boots from a root file system on its disk, and what it wrote there, 64 MiB, is what it reads once the page
+/// cache has forgotten it, and what the image holds in the end.
 fn boot(bench: &Bench<'_>) -> Result<(), String> {
     let guest = Guest { script: None, disks: &[(Disk::Root("root.sh"), 2)], ..LOADED };
     let Stage { mut machine, mut backend } = bench.stage(&guest)?;
@@ -62,8 +62,8 @@ fn boot(bench: &Bench<'_>) -> Result<(), String> {
     Ok(())
 }
 
-/// Two disks of one queue and of four: every block reads as it was last written, discarded or zeroed, while requests are in
-/// flight on all queues, and in the image in the end.
+/// Two disks of one queue and of four: every block reads as it was last written, discarded or zeroed, while requests
+/// are in flight on all queues, and in the image in the end.
 fn verify(bench: &Bench<'_>) -> Result<(), String> {
     let disks = [(Disk::Blank(32), 1), (Disk::Blank(32), 4)];
     let guest = Guest { script: Some("verify.sh"), processors: 4, disks: &disks, attached: 2 };
@@ -141,8 +141,8 @@ fn resize(bench: &Bench<'_>) -> Result<(), String> {
     machine.finish()
 }
 
-/// A running guest moves to another QEMU, whose device is served by the same backend on the same socket. Its load goes on there,
-/// and everything that it wrote here and there is on the disk.
+/// A running guest moves to another QEMU, whose device is served by the same backend on the same socket. Its load goes
+/// on there, and everything that it wrote here and there is on the disk.
 fn migration(bench: &Bench<'_>) -> Result<(), String> {
     let Stage { machine: mut source, mut backend } = bench.stage(&LOADED)?;
     source.expect_rounds(2)?;
@@ -159,8 +159,9 @@ fn migration(bench: &Bench<'_>) -> Result<(), String> {
     bench.check_image(&backend.media()[0].image, &[]).map(drop)
 }
 
-/// Moves a machine to where another one listens. Slowly at first: what the backend writes to memory that was copied already must
-/// be copied again, which is what can go wrong, and would not happen if all were copied while the guest is stopped.
+/// Moves a machine to where another one listens. Slowly at first: what the backend writes to memory that was copied
+/// already must be copied again, which is what can go wrong, and would not happen if all were copied while the guest is
+/// stopped.
 fn migrate(source: &mut Machine, socket: &Path) -> Result<(), String> {
     source.execute("migrate-set-parameters", &json!({ "max-bandwidth": 48 << 20, "downtime-limit": 300 }))?;
     source.execute("migrate", &json!({ "uri": format!("unix:{}", socket.display()) }))?;
@@ -184,8 +185,8 @@ fn migrate(source: &mut Machine, socket: &Path) -> Result<(), String> {
     }
 }
 
-/// The backend is killed three times while requests are in flight, and comes back, once after 5 s: the guest waits and sees no
-/// error, and everything that it wrote is on the disk. It would wait for ever; 5 s keep the test short.
+/// The backend is killed three times while requests are in flight, and comes back, once after 5 s: the guest waits and
+/// sees no error, and everything that it wrote is on the disk. It would wait for ever; 5 s keep the test short.
 fn crash(bench: &Bench<'_>) -> Result<(), String> {
     let Stage { mut machine, mut backend } = bench.stage(&LOADED)?;
     for seconds_away in [0, 0, 5] {
@@ -203,8 +204,8 @@ fn crash(bench: &Bench<'_>) -> Result<(), String> {
     bench.check_image(&backend.media()[0].image, &[]).map(drop)
 }
 
-/// The backend ends by SIGTERM while requests are in flight, with status 0, and all that the guest had synced is in the image;
-/// when it comes back the guest goes on.
+/// The backend ends by SIGTERM while requests are in flight, with status 0, and all that the guest had synced is in the
+/// image; when it comes back the guest goes on.
 fn sigterm(bench: &Bench<'_>) -> Result<(), String> {
     let Stage { mut machine, mut backend } = bench.stage(&LOADED)?;
     let synced = machine.expect_rounds(2)?;

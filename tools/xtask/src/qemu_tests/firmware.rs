@@ -69,8 +69,8 @@ pub(super) fn ovmf_modern(bench: &Bench<'_>) -> Result<(), String> {
     boots(bench, Firmware::Ovmf, Interface::Modern)
 }
 
-/// A guest boots from the disk, reads it as it is, writes and reboots. Then the backend is killed while a read of the boot
-/// loader is in flight, and the guest comes up all the same, its disk as it left it.
+/// A guest boots from the disk, reads it as it is, writes and reboots. Then the backend is killed while a read of the
+/// boot loader is in flight, and the guest comes up all the same, its disk as it left it.
 fn boots(bench: &Bench<'_>, firmware: Firmware, interface: Interface) -> Result<(), String> {
     let (medium, sum) = make_medium(bench)?;
     let media = vec![medium];

@@ -85,8 +85,9 @@ pub(super) const QEMU: &str = "qemu-system-x86_64";
 /// How long a guest may take for a step, on a machine with other work to do.
 const STEP_LIMIT: Duration = Duration::from_secs(90);
 const MEMORY: &str = "256M";
-/// Emulation on a busy host now and then loses the one interrupt that an idle processor's timer was set for, after which that
-/// processor sleeps for ever (the kernel: "rcu_preempt kthread timer wakeup didn't happen"). A tick that repeats gets over it.
+/// Emulation on a busy host now and then loses the one interrupt that an idle processor's timer was set for, after
+/// which that processor sleeps for ever (the kernel: "rcu_preempt kthread timer wakeup didn't happen"). A tick that
+/// repeats gets over it.
 pub(super) const PERIODIC_TICK: &str = "nohz=off highres=off";
 
 impl Machine {
@@ -204,7 +205,8 @@ impl Machine {
             json!({ "type": "socket", "data": { "addr": address, "server": false, "reconnect-ms": RECONNECT_MS } });
         self.execute("chardev-add", &json!({ "id": "plugged-chr", "backend": backend }))?;
         let device = json!({
-            "driver": "vhost-user-blk-pci", "id": "plugged", "bus": "spare", "chardev": "plugged-chr", "num-queues": queues,
+            "driver": "vhost-user-blk-pci", "id": "plugged", "bus": "spare", "chardev": "plugged-chr",
+            "num-queues": queues,
         });
         self.execute("device_add", &device).map(drop)
     }

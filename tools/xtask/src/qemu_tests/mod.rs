@@ -1,8 +1,10 @@
-//! Tests with a real QEMU as the front end of `pollux serve`: a stock Debian guest whose disks are vhost-user-blk devices.
+//! Tests with a real QEMU as the front end of `pollux serve`: a stock Debian guest whose disks are vhost-user-blk
+//! devices.
 //!
-//! QEMU emulates the processor (TCG), so no KVM is needed. What a guest does is a shell script in `tools/xtask/qemu`, most of
-//! which run `load.c` there, a program that writes, reads back and compares; what happens to its machine and its backend
-//! meanwhile stands in [`cases`]. With qemu-storage-daemon as the backend they show what QEMU's own server makes of the same.
+//! QEMU emulates the processor (TCG), so no KVM is needed. What a guest does is a shell script in `tools/xtask/qemu`,
+//! most of which run `load.c` there, a program that writes, reads back and compares; what happens to its machine and
+//! its backend meanwhile stands in [`cases`]. With qemu-storage-daemon as the backend they show what QEMU's own server
+//! makes of the same.
 
 mod backend;
 mod bench;

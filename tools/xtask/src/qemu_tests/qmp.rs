@@ -128,9 +128,8 @@ mod tests {
 
     #[test]
     fn events_before_a_result_are_kept_and_told_apart_by_their_data() {
-        let answers = &[
-            "{\"event\": \"GONE\", \"data\": {\"device\": \"a\"}}\n{\"event\": \"GONE\", \"data\": {\"device\": \"b\"}}\n{\"return\": 7}\n",
-        ];
+        let answers = &["{\"event\": \"GONE\", \"data\": {\"device\": \"a\"}}\n{\"event\": \"GONE\", \"data\": \
+             {\"device\": \"b\"}}\n{\"return\": 7}\n"];
         let mut qmp = connected("events", answers);
         assert_eq!(qmp.execute("count", &json!({})), Ok(json!(7)));
         assert_eq!(qmp.wait_event("GONE", &json!({ "device": "b" }), ANSWER_LIMIT), Ok(()));

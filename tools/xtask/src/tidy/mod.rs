@@ -4,9 +4,11 @@
 //! |---|---|
 //! | [`documents`] | links, paths and headings in documents, and documents that nothing leads to |
 //! | [`modules`] | Rust files that nothing compiles |
+//! | [`width`] | lines of code and prose |
 
 mod documents;
 mod modules;
+mod width;
 
 use std::fs;
 use std::path::Path;
@@ -25,6 +27,7 @@ const RULES: &[Rule] = &[
     ("plugin loading in one place", |tree| plugin_loading(&tree.files)),
     ("unsafe code only in listed modules", |tree| unsafe_modules(&tree.files)),
     ("file lengths", |tree| file_lengths(&tree.files)),
+    ("line widths", |tree| width::wide_lines(&tree.files)),
     ("no dead files", |tree| modules::dead(&tree.files, tree.metadata, tree.root)),
     ("links in documents", |tree| documents::links(&tree.files)),
     ("paths in documents", |tree| documents::paths(&tree.files)),
@@ -320,7 +323,8 @@ mod tests {
         let metadata = serde_json::json!({"packages": [
             {"name": "pollux-abi", "manifest_path": "/p/abi/Cargo.toml", "dependencies": [{"name": "pollux-core"}]},
             {"name": "pollux-core", "manifest_path": "/p/core/Cargo.toml", "dependencies": [{"name": "pollux-abi"}]},
-            {"name": "pollux-mem", "manifest_path": "/p/plugins/mem/Cargo.toml", "dependencies": [{"name": "pollux-core"}]},
+            {"name": "pollux-mem", "manifest_path": "/p/plugins/mem/Cargo.toml",
+             "dependencies": [{"name": "pollux-core"}]},
         ]});
         let faults = directions(&metadata, Path::new("/p"));
         assert_eq!(faults.len(), 2, "{faults:?}");
