@@ -1,23 +1,27 @@
-//! The configurations in `examples/`: each is good as it stands, once the files that it names are there.
+//! The configurations in `examples/` and in the documents: each is good, once the files that it names are there.
 mod common;
 
 use common::Folder;
 use pollux_core::config::Host;
 use std::{fs, path::Path};
 
-/// Each example's file name and text.
-fn examples() -> Vec<(String, String)> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
-    let paths = fs::read_dir(folder).expect("examples").map(|entry| entry.expect("an entry").path());
-    let files = paths.filter(|path| path.extension().is_some_and(|extension| extension == "toml"));
-    let mut examples: Vec<(String, String)> = files
+/// File name and text of each file of this kind in a folder of the checkout.
+fn files(folder: &str, extension: &str) -> Vec<(String, String)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(folder);
+    let paths = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let paths = paths.filter(|path| path.extension().is_some_and(|found| found == extension));
+    let mut files: Vec<(String, String)> = paths
         .map(|path| {
             let name = path.file_name().expect("a name").to_string_lossy().into_owned();
-            (name, fs::read_to_string(path).expect("an example"))
+            (name, fs::read_to_string(path).expect("a file"))
         })
         .collect();
-    examples.sort();
-    examples
+    files.sort();
+    files
+}
+
+fn examples() -> Vec<(String, String)> {
+    files("examples", "toml")
 }
 
 /// Makes the images that an example names. A kernel called `vmlinuz` is in each test's folder already.
@@ -69,4 +73,23 @@ fn the_commands_in_the_examples_name_their_own_files() {
             "{name} says how it is started: {commands:?}"
         );
     }
+}
+
+#[test]
+fn every_configuration_in_the_documents_is_good() {
+    let usable = Host::probe().cpus_usable;
+    let mut count = 0;
+    for (name, document) in files(".", "md").into_iter().chain(files("docs", "md")) {
+        for text in document.split("```toml\n").skip(1).filter_map(|rest| Some(rest.split_once("```")?.0)) {
+            // What a test's host need not have.
+            let hosts = [", hugepages = \"2M\"", ", group = \"kvm\"", "/run/pollux/"];
+            let text = hosts.iter().fold(on_this_host(text, &usable), |text, word| text.replace(word, ""));
+            let folder = Folder::new();
+            make_images(&folder, &text);
+            let ran = folder.check(&text);
+            assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""), "{name}:\n{text}");
+            count += 1;
+        }
+    }
+    assert!(count >= 2, "the documents show configurations: {count}");
 }
