@@ -205,6 +205,10 @@ impl Ring for PackedRing {
             kept += count;
             popped += 1;
         }
+        // First, so that a turn without work has one thing to look at.
+        if popped == 0 {
+            return Ok(0);
+        }
         if self.inflight.is_some() {
             self.note_taken(&ids[..popped])?;
         }
