@@ -26,14 +26,7 @@ impl Project {
     pub(crate) fn find() -> Result<Self, String> {
         let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
         let root = manifest.ancestors().nth(2).ok_or("xtask is not two folders below the checkout")?.to_owned();
-        let output = cargo(&root)
-            .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
-            .output()
-            .map_err(|error| format!("cannot run cargo metadata: {error}"))?;
-        if !output.status.success() {
-            return Err(format!("cargo metadata failed:\n{}", String::from_utf8_lossy(&output.stderr)));
-        }
-        let metadata: Value = serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())?;
+        let metadata = metadata(&root, &["--no-deps", "--offline"])?;
         let target = metadata["target_directory"].as_str().ok_or("cargo metadata names no target_directory")?;
         Ok(Project { target: target.into(), root, metadata })
     }
@@ -41,6 +34,14 @@ impl Project {
     /// `cargo`, to be run in the checkout.
     pub(crate) fn cargo(&self) -> Command {
         cargo(&self.root)
+    }
+
+    /// What `cargo metadata` says of all packages that a build on Linux is made of.
+    ///
+    /// # Errors
+    /// One is not here and cannot be fetched, or Cargo.lock is out of step.
+    pub(crate) fn dependencies(&self) -> Result<Value, String> {
+        metadata(&self.root, &["--locked", "--filter-platform", "x86_64-unknown-linux-gnu"])
     }
 
     /// A folder of this program's own below Cargo's output, made if need be.
@@ -52,6 +53,18 @@ impl Project {
         fs::create_dir_all(&folder).map_err(|error| format!("cannot make {}: {error}", folder.display()))?;
         Ok(folder)
     }
+}
+
+fn metadata(root: &Path, arguments: &[&str]) -> Result<Value, String> {
+    let output = cargo(root)
+        .args(["metadata", "--format-version=1"])
+        .args(arguments)
+        .output()
+        .map_err(|error| format!("cannot run cargo metadata: {error}"))?;
+    if !output.status.success() {
+        return Err(format!("cargo metadata failed:\n{}", String::from_utf8_lossy(&output.stderr)));
+    }
+    serde_json::from_slice(&output.stdout).map_err(|error| error.to_string())
 }
 
 fn cargo(root: &Path) -> Command {

@@ -3,10 +3,12 @@
 //! | module | rules about |
 //! |---|---|
 //! | [`documents`] | links, paths and headings in documents, and documents that nothing leads to |
+//! | [`licences`] | what may be linked with |
 //! | [`modules`] | Rust files that nothing compiles |
 //! | [`width`] | lines of code and prose |
 
 mod documents;
+mod licences;
 mod modules;
 mod width;
 
@@ -22,24 +24,27 @@ use crate::summary::{Outcome, Summary};
 type Rule = (&'static str, fn(&Tree<'_>) -> Vec<String>);
 
 const RULES: &[Rule] = &[
-    ("dependency directions", |tree| directions(tree.metadata, tree.root)),
+    ("dependency directions", |tree| directions(&tree.project.metadata, &tree.project.root)),
+    ("licences of dependencies", |tree| match tree.project.dependencies() {
+        Ok(metadata) => licences::not_allowed(&metadata),
+        Err(why) => vec![why],
+    }),
     ("packages keep the common lints", |tree| common_lints(&tree.files)),
     ("plugin loading in one place", |tree| plugin_loading(&tree.files)),
     ("unsafe code only in listed modules", |tree| unsafe_modules(&tree.files)),
     ("file lengths", |tree| file_lengths(&tree.files)),
     ("line widths", |tree| width::wide_lines(&tree.files)),
-    ("no dead files", |tree| modules::dead(&tree.files, tree.metadata, tree.root)),
+    ("no dead files", |tree| modules::dead(&tree.files, &tree.project.metadata, &tree.project.root)),
     ("links in documents", |tree| documents::links(&tree.files)),
     ("paths in documents", |tree| documents::paths(&tree.files)),
     ("documents and examples can be found", |tree| documents::reachable(&tree.files)),
     ("nothing left to do", |tree| leftovers(&tree.files)),
-    ("no paths out of the checkout", |tree| outside_paths(&tree.files, tree.root)),
+    ("no paths out of the checkout", |tree| outside_paths(&tree.files, &tree.project.root)),
 ];
 
 /// What the rules are about.
 struct Tree<'p> {
-    root: &'p Path,
-    metadata: &'p Value,
+    project: &'p Project,
     files: Vec<Source>,
 }
 
@@ -57,7 +62,7 @@ pub(crate) fn check(project: &Project, summary: &mut Summary) {
     let mut files = Vec::new();
     collect(&project.root, &project.root, &project.target, &mut files);
     files.sort_by(|first, second| first.path.cmp(&second.path));
-    let tree = Tree { root: &project.root, metadata: &project.metadata, files };
+    let tree = Tree { project, files };
     for (name, rule) in RULES {
         let faults = rule(&tree);
         let outcome = if faults.is_empty() {
