@@ -28,7 +28,7 @@ fn a_socket_is_a_path_or_a_table() {
                 "socket = { path = \"a\", user = \"root\" }",
                 "unknown key `user` in `socket`",
                 "user",
-                "there are `path`, `mode`, `owner`, `group`",
+                "there are `path`, `mode`, `owner`, `group`, `memory_files`",
             ),
             case(
                 "socket = { path = \"a\", mode = 660 }",
