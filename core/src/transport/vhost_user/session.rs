@@ -141,18 +141,19 @@ impl Session {
 
     /// Hears the front end until it goes, or the server stops. Then the rings are drained and flushed, and only after
     /// that is the connection closed.
-    pub(super) fn run(mut self) {
+    pub(super) fn run(self) {
         let _watch = (watchdog::watch(), watchdog::guard_front_end());
-        debug!("{}: connection {} is open", self.device.name(), self.id);
-        let end = self.listen();
-        match end {
+        // Dropped before the watch ends: while the rings are drained, workers still signal this front end's events.
+        let mut session = self;
+        debug!("{}: connection {} is open", session.name(), session.id);
+        match session.listen() {
             Ok(()) => {}
-            Err(Failure::Wire(WireError::Closed)) => debug!("{}: connection {} is closed", self.name(), self.id),
-            Err(Failure::Malformed(reason) | Failure::Refused(reason)) if self.device.may_log() => {
-                warn!("{}: the connection to a front end is given up: {reason}", self.name());
+            Err(Failure::Wire(WireError::Closed)) => debug!("{}: connection {} is closed", session.name(), session.id),
+            Err(Failure::Malformed(reason) | Failure::Refused(reason)) if session.device.may_log() => {
+                warn!("{}: the connection to a front end is given up: {reason}", session.name());
             }
-            Err(Failure::Wire(error)) if self.device.may_log() => {
-                warn!("{}: the connection to a front end is given up: {error}", self.name());
+            Err(Failure::Wire(error)) if session.device.may_log() => {
+                warn!("{}: the connection to a front end is given up: {error}", session.name());
             }
             Err(_) => {}
         }
