@@ -1,10 +1,12 @@
 //! One call to the kernel: an entry of a ring, or the system call that does the same at once.
 use crate::{
     discard::BLOCK_URING_CMD_DISCARD,
+    geometry::end_of,
     ring::{MEDIUM, SYNC_FILE},
 };
 use io_uring::{opcode, squeue, types::FsyncFlags};
 use std::{
+    fs::File,
     io,
     os::fd::{AsRawFd, RawFd},
 };
@@ -58,6 +60,12 @@ impl Call {
             }
             Call::Sync => opcode::Fsync::new(SYNC_FILE).flags(FsyncFlags::DATASYNC).build(),
         }
+    }
+
+    /// Whether it would write beyond the present end of the file.
+    pub(crate) fn is_beyond_end(&self, file: &File) -> bool {
+        let Call::Transfer(transfer @ Transfer { is_write: true, .. }) = self else { return false };
+        end_of(file).is_ok_and(|end| transfer.offset + u64::from(transfer.length) > end)
     }
 
     /// Makes the system call. Returns what an entry's completion has: bytes, 0, or a negative errno.

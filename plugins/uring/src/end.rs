@@ -2,9 +2,13 @@
 //! and never a hole full of zeroes.
 //!
 //! Nothing keeps others from cutting an image that is in use. A read finds out, for it comes to the end too early. A
-//! write would not: it makes a file longer again, and what lies between reads as zeroes from then on. So all requests
-//! beyond the lowest end that was found fail, whatever becomes of the file, until the medium is measured again: then
-//! the guest is told of the capacity that there is.
+//! write would not: it makes a file longer again, and what lies between reads as zeroes from then on. So the first
+//! change of each `submit` looks at a file's length (`Image::look_at_end`), and so does each that goes on later, after
+//! it has waited or was done in part. All requests beyond the lowest end that was found fail, whatever becomes of the
+//! file, until the medium is measured again: then the guest is told of the capacity that there is.
+//!
+//! A write that the kernel has already begun, or queued for one of its threads, is beyond reach. So is one to a file
+//! whose length only another machine or process knows, except by system calls, which may wait for it anyway.
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// No request has come to an end too early.

@@ -2,7 +2,7 @@
 use crate::{
     Options,
     availability::{self, try_ring},
-    geometry::{Geometry, disk_names},
+    geometry::{Geometry, disk_names, file_system},
 };
 use io_uring::{cqueue, squeue};
 use pollux_abi::{
@@ -13,7 +13,6 @@ use std::{
     fmt, fs,
     fs::File,
     io,
-    mem::zeroed,
     os::{fd::AsRawFd, unix::fs::MetadataExt},
 };
 
@@ -116,12 +115,7 @@ fn is_memory(file: &File, geometry: &Geometry) -> bool {
             .metadata()
             .is_ok_and(|metadata| disk_names(metadata.rdev()).iter().any(|name| is_memory_disk(name)));
     }
-    // SAFETY: an all-zero statfs is a value of the type.
-    let mut answer: libc::statfs = unsafe { zeroed() };
-    // SAFETY: the answer has room.
-    let result = unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut answer) };
-    // The type of the field differs between architectures; the numbers have 32 bits.
-    result == 0 && [TMPFS_MAGIC, RAMFS_MAGIC, HUGETLBFS_MAGIC].contains(&(answer.f_type as u32))
+    file_system(file).is_some_and(|magic| [TMPFS_MAGIC, RAMFS_MAGIC, HUGETLBFS_MAGIC].contains(&magic))
 }
 
 /// Whether the disk of this name, as in /sys/block, is memory: `ram0`, or a `zram0` that writes nothing to another

@@ -4,6 +4,7 @@
 //! count as threads of this process. If it may have no more (`pids.max`, `ulimit -u`), each of those requests comes
 //! back with ECANCELED. So each image has a thread of its own from its open on, which rests until that happens.
 use crate::call::Call;
+use pollux_abi::block::EIO;
 use std::{
     collections::VecDeque,
     fmt,
@@ -133,8 +134,13 @@ impl Shared {
             };
             line.is_busy = true;
             drop(line);
-            // SAFETY: whoever handed the call over vouches for its memory.
-            let result = unsafe { job.call.perform(&*job.file) };
+            // Meanwhile the file may have been cut: a write would make what was cut off into a hole.
+            let result = if job.call.is_beyond_end(&job.file) {
+                -EIO
+            } else {
+                // SAFETY: whoever handed the call over vouches for its memory.
+                unsafe { job.call.perform(&*job.file) }
+            };
             job.results.put(job.index, result);
             drop(job);
             line = self.lock();
@@ -171,5 +177,39 @@ impl fmt::Debug for FallbackThread {
 impl fmt::Debug for Results {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str("Results")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::{Memory, Transfer};
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_write_that_has_waited_for_the_thread_does_not_make_a_file_longer() {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        file.set_len(8192).unwrap();
+        let thread = FallbackThread::start().unwrap();
+        let deferred = Deferred::new(tempfile::tempfile().unwrap().as_fd()).unwrap();
+        let mut data = [1_u8; 4096];
+        for (index, offset) in [(0, 4096), (1, 4097), (2, 8192)] {
+            let memory = Memory::Piece(data.as_mut_ptr());
+            let call = Call::Transfer(Transfer {
+                is_write: true,
+                is_durable: false,
+                memory,
+                offset,
+                length: data.len() as u32,
+            });
+            // SAFETY: the thread is joined below, before the data go away.
+            unsafe { thread.make(call, index, file.clone(), deferred.results.clone()) };
+        }
+        while deferred.results.lock().len() < 3 {
+            std::thread::yield_now();
+        }
+        drop(thread);
+        assert_eq!(deferred.results.take(), [(0, 4096), (1, -EIO), (2, -EIO)]);
+        assert_eq!(file.metadata().unwrap().len(), 8192);
     }
 }

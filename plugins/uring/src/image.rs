@@ -6,7 +6,7 @@ use crate::{
     end::MediumEnd,
     engine::Engine,
     fallback::FallbackThread,
-    geometry::{Alignment, Geometry, GeometryError, capacity_of},
+    geometry::{Alignment, Geometry, GeometryError, capacity_of, end_of, knows_its_length},
     lock::Lock,
     namespace::is_namespace,
     nvme::Namespace,
@@ -61,6 +61,8 @@ pub(crate) struct Image {
     pub(crate) file: Arc<File>,
     pub(crate) geometry: Geometry,
     pub(crate) end: MediumEnd,
+    /// The length is looked at before each change, as a change could make what was cut off into a hole.
+    pub(crate) looks_at_end: bool,
     /// Of media whose unit is larger than the guest's block.
     pub(crate) write_order: Option<WriteOrder>,
     pub(crate) discard: DiscardMethod,
@@ -171,10 +173,12 @@ impl Image {
         // With direct I/O a file still has metadata in the kernel's caches, and a network file system may say only once
         // that it has lost what it took. Of a block device the kernel keeps nothing then.
         let latches = !(options.direct && is_block_device);
+        let looks_at_end = writable && !is_block_device && (engine.is_sync || knows_its_length(&file));
         Ok(Image {
             file: Arc::new(file),
             write_order: geometry.has_parts().then(WriteOrder::default),
             end: MediumEnd::new(geometry.capacity),
+            looks_at_end,
             flush_latch: FlushLatch::new(latches, context.host, path.to_owned()),
             background: Background::of_this_thread(context.host, path.to_owned()),
             fallback,
@@ -252,6 +256,18 @@ impl Image {
         match self.namespace {
             Some(_) => Namespace::identify(&self.file).map(|namespace| namespace.capacity()),
             None => capacity_of(&self.file, self.geometry.is_block_device),
+        }
+    }
+
+    /// Looks whether the file has become shorter than the guest was told, before a change that would make it longer
+    /// again. `file` is the caller's own open file of it: of a shared one, the kernel locks the position.
+    pub(crate) fn look_at_end(&self, file: &File) {
+        // In this order: what the guest is told of later may be longer than what is seen now.
+        let told = self.end.told();
+        if let Ok(length) = end_of(file)
+            && length < told
+        {
+            self.ended_at(length);
         }
     }
 

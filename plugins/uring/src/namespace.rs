@@ -118,6 +118,7 @@ impl Image {
             file: Arc::new(file),
             write_order: None,
             end: MediumEnd::new(geometry.capacity),
+            looks_at_end: false,
             flush_latch: FlushLatch::new(false, context.host, path.to_owned()),
             background: Background::of_this_thread(context.host, path.to_owned()),
             fallback: None,

@@ -3,6 +3,7 @@
 //!
 //! What each request passes is inlined by force: as calls, with their copies of the records, it takes half as many
 //! instructions again (`cargo bench --bench uring` counts them).
+mod later;
 mod ordered;
 
 use self::ordered::Ordered;
@@ -16,11 +17,11 @@ use crate::{
     protocol::Protocol,
     ring::{MAXIMUM_DEPTH, Purpose, Ring, SetUp},
     rules::{NO_CHUNK, Rules},
-    slot::{Next, Slot, Step},
+    slot::{Slot, Step},
     sync_turns::{SyncTurns, reopened},
 };
 use io_uring::{cqueue, squeue};
-use pollux_abi::block::{BlockQueue, Completions, EIO, Error, Operation, Request};
+use pollux_abi::block::{BlockQueue, Completions, Error, Operation, Request};
 use std::{
     collections::VecDeque,
     fs::File,
@@ -97,7 +98,7 @@ impl<P: Protocol> BlockQueue for RingQueue<P> {
         for request in requests {
             let Some(index) = self.free.pop() else { break };
             accepted += 1;
-            match self.rules.begin(request) {
+            match self.rules.begin(request, &self.image, &self.sync_file) {
                 Ok((operation, step)) => {
                     self.slots[index as usize] = Some(Slot::new(*request, operation, step));
                     if self.rules.orders_writes {
@@ -261,12 +262,6 @@ impl<P: Protocol> RingQueue<P> {
         self.push(index);
     }
 
-    /// The same for a slot that had something to wait for.
-    #[cold]
-    fn begin_later(&mut self, index: u32, done: &mut Completions) {
-        self.begin(index, done);
-    }
-
     #[inline(always)]
     fn push(&mut self, index: u32) {
         let slot = self.slots[index as usize].as_mut().expect("only filled slots are pushed");
@@ -297,26 +292,6 @@ impl<P: Protocol> RingQueue<P> {
         self.go_on(index, next, done);
     }
 
-    /// What follows a result that is not the whole of a transfer.
-    #[inline(never)]
-    fn go_on(&mut self, index: u32, next: Next, done: &mut Completions) {
-        let step = self.slots[index as usize].as_ref().expect("only filled slots go on").step;
-        match (next, step) {
-            (Next::Push, Step::Sync | Step::Bounce) => self.begin_later(index, done),
-            (Next::Push, _) => self.push(index),
-            (Next::Defer(result), _) => self.defer(index, result, done),
-            (Next::Complete(result), _) => self.end(index, result, done),
-            (Next::EndOfMedium(byte), _) => self.miss(index, byte, done),
-        }
-    }
-
-    /// The medium ends at this byte, where a slot's data should be.
-    #[cold]
-    fn miss(&mut self, index: u32, byte: u64, done: &mut Completions) {
-        self.image.ended_at(byte);
-        self.finish(index, -EIO, done);
-    }
-
     /// A slot's last call has ended.
     fn end(&mut self, index: u32, result: i32, done: &mut Completions) {
         match self.slots[index as usize].as_ref().expect("only filled slots end").step {
@@ -341,9 +316,7 @@ impl<P: Protocol> RingQueue<P> {
         }
         if chunk != NO_CHUNK {
             self.pool.give_back(chunk);
-            if let Some(next) = self.waiting.pop_front() {
-                self.begin_later(next, done);
-            }
+            self.pass_on(done);
         }
     }
 
@@ -374,44 +347,6 @@ impl<P: Protocol> RingQueue<P> {
                 Some(failure) => result = failure,
                 None => return self.push(next),
             }
-        }
-    }
-
-    /// Has the call of a slot made by the image's own thread, after `result` has said that the kernel has none for it.
-    #[cold]
-    fn defer(&mut self, index: u32, result: i32, done: &mut Completions) {
-        let slot = self.slots[index as usize].as_mut().expect("only filled slots are deferred");
-        let Some(thread) = &self.image.fallback else {
-            return self.end(index, result, done);
-        };
-        let call = slot.call(&self.rules, &self.pool);
-        let file = if matches!(call, Call::Sync) { &self.sync_file } else { &self.image.file };
-        self.image.counters.deferred.fetch_add(1, Ordering::Relaxed);
-        self.deferred.in_flight += 1;
-        // SAFETY: as in `push`; `drain` withdraws the call or waits for it.
-        unsafe { thread.make(call, index, file.clone(), self.deferred.results.clone()) };
-    }
-
-    #[cold]
-    fn reap_deferred(&mut self, done: &mut Completions) {
-        for (index, result) in self.deferred.results.take() {
-            self.deferred.in_flight -= 1;
-            let slot = self.slots[index as usize].as_mut().expect("only filled slots complete");
-            let next = slot.completed(result, &self.rules, &self.pool, &self.image.counters);
-            match next {
-                Next::Push if slot.is_deferred && !slot.needs_chunk() => self.defer(index, result, done),
-                Next::Push => {
-                    // The ring's turn again, which may refuse again.
-                    slot.is_deferred = false;
-                    self.begin_later(index, done);
-                }
-                Next::Defer(result) | Next::Complete(result) => self.end(index, result, done),
-                Next::EndOfMedium(byte) => self.miss(index, byte, done),
-            }
-        }
-        // What has gone back to the ring waits for no other turn.
-        if self.ring.wants_enter() {
-            self.ring.enter();
         }
     }
 

@@ -1,9 +1,13 @@
 //! What the medium lets a request do, and so how each begins.
 use crate::{discard::DiscardMethod, end::NOTHING_LOST, image::Image, slot::Step, write_order::Change};
 use pollux_abi::block::{EIO, ENOTSUP, EROFS, Operation, Request};
+use std::fs::File;
 
 /// A bounced request that has no chunk yet.
 pub(crate) const NO_CHUNK: u32 = u32::MAX;
+
+/// For [`Rules::checked_from`]: no request is checked.
+const NEVER: u32 = u32::MAX;
 
 /// A queue's own copy of what the hot path needs to know of the medium.
 #[derive(Clone, Copy, Debug)]
@@ -25,8 +29,12 @@ pub(crate) struct Rules {
     syncs_writes: bool,
     /// Requests beyond this byte fail.
     lost_from: u64,
-    /// Some requests fail at once.
-    is_restricted: bool,
+    /// The length of the medium is looked at before it is changed.
+    looks_at_end: bool,
+    /// Operations of at least this number are checked before they begin, as some of them may fail at once.
+    checked_from: u32,
+    /// The same, at the beginning of each `submit`.
+    first_checked: u32,
     discard: DiscardMethod,
 }
 
@@ -43,12 +51,14 @@ impl Rules {
         read_only: false,
         syncs_writes: true,
         lost_from: NOTHING_LOST,
-        is_restricted: false,
+        looks_at_end: false,
+        checked_from: NEVER,
+        first_checked: NEVER,
         discard: DiscardMethod::None,
     };
 
     pub(crate) fn of(image: &Image) -> Self {
-        Rules {
+        let mut rules = Rules {
             address_mask: image.geometry.alignment.memory as usize - 1,
             length_mask: image.geometry.alignment.offset as usize - 1,
             allocation_mask: u64::from(image.geometry.allocation_unit) - 1,
@@ -58,8 +68,20 @@ impl Rules {
             read_only: image.read_only,
             syncs_writes: !image.direct,
             lost_from: NOTHING_LOST,
-            is_restricted: image.read_only,
+            looks_at_end: image.looks_at_end,
+            checked_from: NEVER,
+            first_checked: NEVER,
             discard: image.discard,
+        };
+        rules.first_checked = rules.first_checked();
+        rules
+    }
+
+    fn first_checked(&self) -> u32 {
+        match () {
+            () if self.read_only || self.lost_from != NOTHING_LOST => Operation::Read as u32,
+            () if self.looks_at_end => Operation::Write as u32,
+            () => NEVER,
         }
     }
 
@@ -69,16 +91,17 @@ impl Rules {
         let lost_from = image.end.lost_from();
         if lost_from != self.lost_from {
             self.lost_from = lost_from;
-            self.is_restricted = self.read_only || lost_from != NOTHING_LOST;
+            self.first_checked = self.first_checked();
         }
+        self.checked_from = self.first_checked;
     }
 
-    /// How a request begins, or the result of one that ends at once.
+    /// How a request begins, or the result of one that ends at once. `file` is the queue's own open file.
     #[inline(always)]
-    pub(crate) fn begin(&self, request: &Request) -> Result<(Operation, Step), i32> {
+    pub(crate) fn begin(&mut self, request: &Request, image: &Image, file: &File) -> Result<(Operation, Step), i32> {
         let Some(operation) = request.operation() else { return Err(-ENOTSUP) };
-        if self.is_restricted {
-            self.check(operation, request)?;
+        if operation as u32 >= self.checked_from {
+            self.check(operation, request, image, file)?;
         }
         if request.length() == 0 && operation != Operation::Flush {
             return Err(0);
@@ -105,7 +128,7 @@ impl Rules {
 
     /// What a request changes, in whole units, if it changes anything.
     pub(crate) fn change(&self, request: &Request, operation: Operation) -> Option<Change> {
-        if matches!(operation, Operation::Read | Operation::Flush) {
+        if !is_change(operation) {
             return None;
         }
         let (start, mask) = (request.offset(), self.length_mask as u64);
@@ -130,14 +153,37 @@ impl Rules {
         (start, (end & !mask).saturating_sub(start))
     }
 
-    fn check(&self, operation: Operation, request: &Request) -> Result<(), i32> {
-        if self.read_only && !matches!(operation, Operation::Read | Operation::Flush) {
-            return Err(-EROFS);
+    /// Whether a request must fail now. The first change of a `submit` looks where the medium ends; the others follow
+    /// too soon for another look.
+    #[inline(never)]
+    fn check(&mut self, operation: Operation, request: &Request, image: &Image, file: &File) -> Result<(), i32> {
+        if is_change(operation) {
+            if self.read_only {
+                return Err(-EROFS);
+            }
+            self.look(image, file);
         }
         if operation != Operation::Flush && request.offset().saturating_add(request.length()) > self.lost_from {
             return Err(-EIO);
         }
         Ok(())
+    }
+
+    /// Whether a change that has begun before must not go on: what it is for has been lost meanwhile.
+    #[cold]
+    pub(crate) fn must_end(&mut self, operation: Operation, request: &Request, image: &Image, file: &File) -> bool {
+        is_change(operation) && self.check(operation, request, image, file).is_err()
+    }
+
+    fn look(&mut self, image: &Image, file: &File) {
+        if !self.looks_at_end {
+            return;
+        }
+        image.look_at_end(file);
+        self.refresh(image);
+        if self.lost_from == NOTHING_LOST {
+            self.checked_from = NEVER;
+        }
     }
 
     /// Whether direct I/O takes the request as it is.
@@ -151,4 +197,8 @@ impl Rules {
                     .iter()
                     .all(|segment| segment.base.addr() & address_mask == 0 && segment.length & length_mask == 0)
     }
+}
+
+fn is_change(operation: Operation) -> bool {
+    !matches!(operation, Operation::Read | Operation::Flush)
 }

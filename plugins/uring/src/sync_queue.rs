@@ -45,10 +45,14 @@ impl SyncQueue {
     #[cold]
     fn submit_in_order(&mut self, requests: &[Request], done: &mut Completions) {
         for request in requests {
-            let result = match self.rules.begin(request) {
+            let result = match self.rules.begin(request, &self.image, &self.sync_file) {
                 Ok((operation, step)) => {
                     let hold = self.enter(request, operation);
-                    let result = self.make_calls(request, operation, step);
+                    // It may have waited.
+                    let result = match self.rules.must_end(operation, request, &self.image, &self.sync_file) {
+                        true => -EIO,
+                        false => self.make_calls(request, operation, step),
+                    };
                     if let Some(order) = &self.image.write_order {
                         order.leave(&self.turns, 0, hold);
                     }
@@ -76,6 +80,7 @@ impl SyncQueue {
             // SAFETY: the call points to the segments of a request in flight or into the pool.
             let result = unsafe { call.perform(&*self.image.file) };
             match slot.completed(result, &self.rules, &self.pool, &self.image.counters) {
+                Next::Push if self.rules.must_end(operation, request, &self.image, &self.sync_file) => return -EIO,
                 Next::Push => {}
                 Next::Defer(result) | Next::Complete(result) => return result,
                 Next::EndOfMedium(byte) => {
@@ -124,7 +129,7 @@ impl BlockQueue for SyncQueue {
             return requests.len();
         }
         for request in requests {
-            let result = match self.rules.begin(request) {
+            let result = match self.rules.begin(request, &self.image, &self.sync_file) {
                 Ok((operation, step)) => self.make_calls(request, operation, step),
                 Err(result) => result,
             };

@@ -3,6 +3,7 @@ mod common;
 
 use common::{
     Folder, Ran, WORKER,
+    disk::{BUFFERED, DIRECT, Disk, IMAGE_BYTES},
     running::Running,
     serving::{PATIENCE, Serving},
 };
@@ -11,7 +12,7 @@ use pollux_core::{
     testing::{blk::wait_for, media},
 };
 use pollux_loadgen::{Ended, FrontEnd, Limits, Load, Options, Workload};
-use std::process::Stdio;
+use std::{fs::File, process::Stdio, time::Duration};
 
 /// Two devices on one worker: `bad` with that script, in which `FOLDER` stands for the test's folder, and `good`.
 fn serve(folder: &Folder, script: &str) -> Serving {
@@ -41,6 +42,13 @@ fn done(process: u32, device: &str) -> u64 {
     let snapshot = SegmentReader::of_process(process).and_then(|reader| reader.snapshot()).expect("statistics");
     let queues = snapshot.queues.iter().filter(|queue| queue.name().starts_with(&format!("{device}/")));
     queues.map(|queue| queue.reads.get() + queue.writes.get()).sum()
+}
+
+/// Requests that it has taken and not completed.
+fn in_flight(process: u32, device: &str) -> u64 {
+    let snapshot = SegmentReader::of_process(process).and_then(|reader| reader.snapshot()).expect("statistics");
+    let queues = snapshot.queues.iter().filter(|queue| queue.name().starts_with(&format!("{device}/")));
+    queues.map(|queue| queue.in_flight.get()).sum()
 }
 
 /// Requests and errors of the only run.
@@ -138,4 +146,43 @@ fn a_backend_that_is_killed_while_its_medium_hangs_leaves_the_requests_to_the_ne
     assert_eq!(run(&mut front_end, Some(1000)), Ended::Complete);
     assert_eq!(front_end.in_flight(), 0);
     assert_eq!(server.stop().status, Some(0));
+}
+
+#[test]
+fn an_image_that_is_truncated_under_a_load_fails_requests_and_gives_no_wrong_data() {
+    for options in [BUFFERED, DIRECT] {
+        let disk = Disk::new("uring", options, 1);
+        if options == DIRECT && !disk.takes_direct("a truncated image") {
+            continue;
+        }
+        let mut command = disk.folder.command(&["serve", "disks.toml"]);
+        command.stderr(Stdio::piped());
+        let server = Serving::start(&disk.folder, command);
+        let arguments = ["bench", "blk0.sock", "--rw", "randrw", "--verify", "-d", "8", "--warm-up", "0", "--json"];
+        let mut command = disk.folder.command(&arguments);
+        command.args(["-n", "8000", "--rate", "4000"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let load = Running::start(&mut command);
+        wait_for("a load", || (done(server.id(), "blk0") > 1000).then_some(()));
+        // No write is on its way when the file is cut: the load stands still, and what it has asked for has ended.
+        load.signal(libc::SIGSTOP);
+        let mut before = None;
+        wait_for("a load that stands still", || {
+            std::thread::sleep(Duration::from_millis(20));
+            let now = Some(done(server.id(), "blk0"));
+            (std::mem::replace(&mut before, now) == now && in_flight(server.id(), "blk0") == 0).then_some(())
+        });
+        let image = disk.folder.path().join("disk.img");
+        let file = File::options().write(true).open(&image).expect("the image");
+        file.set_len(IMAGE_BYTES / 2).expect("a shorter file");
+        load.signal(libc::SIGCONT);
+        let ran = load.wait();
+        let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap_or_else(|_| panic!("JSON: {ran:?}"));
+        assert_eq!(json["runs"][0]["verified"]["fault_count"], 0, "{options}: a wrong sector: {}", ran.stderr);
+        let (requests, errors) = counts(&ran);
+        assert!(errors > 0 && errors < requests, "{options}: {errors} of {requests} failed");
+        assert_eq!(ran.status, Some(1), "{options}: {}", ran.stderr);
+        assert_eq!(file.metadata().expect("a length").len(), IMAGE_BYTES / 2, "{options}: it has become longer");
+        let log = server.stop().stderr;
+        assert_eq!(log.matches("but the guest was told of").count(), 1, "{options}: {log}");
+    }
 }

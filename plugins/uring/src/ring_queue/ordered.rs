@@ -63,7 +63,7 @@ impl<P: Protocol> RingQueue<P> {
                 return;
             }
         }
-        self.begin_later(index, done);
+        self.begin(index, done);
     }
 
     /// A slot has ended.
@@ -83,7 +83,9 @@ impl<P: Protocol> RingQueue<P> {
         let Some(ordered) = &mut self.ordered else { return };
         let granted = ordered.turns.take();
         ordered.waiting.retain(|index| !granted.contains(index));
-        granted.into_iter().for_each(|index| self.begin_later(index, done));
+        for index in granted {
+            self.begin_later(index, done);
+        }
     }
 
     /// The queue is given up: what waits never begins.

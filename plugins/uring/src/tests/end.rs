@@ -80,6 +80,86 @@ fn a_write_does_not_turn_what_was_lost_into_a_hole() {
 }
 
 #[test]
+fn a_change_that_comes_before_any_read_finds_that_the_file_was_cut() {
+    for direct in [true, false] {
+        for engine in ["io_uring", "sync"] {
+            for start in [0, 1] {
+                first_changes_after_a_cut(direct, engine, start);
+            }
+        }
+    }
+}
+
+/// The write's memory begins at `start`, which bounces it if it is odd and the I/O direct.
+fn first_changes_after_a_cut(direct: bool, engine: &str, start: usize) {
+    let case = format!("direct {direct}, {engine}, memory at {start}");
+    let memory = Memory::new(3 * PAGE);
+    let segments = [memory.segment(start, PAGE)];
+    let write = |offset| crate::testing::transfer(POLLUX_BLOCK_WRITE, offset, &segments);
+    let change = |operation| crate::testing::request(operation, MIB - 4096, 4096, 0);
+    let firsts = [
+        write(MIB - 4096),
+        write(MIB / 2),
+        change(POLLUX_BLOCK_WRITE_ZEROES),
+        change(POLLUX_BLOCK_DISCARD),
+        BlockRequest { flags: POLLUX_BLOCK_FUA, ..write(MIB / 2) },
+    ];
+    for first in firsts {
+        let fixture = Fixture::new(MIB);
+        let instance = fixture.open_with(direct, engine);
+        let (mut queue, mut other) = (instance.queue(8), instance.open_queue(1, 8).unwrap());
+        other.start().unwrap();
+        fill(&mut queue);
+        resize(&fixture.path, MIB / 2);
+        assert_eq!(queue.run(first), -libc::EIO, "{case}: {first:?}");
+        assert_eq!(fixture.path.metadata().unwrap().len(), MIB / 2, "{case}: {first:?} has made the file longer");
+        for queue in [&mut queue, &mut other] {
+            assert_eq!(queue.run(write(0)), 0, "{case}: what is there can be written");
+            assert_eq!(read_result(queue, MIB / 2, PAGE, 0), -libc::EIO, "{case}");
+            assert_eq!(queue.run(write(MIB / 2)), -libc::EIO, "{case}");
+        }
+        // It is cut again: what lies between must not become a hole either.
+        resize(&fixture.path, MIB / 4);
+        assert_eq!(queue.run(write(MIB / 2 - 4096)), -libc::EIO, "{case}: cut twice");
+        assert_eq!(fixture.path.metadata().unwrap().len(), MIB / 4, "{case}: cut twice");
+        let log = instance.log();
+        assert_eq!(log.matches("but the guest was told").count(), 1, "{case}: {log}");
+        assert!(log.contains(&format!("ends at byte {}, but the guest was told of {MIB} bytes", MIB / 2)), "{log}");
+    }
+}
+
+#[test]
+fn writes_that_wait_for_bounce_memory_do_not_make_a_file_that_was_cut_longer() {
+    const COUNT: usize = 64;
+    let fixture = Fixture::new(MIB);
+    let instance = fixture.open_with(true, "io_uring");
+    let mut queue = instance.queue(COUNT as u32);
+    fill(&mut queue);
+    let memory = Memory::holding(&vec![1; MIB as usize + 1]);
+    // Four rounds for the chunks that there are.
+    let segments: Vec<_> = (0..COUNT).map(|nth| [memory.segment(nth * 4 * PAGE + 1, 4 * PAGE)]).collect();
+    let requests: Vec<_> = (0..COUNT)
+        .map(|nth| BlockRequest {
+            token: nth as u64,
+            ..crate::testing::transfer(POLLUX_BLOCK_WRITE, (nth * 4 * PAGE) as u64, &segments[nth])
+        })
+        .collect();
+    assert_eq!(queue.submit(&requests), COUNT);
+    let length = MIB / 2;
+    resize(&fixture.path, length);
+    let first_beyond = COUNT / 2;
+    let ended = queue.wait(COUNT);
+    for end in &ended {
+        if end.token < first_beyond as u64 {
+            assert_eq!(end.result, 0, "{} lies below the end", end.token);
+        }
+    }
+    // The first round was on its way when the file was cut, and lies below its end.
+    assert!(ended.iter().filter(|end| end.result == -libc::EIO).count() == COUNT - first_beyond, "{ended:?}");
+    assert_eq!(fixture.path.metadata().unwrap().len(), length, "nothing has made the file longer");
+}
+
+#[test]
 fn what_is_measured_again_is_what_counts() {
     for (fixture, direct, engine) in ways() {
         let instance = fixture.open_with(direct, engine);
