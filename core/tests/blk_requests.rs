@@ -32,6 +32,7 @@ pollux_core::on_both_rings!(
     statistics_count_what_the_guest_did,
     what_is_too_much_for_the_backend_at_once_is_done_in_portions,
     a_portion_that_fails_fails_its_request_and_is_the_last,
+    portions_of_many_requests_wait_for_a_backend_that_is_always_full,
     a_medium_opened_read_only_is_read_only_whatever_its_plugin_says,
     a_backend_that_takes_nothing_at_first_is_asked_again,
 );
@@ -333,6 +334,23 @@ fn a_portion_that_fails_fails_its_request_and_is_the_last(kind: RingKind) {
     assert_eq!(rig.request(IN, 0, &[], &Cut::plain(0, 65536)).status, IOERR);
     let stats = rig.stats.records().next().expect("stats");
     assert_eq!((stats.reads.get(), stats.errors.get(), stats.in_flight.get()), (2, 2, 0));
+}
+
+/// 768 portions pass the list of those that wait, which the device checks the length of.
+fn portions_of_many_requests_wait_for_a_backend_that_is_always_full(kind: RingKind) {
+    const LENGTH: u32 = 1 << 17;
+    let json = format!(r#"{{"size": {DISK_BYTES}, "behaviour": "slow", "maximum_transfer": 4096}}"#);
+    let mut rig = Rig::new(kind, disk::open_with("portions-full", &json, false).expect("disk"), 256, true);
+    let (data, count) = (pattern(77, LENGTH as usize), 24);
+    for index in 0..count {
+        let sector = index * u64::from(LENGTH) / 512;
+        rig.driver.submit(OUT, sector, &data, &Cut::plain(LENGTH, 0)).expect("room");
+    }
+    (0..count).for_each(|_| assert_eq!(rig.finish().status, OK));
+    for index in 0..count {
+        let read = rig.request(IN, index * u64::from(LENGTH) / 512, &[], &Cut::plain(0, LENGTH));
+        assert!(read.status == OK && read.data == data, "request {index}");
+    }
 }
 
 #[test]

@@ -6,7 +6,7 @@
 use super::{
     chain::{OLD_MEMORY, OVERFLOWN, PORTIONED},
     failures::Cause,
-    queue::BlkQueue,
+    queue::{BATCH, BlkQueue},
     request::{Limits, Status, Transfer},
     tally::Tally,
 };
@@ -152,9 +152,20 @@ impl<R: Ring> BlkQueue<R> {
             return Next::Done;
         }
         let Some(request) = portions.next(room, &self.limits) else { return Next::Impossible };
+        self.make_pending_room();
         self.pending.push(request);
         // One portion a turn: others wait on the same worker.
         self.completes_at_once = false;
         Next::Submitted
+    }
+
+    /// Forgets pending requests that the backend has taken. A backend that never takes all of them, while each portion
+    /// that ends makes another one pending, would otherwise have the list grow for as long as requests have portions.
+    fn make_pending_room(&mut self) {
+        if self.pending_start >= BATCH {
+            self.pending.drain(..self.pending_start);
+            self.pending_start = 0;
+        }
+        debug_assert!(self.pending.len() < BATCH + self.slots.len(), "a request is pending once");
     }
 }
