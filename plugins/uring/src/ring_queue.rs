@@ -5,6 +5,8 @@
 //! instructions again (`cargo bench --bench uring` counts them).
 mod later;
 mod ordered;
+#[cfg(test)]
+mod tests;
 
 use self::ordered::Ordered;
 use crate::{
@@ -324,6 +326,8 @@ impl<P: Protocol> RingQueue<P> {
     #[cold]
     fn begin_sync(&mut self, index: u32, done: &mut Completions) {
         match (self.image.flush_latch.failure(), &mut self.syncs) {
+            // The kernel has answered "not now", and meanwhile another queue's sync has failed: nobody waits on.
+            (Some(failure), Some(turns)) if turns.is_under_way(index) => self.end_sync(index, failure, done),
             (Some(failure), _) => self.finish(index, failure, done),
             (None, None) => self.push(index),
             (None, Some(turns)) => {

@@ -41,6 +41,11 @@ impl SyncTurns {
         self.current[0] == index
     }
 
+    /// Whether the call under way is this slot's.
+    pub(crate) fn is_under_way(&self, index: u32) -> bool {
+        self.current.first() == Some(&index)
+    }
+
     /// The call under way has ended: takes the slots that end with it. To be given back to [`next`](Self::next).
     pub(crate) fn take_ended(&mut self) -> Vec<u32> {
         std::mem::take(&mut self.current)

@@ -1,7 +1,7 @@
 //! Guests whose blocks are a part of what the medium takes at a time: nothing that they write undoes another write.
 use super::*;
 use crate::{
-    testing::{Memory, Random, check_against_model, check_segment_splits, request, transfer},
+    testing::{DEADLINE, Memory, Random, check_against_model, check_segment_splits, request, transfer},
     tests::device::{LoopDevice, Mount},
     write_order::WriteOrder,
 };
@@ -255,34 +255,33 @@ fn requests_of_two_queues_never_undo_each_other() {
 fn a_worker_that_sleeps_is_woken_when_its_turn_has_come() {
     let fixture = Fixture::new(MIB);
     let instance = Instance::<Coarse<4096>>::open(&fixture.options(true)).unwrap();
-    let (mut first, mut second) = (instance.queue(64), instance.open_queue(1, 64).unwrap());
-    second.start().unwrap();
-    let memory = Memory::holding(&[5; 4096]);
-    let segments: Vec<_> = (0..SECTORS).map(|nth| [memory.segment(nth * SECTOR, SECTOR)]).collect();
-    for _ in 0..50 {
-        // Both write all sectors of the same unit, one by one.
-        for queue in [&mut first, &mut second] {
-            let writes: Vec<_> = (0..SECTORS)
-                .map(|nth| BlockRequest {
+    // Both write all sectors of the same unit, one by one, and look only when they are woken.
+    let write_all = |index| {
+        let mut queue = instance.open_queue(index, 64).unwrap();
+        move || {
+            queue.start().unwrap();
+            let memory = Memory::holding(&[5; 4096]);
+            let segments: Vec<_> = (0..SECTORS).map(|nth| [memory.segment(nth * SECTOR, SECTOR)]).collect();
+            for round in 0..50 {
+                let write = |nth: usize| BlockRequest {
                     token: nth as u64,
                     ..transfer(POLLUX_BLOCK_WRITE, (nth * SECTOR) as u64, &segments[nth])
-                })
-                .collect();
-            assert_eq!(queue.submit(&writes), SECTORS);
-        }
-        while first.done.len() < SECTORS || second.done.len() < SECTORS {
-            for queue in [&mut first, &mut second] {
-                if queue.done.len() < SECTORS && !queue.arm(true) {
-                    queue.sleep(std::time::Duration::from_millis(1));
+                };
+                assert_eq!(queue.submit(&(0..SECTORS).map(write).collect::<Vec<_>>()), SECTORS);
+                while queue.done.len() < SECTORS {
+                    if !queue.arm(true) {
+                        assert!(queue.sleep(DEADLINE), "round {round}: the wake-up was lost");
+                    }
+                    queue.arm(false);
+                    queue.poll();
                 }
-                queue.arm(false);
-                queue.poll();
+                assert!(queue.done.drain(..).all(|completion| completion.result == 0));
             }
         }
-        first.done.clear();
-        second.done.clear();
-    }
-    assert_eq!(first.read(0, 4096), [5; 4096]);
+    };
+    let writers = [0, 1].map(write_all);
+    std::thread::scope(|scope| writers.into_iter().for_each(|writer| _ = scope.spawn(writer)));
+    assert_eq!(instance.queue(4).read(0, 4096), [5; 4096]);
 }
 
 #[test]
