@@ -92,16 +92,17 @@ impl Pin {
     /// # Errors
     /// As those of [`pin`].
     pub fn take(who: impl fmt::Display, cpu: usize) -> io::Result<Self> {
-        pin(cpu)?;
-        let pinned = Pinned { thread: gettid(), who: who.to_string(), cpu, is_lost: false, reported: None };
-        let thread = pinned.thread;
         let mut watch = lock();
-        watch.list.push(pinned);
         if !watch.is_running {
-            // Without a watcher the pin is as good as it would be anywhere.
+            // Before the pin, which it would inherit. Without a watcher the pin is as good as it would be anywhere.
             let started = thread::Builder::new().name("pollux-pins".into()).spawn(watch_pins);
             watch.is_running = started.is_ok();
         }
+        // The watcher ends by itself if this fails and there is no other pin.
+        pin(cpu)?;
+        let pinned = Pinned { thread: gettid(), who: who.to_string(), cpu, is_lost: false, reported: None };
+        let thread = pinned.thread;
+        watch.list.push(pinned);
         Ok(Pin { thread })
     }
 }
@@ -150,9 +151,10 @@ fn watch_pins() {
     watch.is_running = false;
 }
 
-/// The watcher is started by a thread that is pinned, and should not run where one polls.
+/// The watcher should not run where a thread polls. It begins where the thread that has started it was, which keeps off
+/// the CPUs of all in a process that has called [`leave`].
 fn keep_off_pins() {
-    let mut left = START.get().copied().unwrap_or_else(all);
+    let Ok(mut left) = sched_getaffinity(None) else { return };
     for pinned in lock().list.iter().filter(|pinned| pinned.cpu < CpuSet::MAX_CPU) {
         left.unset(pinned.cpu);
     }

@@ -5,11 +5,18 @@ use common::{
     disk::{BUFFERED, Disk, config},
     serving::Serving,
 };
-use pollux_core::cpus;
+use pollux_core::{cpus, testing::blk::wait_for};
 use std::{collections::BTreeMap, fs, thread};
 
-/// The CPUs of each thread of a process, by the thread's name.
+/// The CPUs of each thread of a process, by the thread's name. A new thread has its parent's name until it runs; the
+/// last one that a worker starts is waited for.
 fn threads(process: u32) -> BTreeMap<String, String> {
+    wait_for("the thread that looks after the pins", || {
+        Some(threads_now(process)).filter(|threads| threads.contains_key("pollux-pins"))
+    })
+}
+
+fn threads_now(process: u32) -> BTreeMap<String, String> {
     let tasks = fs::read_dir(format!("/proc/{process}/task")).expect("/proc").flatten();
     let of = |path: std::path::PathBuf| {
         let name = fs::read_to_string(path.join("comm")).ok()?.trim().to_owned();
