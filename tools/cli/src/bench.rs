@@ -263,7 +263,7 @@ fn measure(arguments: &Arguments, shared: &Shared) -> Result<Status, Error> {
         write(path, file, &html(&report))?;
     }
     if let Some(errors) = report.errors() {
-        eprintln!("pollux: {errors}");
+        report::complain(&errors);
     }
     let failed = report.fault_count() + report.error_count() > 0;
     Ok(match ended_early {

@@ -1,7 +1,15 @@
 //! What a start would fail on for this user and process is said by `pollux check`.
 mod common;
 
-use common::{Folder, POLLUX, Ran, WORKER};
+use common::{
+    Folder, POLLUX, Ran, WORKER,
+    disk::{BUFFERED, Disk},
+    serving::Serving,
+};
+use pollux_core::testing::{
+    blk::{Cut, IN, OK},
+    front_end::FrontEnd,
+};
 use std::{
     fs::{self, Permissions},
     os::unix::{
@@ -44,13 +52,33 @@ fn too_few_file_descriptors_are_an_error_and_scarce_ones_a_warning() {
         "{}",
         ran.stderr
     );
-    assert!(ran.stderr.contains("`ulimit -Hn 508`, or LimitNOFILE=508"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("`ulimit -Hn 568`, or LimitNOFILE=568"), "{}", ran.stderr);
     let ran = check_with_descriptors(&folder, 300);
     assert_eq!(ran.status, Some(0), "{ran:?}");
-    let words = "20 devices take 508 file descriptors when all are in use, and this process may have 300";
+    let words = "20 devices take 568 file descriptors when all are in use, and this process may have 300";
     assert!(ran.stderr.contains(words), "{}", ran.stderr);
     let ran = check_with_descriptors(&folder, 1024);
     assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn no_more_file_descriptors_are_in_use_than_check_says() {
+    const QUEUES: u16 = 16;
+    let disk = Disk::new("uring", &format!("{BUFFERED}, engine = \"io_uring\""), QUEUES);
+    let said = check_with_descriptors(&disk.folder, 60).stderr;
+    let words = said.split("1 devices take ").nth(1).and_then(|rest| rest.split(' ').next());
+    let expected: u64 = words.and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("{said}"));
+    let server = Serving::start(&disk.folder, disk.folder.command(&["serve", "disks.toml"]));
+    let mut front = FrontEnd::new(&disk.socket(), QUEUES.into());
+    front.track_inflight();
+    front.start();
+    for queue in 0..QUEUES.into() {
+        assert_eq!(front.request(queue, IN, 0, &[], &Cut::plain(0, 4096)).status, OK);
+    }
+    let open = fs::read_dir(format!("/proc/{}/fd", server.id())).expect("/proc").count() as u64;
+    assert!(open <= expected && expected <= 2 * open, "{open} are open, and {expected} were expected");
+    drop(front);
+    assert_eq!(server.stop().status, Some(0));
 }
 
 /// Another user than root, whom the program can be started as. None: there is none, which is said.
