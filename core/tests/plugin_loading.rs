@@ -104,7 +104,7 @@ fn a_file_that_others_may_write_is_refused() {
     let is_given = std::os::unix::fs::chown(&path, None, Some(12_345)).is_ok();
     for (mode, accepted) in [(0o775, !is_given), (0o757, false), (0o755, true), (0o500, true)] {
         if mode == 0o775 && !is_given {
-            println!("skipped: a file that a group may write needs root, who can give one to any group");
+            println!("SKIPPED: a file that a group may write needs root, who can give one to any group");
             continue;
         }
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("permissions");

@@ -20,7 +20,7 @@ fn only_files_that_are_memory_are_mapped_unless_the_configuration_allows_others(
     let on_disk = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).expect("a file");
     let in_memory = tempfile::tempfile_in("/dev/shm").expect("a file");
     if FileSystem::of(&on_disk).expect("a file system").is_memory() {
-        println!("skipped: the folder for tests is in memory: {}", env!("CARGO_TARGET_TMPDIR"));
+        println!("SKIPPED: the folder for tests is in memory: {}", env!("CARGO_TARGET_TMPDIR"));
         return;
     }
     let folder = tempfile::tempdir().expect("a folder");

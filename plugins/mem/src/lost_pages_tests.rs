@@ -107,7 +107,7 @@ fn a_full_file_system_ends_the_request_that_needs_room_and_no_other() {
     let output = command.env(FOLDER, folder.path()).output().unwrap();
     let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     if said.contains("unshare") || said.contains("mount:") {
-        println!("skipped: no file system can be mounted here: {said}");
+        println!("SKIPPED: no file system can be mounted here: {said}");
         return;
     }
     assert!(output.status.success() && said.contains("all was as it should be"), "{said}");

@@ -31,7 +31,7 @@ fn threads_now(process: u32) -> BTreeMap<String, String> {
 #[test]
 fn a_worker_may_have_a_cpu_that_the_program_was_not_started_on() {
     let [first, .., last] = cpus::usable()[..] else {
-        println!("skipped: this process may use one CPU only");
+        println!("SKIPPED: this process may use one CPU only");
         return;
     };
     let disk = Disk::new("uring", BUFFERED, 1);
@@ -63,7 +63,7 @@ fn other_threads_keep_off_the_cpu_of_a_worker() {
     let start = cpus::current();
     let [.., taken] = start[..] else { panic!("this thread runs") };
     if start.len() < 2 {
-        println!("skipped: this process may use one CPU only");
+        println!("SKIPPED: this process may use one CPU only");
         return;
     }
     let disk = Disk::new("uring", BUFFERED, 1);

@@ -114,7 +114,7 @@ fn a_file_that_others_may_write_is_not_loaded() {
     // Nobody's own, on any system.
     let is_given = std::os::unix::fs::chown(&lib, None, Some(12_345)).is_ok();
     if !is_given {
-        println!("skipped: a file that a group may write needs root, who can give one to any group");
+        println!("SKIPPED: a file that a group may write needs root, who can give one to any group");
     }
     for mode in [0o664, 0o646].into_iter().filter(|&mode| is_given || mode != 0o664) {
         fs::set_permissions(&lib, fs::Permissions::from_mode(mode)).expect("permissions");
@@ -138,7 +138,7 @@ fn a_file_that_its_owners_own_group_may_write_is_the_owners() {
     let users = fs::read_to_string("/etc/passwd").expect("users");
     let of_group = users.lines().filter(|line| line.split(':').nth(3) == Some(&*metadata.gid().to_string())).count();
     if of_group != 1 || metadata.uid() != metadata.gid() {
-        println!("skipped: this user has no group of its own");
+        println!("SKIPPED: this user has no group of its own");
         return;
     }
     refuses(&folder, "FOLDER/lib.so is not a plugin, or lacks a library that it needs: file too short");

@@ -56,7 +56,7 @@ impl Disk {
         let image = self.folder.path().join("disk.img");
         let takes = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(image).is_ok();
         if !takes {
-            println!("skipped: {test}: the file system of {} takes no O_DIRECT", self.folder.path().display());
+            println!("SKIPPED: {test}: the file system of {} takes no O_DIRECT", self.folder.path().display());
         }
         takes
     }

@@ -39,6 +39,7 @@ const RULES: &[Rule] = &[
     ("paths in documents", |tree| documents::paths(&tree.files)),
     ("documents and examples can be found", |tree| documents::reachable(&tree.files)),
     ("nothing left to do", |tree| leftovers(&tree.files)),
+    ("tests that skip are counted", |tree| quiet_skips(&tree.files)),
     ("no paths out of the checkout", |tree| outside_paths(&tree.files, &tree.project.root)),
 ];
 
@@ -242,6 +243,20 @@ fn leftovers(files: &[Source]) -> Vec<String> {
     faults
 }
 
+/// A test that cannot run says so by the word that the summary of all tests looks for (`cargo_test`). Benchmarks are no
+/// tests.
+fn quiet_skips(files: &[Source]) -> Vec<String> {
+    // In two halves, as above.
+    let mark = concat!("\"skip", "ped: ");
+    let mut faults = Vec::new();
+    for file in files.iter().filter(|file| file.path.ends_with(".rs") && !file.path.starts_with("benches/")) {
+        for (number, _) in file.code().filter(|(_, line)| line.contains(mark)) {
+            faults.push(format!("{}:{number}: write SKIPPED, or it counts as passed", file.path));
+        }
+    }
+    faults
+}
+
 /// No file names this checkout's own place, or a relative path that leaves it.
 fn outside_paths(files: &[Source], root: &Path) -> Vec<String> {
     let mut faults = Vec::new();
@@ -312,6 +327,13 @@ mod tests {
         let text = "// libloading opens it\nuse libloading::Library;\n";
         let faults = plugin_loading(&[source("core/src/worker/mod.rs", text), source("core/src/plugin/load.rs", text)]);
         assert_eq!(faults, ["core/src/worker/mod.rs:2: libloading belongs in core/src/plugin"]);
+    }
+
+    #[test]
+    fn a_skip_in_small_letters_is_found() {
+        let text = ["SKIPPED", concat!("skip", "ped")].map(|word| format!("println!(\"{word}: no disk\");\n"));
+        let files = [source("core/tests/a.rs", &text.concat()), source("benches/benches/b.rs", &text[1])];
+        assert_eq!(quiet_skips(&files), ["core/tests/a.rs:2: write SKIPPED, or it counts as passed"]);
     }
 
     #[test]
