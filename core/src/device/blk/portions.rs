@@ -89,7 +89,7 @@ impl<R: Ring> BlkQueue<R> {
         slot.length = transfer.length.try_into().unwrap_or(u32::MAX);
         slot.state |= PORTIONED;
         let segments = slot.data_range();
-        self.portions.push(Portions::new(head, transfer, segments));
+        self.portions.insert(head, Portions::new(head, transfer, segments));
         if !matches!(self.next_portion(head), Next::Submitted) {
             self.note_impossible(transfer.operation, transfer.offset);
             self.complete_alone(head, Status::IoError);
@@ -116,7 +116,7 @@ impl<R: Ring> BlkQueue<R> {
                     Next::Done => {}
                 }
             }
-            self.portions.retain(|portions| portions.head != head);
+            self.portions.remove(&head);
         }
         self.end_request(head, status, tally);
         if state & OVERFLOWN != 0 {
@@ -135,11 +135,10 @@ impl<R: Ring> BlkQueue<R> {
 
     /// Makes a request of the next portion.
     fn next_portion(&mut self, head: u16) -> Next {
-        let Some(at) = self.portions.iter().position(|portions| portions.head == head) else { return Next::Done };
+        let Some(portions) = self.portions.get_mut(&head) else { return Next::Done };
         let index = usize::from(head);
         let is_overflown = self.slots[index].state & OVERFLOWN != 0;
         let room = if is_overflown { &mut self.rooms.of_mut(head)[..] } else { &mut self.inline[index][..] };
-        let portions = &mut self.portions[at];
         if portions.transfer.operation == POLLUX_BLOCK_READ {
             super::change::log_segments(
                 self.log.as_ref(),

@@ -25,6 +25,7 @@ use crate::{
 };
 use pollux_abi::block_v1::{BlockRequest, POLLUX_BLOCK_FLUSH};
 use std::{
+    collections::HashMap,
     os::fd::AsRawFd,
     sync::{Arc, atomic::Ordering},
 };
@@ -88,8 +89,8 @@ pub struct BlkQueue<R> {
     pub(super) pending_start: usize,
     /// The backend completed all that it was offered the last time, before it returned.
     pub(super) completes_at_once: bool,
-    /// Requests that are done in portions.
-    pub(super) portions: Vec<Portions>,
+    /// Requests that are done in portions, by their heads: as many as the ring has, if the guest likes.
+    pub(super) portions: HashMap<u16, Portions>,
     pub(super) limits: Limits,
     pub(super) phase: Phase,
     /// Turns have no more to do at their end than to signal: the queue runs, and no interrupt is ever held.
@@ -146,7 +147,7 @@ impl<R: Ring> BlkQueue<R> {
             pending: Vec::with_capacity(BATCH),
             pending_start: 0,
             completes_at_once: false,
-            portions: Vec::new(),
+            portions: HashMap::new(),
             limits: setup.limits,
             phase: Phase::Running,
             ends_plainly: coalescer.is_off(),
