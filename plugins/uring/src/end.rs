@@ -19,7 +19,7 @@ pub(crate) const NOTHING_LOST: u64 = u64::MAX;
 pub(crate) struct MediumEnd {
     /// The capacity that the host was told of last.
     told: AtomicU64,
-    /// The lowest end below it that a request has come to since then.
+    /// The lowest end below it that a request has come to since then, or the capacity if it has become less.
     lost_from: AtomicU64,
 }
 
@@ -28,10 +28,18 @@ impl MediumEnd {
         MediumEnd { told: AtomicU64::new(capacity), lost_from: AtomicU64::new(NOTHING_LOST) }
     }
 
-    /// The host is told of this capacity. What was lost before is forgotten.
+    /// The host is told of this capacity. What was lost before is forgotten. If it is less than before, requests beyond
+    /// it fail as they did: the workers hear of it later, and until then let them pass.
     pub(crate) fn tell(&self, capacity: u64) {
-        self.told.store(capacity, Ordering::Relaxed);
-        self.lost_from.store(NOTHING_LOST, Ordering::Relaxed);
+        let (before, lost_from) = (self.told(), self.lost_from());
+        let is_kept = capacity == before && lost_from == capacity;
+        if capacity < before || is_kept {
+            self.lost_from.store(capacity, Ordering::Relaxed);
+            self.told.store(capacity, Ordering::Relaxed);
+        } else {
+            self.told.store(capacity, Ordering::Relaxed);
+            self.lost_from.store(NOTHING_LOST, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn told(&self) -> u64 {
@@ -46,6 +54,7 @@ impl MediumEnd {
 
     /// The medium was found to end at this byte. Returns whether that is news: it is too early, and nobody knew.
     pub(crate) fn found_at(&self, end: u64) -> bool {
-        end < self.told() && self.lost_from.fetch_min(end, Ordering::Relaxed) == NOTHING_LOST
+        let told = self.told();
+        end < told && self.lost_from.fetch_min(end, Ordering::Relaxed) >= told
     }
 }

@@ -209,3 +209,24 @@ fn a_block_device_that_has_shrunk_fails_what_is_missing() {
         assert_eq!(instance.info().capacity, MIB / 2);
     }
 }
+
+/// The host's workers hear of a new capacity a little later than it is told of.
+#[test]
+fn a_write_beyond_an_end_that_was_just_told_of_does_not_make_the_file_longer() {
+    for engine in ["io_uring", "sync"] {
+        let fixture = Fixture::filled(8 << 20);
+        let instance = Instance::<Uring>::open(&with_engine(&fixture.path, false, engine)).unwrap();
+        let mut queue = instance.queue(8);
+        let cut = |length| File::options().write(true).open(&fixture.path).unwrap().set_len(length).unwrap();
+        cut(4 << 20);
+        for _ in 0..2 {
+            assert_eq!(instance.info().capacity, 4 << 20);
+            assert_eq!(queue.write(6 << 20, &[1; 4096]), -libc::EIO, "{engine}");
+            assert_eq!(queue.write(0, &[1; 4096]), 0);
+        }
+        assert_eq!(fixture.path.metadata().unwrap().len(), 4 << 20);
+        cut(8 << 20);
+        assert_eq!(instance.info().capacity, 8 << 20);
+        assert_eq!(queue.write(6 << 20, &[1; 4096]), 0);
+    }
+}
