@@ -70,6 +70,14 @@ impl Boot<'_> {
             }
         }
     }
+
+    /// The property by which firmware tries disks in order. A kernel that QEMU loads itself takes the first place.
+    fn order(&self, index: usize) -> String {
+        match self {
+            Boot::Firmware(_) => format!(",bootindex={index}"),
+            Boot::Kernel { .. } => String::new(),
+        }
+    }
 }
 
 /// A running QEMU.
@@ -113,7 +121,8 @@ impl Machine {
                 .arg(format!("socket,id=chr{index},path={},reconnect-ms={RECONNECT_MS}", socket.display()))
                 .arg("-device")
                 .arg(format!(
-                    "vhost-user-blk-pci,id=disk{index},chardev=chr{index},num-queues={queues},bootindex={index}{}",
+                    "vhost-user-blk-pci,id=disk{index},chardev=chr{index},num-queues={queues}{}{}",
+                    spec.boot.order(index),
                     spec.interface.properties()
                 ));
         }
