@@ -61,6 +61,9 @@ impl Finished {
     }
 }
 
+/// How long the output of a program that has ended must be silent to be all of it.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
 impl Run<'_> {
     /// Runs a program to its end.
     ///
@@ -80,9 +83,9 @@ impl Run<'_> {
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let lines = lines_of(reader);
         let mut progress = Progress::new(self.label, !self.echo);
-        let (mut output, mut timed_out) = (String::new(), false);
+        let (mut output, mut timed_out, mut ended) = (String::new(), false, None);
         let status = loop {
-            match lines.recv_timeout(Duration::from_millis(200)) {
+            match lines.recv_timeout(if ended.is_some() { LAST_LINES } else { Duration::from_millis(200) }) {
                 Ok(line) => {
                     writeln!(log, "{line}")?;
                     if self.echo {
@@ -93,12 +96,12 @@ impl Run<'_> {
                     output.push('\n');
                 }
                 Err(RecvTimeoutError::Disconnected) => break wait(&mut child, start, self.limit, &mut timed_out)?,
-                Err(RecvTimeoutError::Timeout) => {
-                    // Something that the program left behind may hold the pipe open.
-                    if let Some(status) = child.try_wait()? {
-                        break status;
-                    }
-                }
+                Err(RecvTimeoutError::Timeout) => match ended {
+                    // Something that the program left behind holds the pipe open.
+                    Some(status) => break status,
+                    // Its last lines may still be on their way.
+                    None => ended = child.try_wait()?,
+                },
             }
             progress.tick();
             if start.elapsed() > self.limit && !timed_out {
@@ -232,6 +235,15 @@ mod tests {
         let finished = run("echo one; echo two >&2; exit 3", Duration::from_secs(60));
         assert_eq!((finished.code, finished.output.as_str()), (Some(3), "one\ntwo\n"));
         assert_eq!(finished.ending(), "exit status 3");
+    }
+
+    #[test]
+    fn what_a_program_says_last_is_kept_whenever_it_ends() {
+        // Around the first look, 0.2 s after its start.
+        for milliseconds in (190..210).step_by(2) {
+            let finished = run(&format!("sleep 0.{milliseconds}; echo last"), Duration::from_secs(60));
+            assert_eq!((finished.code, finished.output.as_str()), (Some(0), "last\n"));
+        }
     }
 
     #[test]
