@@ -133,6 +133,15 @@ impl Terminal {
 
     fn spawn(&self, way: &str) -> Child {
         let mut command = Command::new(std::env::current_exe().unwrap());
+        // SAFETY: async-signal-safe. Whoever runs the tests may have these ignored, and they would stay so.
+        unsafe {
+            command.pre_exec(|| {
+                for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
+                Ok(())
+            });
+        }
         if way == "background" {
             // SAFETY: both are async-signal-safe. A session of its own has the terminal as its controlling one.
             unsafe {

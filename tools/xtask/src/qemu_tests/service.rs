@@ -33,7 +33,10 @@ impl Service {
     pub(super) fn start(label: &str, program: &Command, log: &Path, echo: bool) -> Result<Self, String> {
         // It must not outlive these tests, even if they are killed: emulation takes whole processors.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL"]).arg(program.get_program()).args(program.get_args());
+        command.args(["--pdeathsig", "KILL"]);
+        // Whoever runs the tests may have these ignored, as nohup does, and they would stay so.
+        command.args(["env", "--default-signal=HUP,INT,QUIT,TERM"]);
+        command.arg(program.get_program()).args(program.get_args());
         let mut start = || -> io::Result<Self> {
             let log = File::options().create(true).append(true).open(log)?;
             let (reader, writer) = io::pipe()?;
