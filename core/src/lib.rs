@@ -9,6 +9,7 @@
 //! | [`worker`] | polling threads |
 //! | [`plugin`] | the plugin host |
 //! | [`config`] | the configuration file |
+//! | [`event`] | notifications of drivers, and front ends that hold up those who send them |
 //! | [`cpus`] | which CPUs threads run on |
 //! | [`log_budget`] | a bound on the log lines that a guest or a plugin can cause |
 //! | [`stats`] | counters and histograms that other processes can map |
@@ -21,6 +22,7 @@ pub mod config;
 pub mod cpus;
 pub mod device;
 pub mod error;
+pub mod event;
 mod fallible;
 pub mod log_budget;
 #[allow(unsafe_code)]

@@ -7,6 +7,7 @@ use pollux_core::{
         blk::BlkOptions,
         coalescing::{Coalescing, INTERRUPTS_PER_SECOND},
     },
+    event::Notifier,
     memory::GuestMemory,
     testing::{
         blk::{BlkDriver, Cut, IN, OK, pattern, wait_for},
@@ -14,7 +15,6 @@ use pollux_core::{
         driver::RingKind,
         rig::{Rig, options},
     },
-    transport::Notifier,
     worker::QueueUpdate,
 };
 use std::{

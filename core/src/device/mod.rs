@@ -11,9 +11,9 @@ pub mod coalescing;
 pub mod queues;
 
 use crate::{
+    event::{InterruptState, Notifier},
     memory::GuestMemory,
     ring::{QueueConfig, RingStart},
-    transport::{InterruptState, Notifier},
     worker::{Position, QueueUpdate},
 };
 use std::{ops::Range, os::fd::RawFd, sync::Arc};

@@ -9,13 +9,12 @@ use crate::{
         blk::{Blk, BlkOptions},
         coalescing::Coalescing,
     },
+    event::{InterruptState, Notifier},
     memory::GuestMemory,
     plugin::BlockBackend,
     ring::{QueueConfig, RingStart},
     stats::StatsSegment,
-    transport::{
-        InterruptState, Notifier, STATUS_ACKNOWLEDGE, STATUS_DRIVER, STATUS_DRIVER_OK, STATUS_FEATURES_OK, VirtioDevice,
-    },
+    transport::{STATUS_ACKNOWLEDGE, STATUS_DRIVER, STATUS_DRIVER_OK, STATUS_FEATURES_OK, VirtioDevice},
     worker::{Task, WorkerHandle},
 };
 use std::sync::Arc;

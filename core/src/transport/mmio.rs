@@ -2,7 +2,7 @@
 //!
 //! Nothing here knows a hypervisor. A guest may access any register with any size at any time; what makes no sense
 //! reads as zero and is ignored when written.
-use crate::transport::{Notifier, VirtioDevice};
+use crate::{event::Notifier, transport::VirtioDevice};
 use std::sync::Arc;
 use vmm_sys_util::eventfd::EventFd;
 

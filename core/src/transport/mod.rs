@@ -3,9 +3,6 @@
 //! [`pci`] and [`mmio`] are register maps onto [`VirtioDevice`], [`vhost_user`] is a map of messages. All end in
 //! [`DeviceModel::activate`] and [`DeviceModel::start_queue`].
 mod bus_master;
-#[allow(unsafe_code)] // asynchronous I/O, for which there is no wrapper
-mod conduct;
-mod interrupt;
 pub mod mmio;
 pub mod pci;
 mod queue_setup;
@@ -13,12 +10,11 @@ mod queue_setup;
 mod test_device;
 pub mod vhost_user;
 
-pub(crate) use conduct::Conduct;
-pub use interrupt::{ISR_CONFIG, ISR_QUEUE, InterruptState, Notifier};
 pub use queue_setup::QueueSetup;
 
 use crate::{
     device::{Activation, ActiveQueue, DeviceModel},
+    event::{InterruptState, Notifier},
     memory::GuestMemory,
     ring::{RingKind, RingStart},
 };

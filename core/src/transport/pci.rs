@@ -5,7 +5,7 @@
 //! [`capabilities`] in its configuration space, and has the MSI-X table and its pending bits in the rest of the BAR.
 //! A guest may access any register with any size at any time; what makes no sense reads as zero and is ignored when
 //! written.
-use crate::transport::{Notifier, VirtioDevice};
+use crate::{event::Notifier, transport::VirtioDevice};
 use std::{io, sync::Arc};
 use vmm_sys_util::eventfd::EventFd;
 

@@ -1,7 +1,8 @@
 //! A device model that records what its transport does, for the tests of register maps.
-use super::{InterruptState, VirtioDevice};
+use super::VirtioDevice;
 use crate::{
     device::{ActivateError, Activation, ActiveQueue, DeviceModel},
+    event::InterruptState,
     memory::GuestMemory,
 };
 use std::sync::{Arc, Mutex};

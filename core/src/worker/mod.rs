@@ -15,7 +15,6 @@
 //! | `sleep` | the order of arming, looking and sleeping, in which no wake-up is lost |
 //! | `pause` | a pause of the processor between two polls |
 //! | `meter` | what is counted of a worker |
-//! | `watchdog` | frees workers that a front end holds up |
 mod core;
 mod idle;
 mod mailbox;
@@ -26,8 +25,6 @@ mod sleep;
 pub mod task;
 #[allow(unsafe_code)]
 pub mod watch;
-#[allow(unsafe_code)]
-pub(crate) mod watchdog;
 mod window;
 
 pub use idle::IdlePolicy;
@@ -42,6 +39,7 @@ use self::{
     mailbox::{Command, Mailbox},
 };
 use crate::cpus::{self, Pin};
+use crate::event::watchdog;
 use crate::stats::{Capacity, StatsSegment, WorkerStatsHandle};
 use std::{
     io,

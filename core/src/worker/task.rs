@@ -1,9 +1,9 @@
 //! What a worker runs.
 use super::Watch;
 use crate::{
+    event::Notifier,
     memory::{DirtyLog, Translator},
     ring::QueueConfig,
-    transport::Notifier,
 };
 use std::{os::fd::RawFd, sync::mpsc::SyncSender};
 use vmm_sys_util::eventfd::EventFd;

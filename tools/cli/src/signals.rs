@@ -10,7 +10,7 @@
 //! | SIGPIPE | ignored, by Rust's runtime: the write fails with EPIPE |
 //! | SIGTTOU in `serve` | ignored: a log line to the terminal of another job (`stty tostop`) does not stop all disks |
 //! | SIGBUS | an access to a page that a mapped file has lost: see `pollux_guard` |
-//! | SIGURG | has no effect but to interrupt a system call that holds up a worker (`pollux_core::worker::watchdog`) |
+//! | SIGURG | has no effect but to interrupt a system call that holds up a worker (`pollux_core::event::watchdog`) |
 //! | others | what they did before: nothing of ours raises them |
 //!
 //! What a signal of the first three kinds found ignored when the process began stays ignored, as `nohup` and the

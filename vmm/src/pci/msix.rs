@@ -7,7 +7,7 @@
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
-use pollux_core::transport::{InterruptState, VirtioDevice};
+use pollux_core::{event::InterruptState, transport::VirtioDevice};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::irq::{InterruptRouter, Message};

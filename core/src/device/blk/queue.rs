@@ -15,12 +15,12 @@ use super::{
 };
 use crate::{
     device::coalescing::{Coalescer, Coalescing},
+    event::{InterruptState, Notifier},
     fallible,
     memory::{DirtyLog, GuestMemory, Translator},
     plugin::{BackendQueue, QueueFailed},
     ring::{QueueConfig, Ring, RingError, RingStart},
     stats::{QueueStatsHandle, clock},
-    transport::{InterruptState, Notifier},
     worker::{Position, QueueUpdate, SleepFds, Task, Watch},
 };
 use pollux_abi::block_v1::{BlockRequest, POLLUX_BLOCK_FLUSH};

@@ -2,10 +2,11 @@
 use super::told::{CONFIG_BYTES, Space};
 use crate::{
     device::{Activation, ActiveQueue, ConfigFields, DeviceModel, ToldConfig},
+    event::InterruptState,
     log_budget::LogBudget,
     memory::GuestMemory,
     ring::QueueConfig,
-    transport::{InterruptState, TRANSPORT_FEATURES},
+    transport::TRANSPORT_FEATURES,
     worker::{Position, QueueUpdate},
 };
 use rustix::{

@@ -37,7 +37,7 @@ mod told;
 mod vring;
 mod wire;
 
-use crate::{device::DeviceModel, worker::watchdog};
+use crate::{device::DeviceModel, event::watchdog};
 use device::{Device, SessionId};
 use session::Session;
 use socket::Listener;

@@ -10,10 +10,11 @@ use super::{
 };
 use crate::{
     device::{ActiveQueue, ToldConfig},
+    event::{Conduct, InterruptState, Notifier, watchdog},
     memory::{DirtyLog, ForeignMapping, GuestMemory, Quota, foreign::ForeignError, guard},
     ring::{InflightPlace, RingKind, RingStart},
-    transport::{Conduct, InterruptState, Notifier, check_front_end_features},
-    worker::{QueueUpdate, watchdog},
+    transport::check_front_end_features,
+    worker::QueueUpdate,
 };
 use std::{
     fs::File,

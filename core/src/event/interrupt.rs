@@ -90,11 +90,11 @@ impl InterruptState {
     }
 
     /// Changes whenever the configuration space does.
-    pub(super) fn config_generation(&self) -> u32 {
+    pub(crate) fn config_generation(&self) -> u32 {
         self.config_generation.load(Ordering::Acquire)
     }
 
-    pub(super) fn reset(&self) {
+    pub(crate) fn reset(&self) {
         self.isr.store(0, Ordering::Release);
         self.needs_reset.store(false, Ordering::Release);
     }

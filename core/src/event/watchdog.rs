@@ -5,7 +5,7 @@
 //! flag of a call overrides that (for a read, RWF_NOWAIT does). So threads that write to such events say when they
 //! begin and end, and a thread that does nothing else looks now and then whether one of them has made no progress, and
 //! interrupts its call by a signal: it fails with EINTR. What becomes of that front end is decided by
-//! [`Conduct`](crate::transport::Conduct).
+//! [`Conduct`](super::conduct::Conduct).
 //!
 //! That thread takes no lock which anybody keeps while waiting: a control thread may be waiting for the very worker
 //! that is held up.

@@ -5,7 +5,7 @@
 //! trusted any more: its connection ends, and from then on every event that is handed over for its device is signalled
 //! by the kernel, as the completion event of an asynchronous read of nothing (IOCB_FLAG_RESFD). That cannot wait, since
 //! a counter without room just stays full; it takes about three times as long as a write.
-use crate::worker::watchdog;
+use super::watchdog;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::{
     fs::File,
