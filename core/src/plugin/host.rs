@@ -5,36 +5,55 @@ use pollux_abi::{
     text::Text,
 };
 use std::{
+    collections::VecDeque,
     ffi::c_void,
     io,
     os::fd::{AsRawFd, RawFd},
     panic::catch_unwind,
+    ptr::null_mut,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tracing::level_filters::LevelFilter;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// The host's side of one `HostV1`: whom it was lent to.
+/// Tables of one plugin that rest before the first of them is lent again. A thread that goes on using the table of a
+/// closed instance, which its plugin should have ended, is not heard; only after so many other instances could it be
+/// taken for another one of the same plugin.
+const RESTING: usize = 32;
+
+/// Tables that nobody has at the moment, the one that was given back first in front.
+static FREE: Mutex<VecDeque<&'static ServiceTable>> = Mutex::new(VecDeque::new());
+
+/// What is lent to one instance, for as long as it is open.
 #[derive(Debug)]
-pub(super) struct HostContext {
-    plugin: String,
+struct Lent {
     /// Empty for the plugin as a whole.
     instance: String,
     changed: EventFd,
     lines: LogBudget,
-    log_level: u32,
 }
 
-/// A table of services together with its context. The table points into the box, which stays where it is.
+/// A table of services, and what is behind it. It is never freed, and what a plugin reads of it never changes, since a
+/// thread of the plugin may still use it when its instance is closed (`host_v1`: it stays valid until the process
+/// ends). Then it does nothing, until it is lent to another instance of the same plugin.
+#[derive(Debug)]
+struct ServiceTable {
+    table: HostV1,
+    plugin: String,
+    lent: Mutex<Option<Arc<Lent>>>,
+}
+
+// SAFETY: the table's pointer leads to the value itself, which lives for ever and is behind a lock where it changes.
+unsafe impl Send for ServiceTable {}
+// SAFETY: as above.
+unsafe impl Sync for ServiceTable {}
+
+/// The services of one instance. Dropped, they are no more than a table that does nothing.
 #[derive(Debug)]
 pub(super) struct HostServices {
-    table: Box<HostV1>,
-    context: Box<HostContext>,
+    table: &'static ServiceTable,
+    lent: Arc<Lent>,
 }
-
-// SAFETY: the table's pointer leads to the context, which is `Sync` and owned beside it.
-unsafe impl Send for HostServices {}
-// SAFETY: as above.
-unsafe impl Sync for HostServices {}
 
 impl HostServices {
     /// For the `instance` of a plugin. One that is opened as a `probe` is opened once more if it is used, and says then
@@ -44,38 +63,75 @@ impl HostServices {
     /// No more file descriptors.
     pub(super) fn new(plugin: &str, instance: &str, probe: bool) -> io::Result<Self> {
         let log_level = if probe { log_level().min(POLLUX_LOG_WARN) } else { log_level() };
-        let context = Box::new(HostContext {
-            plugin: plugin.into(),
+        let lent = Arc::new(Lent {
             instance: instance.into(),
             changed: EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
             lines: LogBudget::of_plugin(),
-            log_level,
         });
-        let table = Box::new(HostV1 {
-            struct_size: size_of::<HostV1>() as u32,
-            log_level,
-            context: (&raw const *context).cast_mut().cast(),
-            log,
-            changed,
-            reserved: [0; 4],
-        });
-        Ok(HostServices { table, context })
+        let table = ServiceTable::take(plugin, log_level);
+        *lock(&table.lent) = Some(lent.clone());
+        Ok(HostServices { table, lent })
     }
 
     pub(super) fn table(&self) -> *const HostV1 {
-        &*self.table
+        &self.table.table
     }
 
     /// Becomes readable when the plugin says that its description has changed.
     pub(super) fn change_event(&self) -> RawFd {
-        self.context.changed.as_raw_fd()
+        self.lent.changed.as_raw_fd()
     }
 
     /// Forgets that it has.
     pub(super) fn take_changed(&self) {
         // EAGAIN: it has not.
-        let _ = self.context.changed.read();
+        let _ = self.lent.changed.read();
     }
+}
+
+impl Drop for HostServices {
+    fn drop(&mut self) {
+        *lock(&self.table.lent) = None;
+        lock(&FREE).push_back(self.table);
+    }
+}
+
+impl ServiceTable {
+    /// A table for `plugin`, used before if there is one that has rested.
+    fn take(plugin: &str, log_level: u32) -> &'static Self {
+        let mut free = lock(&FREE);
+        let fits = |table: &ServiceTable| table.plugin == plugin && table.table.log_level == log_level;
+        let mut fitting = free.iter().enumerate().filter(|(_, table)| fits(table)).map(|(index, _)| index);
+        let (first, count) = (fitting.next(), 1 + fitting.count());
+        let rested = first.filter(|_| count > RESTING).and_then(|first| free.remove(first));
+        rested.unwrap_or_else(|| Self::make(plugin, log_level))
+    }
+
+    fn make(plugin: &str, log_level: u32) -> &'static Self {
+        let table = HostV1 {
+            struct_size: size_of::<HostV1>() as u32,
+            log_level,
+            context: null_mut(),
+            log,
+            changed,
+            reserved: [0; 4],
+        };
+        let made = Box::into_raw(Box::new(ServiceTable { table, plugin: plugin.into(), lent: Mutex::new(None) }));
+        // SAFETY: it was just made, nobody else has it yet, and it is never freed.
+        unsafe {
+            (*made).table.context = made.cast();
+            &*made
+        }
+    }
+
+    /// What it is lent for; nothing if its instance is closed.
+    fn lent(&self) -> Option<Arc<Lent>> {
+        lock(&self.lent).clone()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn log_level() -> u32 {
@@ -92,14 +148,13 @@ fn log_level() -> u32 {
 unsafe extern "C" fn log(context: *mut c_void, level: u32, target: Text, message: Text) {
     // A panic must not cross into the plugin; a log line that cannot be written is lost.
     let _ = catch_unwind(|| {
-        // SAFETY: the context is the one of `HostServices`, which outlives the plugin's use of it; the texts live
-        // during the call.
-        let (context, target, message) =
-            unsafe { (&*context.cast::<HostContext>(), target.as_str(), message.as_str()) };
-        if level > context.log_level || !context.lines.may_log(&context.plugin) {
+        // SAFETY: the context is a `ServiceTable`, which is never freed; the texts live during the call.
+        let (table, target, message) = unsafe { (&*context.cast::<ServiceTable>(), target.as_str(), message.as_str()) };
+        let Some(lent) = table.lent().filter(|_| level <= table.table.log_level) else { return };
+        if !lent.lines.may_log(&table.plugin) {
             return;
         }
-        let (plugin, instance) = (context.plugin.as_str(), context.instance.as_str());
+        let (plugin, instance) = (table.plugin.as_str(), lent.instance.as_str());
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(target: "pollux::plugin", plugin, instance, origin = target, "{message}")
@@ -117,7 +172,58 @@ unsafe extern "C" fn log(context: *mut c_void, level: u32, target: Text, message
 
 unsafe extern "C" fn changed(context: *mut c_void) {
     // SAFETY: as in `log`.
-    let context = unsafe { &*context.cast::<HostContext>() };
-    // A counter that is full has said so long ago.
-    let _ = context.changed.write(1);
+    let table = unsafe { &*context.cast::<ServiceTable>() };
+    if let Some(lent) = table.lent() {
+        // A counter that is full has said so long ago.
+        let _ = lent.changed.write(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    fn says_changed(table: *const HostV1) {
+        // SAFETY: tables live for ever.
+        unsafe { ((*table).changed)((*table).context) }
+    }
+
+    #[test]
+    fn a_table_does_nothing_once_its_instance_is_closed_and_others_are_not_mistaken_for_it() {
+        let closed = HostServices::new("late", "first", false).expect("services");
+        let stale = closed.table();
+        drop(closed);
+        let open: Vec<_> = (0..RESTING).map(|_| HostServices::new("late", "next", false).expect("services")).collect();
+        says_changed(stale);
+        // SAFETY: tables live for ever, and the texts are static.
+        unsafe { ((*stale).log)((*stale).context, 1, Text::new(""), Text::new("said too late")) };
+        for services in &open {
+            assert_ne!(services.table(), stale);
+            let rung = services.lent.changed.read().map_err(|error| error.kind());
+            assert_eq!(rung, Err(io::ErrorKind::WouldBlock));
+        }
+        says_changed(open[0].table());
+        assert_eq!(open[0].lent.changed.read().ok(), Some(1), "one that is open is heard");
+    }
+
+    #[test]
+    fn however_many_instances_come_and_go_there_are_few_tables_and_no_descriptors() {
+        let services = || HostServices::new("busy", "disk", false).expect("services");
+        let tables: HashSet<_> = (0..1000).map(|_| services().table()).collect();
+        assert!(tables.len() <= RESTING + 1, "{} tables", tables.len());
+        let (event, lent) = {
+            let closed = services();
+            (closed.change_event(), Arc::downgrade(&closed.lent))
+        };
+        assert!(lent.upgrade().is_none(), "its event {event} is closed with it");
+    }
+
+    #[test]
+    fn the_table_of_one_plugin_is_not_lent_to_another() {
+        let tables = |plugin: &str| -> HashSet<_> {
+            (0..3 * RESTING).map(|_| HostServices::new(plugin, "disk", false).expect("services").table()).collect()
+        };
+        assert!(tables("one").is_disjoint(&tables("other")));
+    }
 }

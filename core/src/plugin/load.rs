@@ -146,7 +146,7 @@ impl Plugin {
     }
 
     fn initialize(&self) -> Result<(), LoadError> {
-        // The plugin may keep the services for ever, so they are never freed.
+        // They are the plugin's for as long as it is loaded, which is for ever.
         let services = HostServices::new(&self.name, "", false)
             .map_err(|error| LoadError::Initialize(self.path.clone(), error))?;
         let services: &'static HostServices = Box::leak(Box::new(services));

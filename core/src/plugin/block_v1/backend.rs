@@ -67,7 +67,8 @@ pub struct BlockBackend {
     table: &'static BlockV1,
     instance: *mut c_void,
     info: BlockInfo,
-    services: &'static HostServices,
+    /// Given back after `close`: fields are dropped after that.
+    services: HostServices,
     /// The regions that the plugin was told of, kept mapped until they are taken back. Also
     /// keeps control calls apart, as the contract wants.
     memory: Mutex<Announced>,
@@ -91,10 +92,8 @@ impl BlockBackend {
     /// The plugin has no `block/1`, refuses the options, or describes an impossible medium.
     pub fn open(plugin: &Plugin, name: &str, options: &OpenOptions) -> Result<Arc<Self>, BackendError> {
         let table = plugin.interface::<BlockV1>(BlockV1::NAME)?;
-        // A thread of the plugin's may use the services after `close`, so they are never freed.
         let services = HostServices::new(plugin.name(), name, options.probe)
             .map_err(|error| BackendError::Refused { name: name.into(), reason: error.to_string() })?;
-        let services: &'static HostServices = Box::leak(Box::new(services));
         let mut flags = 0;
         if options.read_only {
             flags |= POLLUX_BLOCK_OPEN_READ_ONLY;
