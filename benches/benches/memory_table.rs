@@ -6,13 +6,13 @@
 #![allow(missing_docs)]
 use pollux_core::{
     memory::GuestMemory,
+    queue::QueueUpdate,
     testing::{
         blk::{BlkDriver, Cut, IN},
         disk::{self, Behaviour, control},
         driver::RingKind,
         rig::Rig,
     },
-    worker::QueueUpdate,
 };
 use std::{sync::mpsc::sync_channel, time::Instant};
 

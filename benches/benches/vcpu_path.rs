@@ -7,10 +7,8 @@
 #![allow(missing_docs)]
 use pollux_benches::{backend, median, round_trip_ns};
 use pollux_core::{
-    device::{
-        blk::{Blk, BlkOptions},
-        coalescing::Coalescing,
-    },
+    device::blk::{Blk, BlkOptions},
+    queue::coalescing::Coalescing,
     stats::{StatsSegment, clock},
     worker::{IdlePolicy, Worker},
 };

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`memory`] | guest memory, the choke point where a guest's address becomes a host pointer, and memory that another process owns |
 //! | [`ring`] | virtqueues as a polling device reads them |
+//! | [`queue`] | what every device's queue does on a worker |
 //! | [`device`] | device models: what a guest's driver sees |
 //! | [`transport`] | how the driver reaches a device: the status machine, the register maps of PCI and MMIO, vhost-user |
 //! | [`worker`] | polling threads |
@@ -29,6 +30,7 @@ pub mod log_budget;
 pub mod memory;
 #[allow(unsafe_code)]
 pub mod plugin;
+pub mod queue;
 #[allow(unsafe_code)]
 pub mod ring;
 #[allow(unsafe_code)]

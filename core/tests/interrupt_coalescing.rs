@@ -3,19 +3,19 @@
 //! The tests that turn a queue by hand decide which requests complete in which turn. Where time is not to play a part
 //! it is longer than any test.
 use pollux_core::{
-    device::{
-        blk::BlkOptions,
-        coalescing::{Coalescing, INTERRUPTS_PER_SECOND},
-    },
+    device::blk::BlkOptions,
     event::Notifier,
     memory::GuestMemory,
+    queue::{
+        QueueUpdate,
+        coalescing::{Coalescing, INTERRUPTS_PER_SECOND},
+    },
     testing::{
         blk::{BlkDriver, Cut, IN, OK, pattern, wait_for},
         disk::{self, Behaviour, ReleasedAtEnd},
         driver::RingKind,
         rig::{Rig, options},
     },
-    worker::QueueUpdate,
 };
 use std::{
     sync::Arc,

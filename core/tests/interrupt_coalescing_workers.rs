@@ -1,10 +1,8 @@
 //! Workers that hold interrupts for others: a driver that sleeps is woken, whatever the idle policy, over vhost-user as
 //! well.
 use pollux_core::{
-    device::{
-        blk::{Blk, BlkOptions},
-        coalescing::Coalescing,
-    },
+    device::blk::{Blk, BlkOptions},
+    queue::coalescing::Coalescing,
     stats::StatsSegment,
     testing::{
         blk::{BlkDriver, Cut, IN, OK, OUT, pattern, wait_for},

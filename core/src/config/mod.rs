@@ -25,7 +25,7 @@ pub use diagnostic::{Diagnostic, Label, Position, Severity, Span, Spanned};
 pub use host::{Host, HugepagePool, Limits};
 pub use options::Options;
 
-use crate::{device::coalescing::Coalescing, transport::vhost_user::socket::SocketSpec, worker::IdlePolicy};
+use crate::{queue::coalescing::Coalescing, transport::vhost_user::socket::SocketSpec, worker::IdlePolicy};
 use diagnostic::Diagnostics;
 use read::Table;
 use std::{fs::File, io, io::Read, path::Path, path::PathBuf};

@@ -4,17 +4,14 @@
 //! |---|---|
 //! | [`blk`] | block device (virtio 1.3, 5.2) |
 //!
-//! [`queues`] is what all of them do with the queues of theirs that run on workers, [`coalescing`] when they tell their
-//! drivers.
+//! Their queues are of one make: see [`queue`](crate::queue).
 pub mod blk;
-pub mod coalescing;
-pub mod queues;
 
 use crate::{
     event::{InterruptState, Notifier},
     memory::GuestMemory,
+    queue::{Position, QueueUpdate},
     ring::{QueueConfig, RingStart},
-    worker::{Position, QueueUpdate},
 };
 use std::{ops::Range, os::fd::RawFd, sync::Arc};
 use vmm_sys_util::eventfd::EventFd;

@@ -7,11 +7,11 @@ use crate::{
     device::{
         Activation, ActiveQueue,
         blk::{Blk, BlkOptions},
-        coalescing::Coalescing,
     },
     event::{InterruptState, Notifier},
     memory::GuestMemory,
     plugin::BlockBackend,
+    queue::coalescing::Coalescing,
     ring::{QueueConfig, RingStart},
     stats::StatsSegment,
     transport::{STATUS_ACKNOWLEDGE, STATUS_DRIVER, STATUS_DRIVER_OK, STATUS_FEATURES_OK, VirtioDevice},

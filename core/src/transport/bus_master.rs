@@ -2,7 +2,7 @@
 //! function (PCI 3.0, 6.2.2). A kernel that hands the machine over to another one clears it, so that nothing of the old
 //! one's reaches the new one's memory.
 use super::VirtioDevice;
-use crate::{ring::RingStart, worker::Position};
+use crate::{queue::Position, ring::RingStart};
 use tracing::error;
 
 /// Where a queue goes on that was not started, or was stopped, because the device may not access memory.

@@ -1,12 +1,12 @@
 //! The loop of a worker's thread.
 use super::{
-    IdlePolicy, QueueUpdate, Task, TaskId,
+    IdlePolicy, Task, TaskId,
     idle::Idle,
     mailbox::{Command, Mailbox, Refusal},
     meter::Meter,
     roster::{Entry, Roster},
 };
-use crate::stats::WorkerStatsHandle;
+use crate::{queue::QueueUpdate, stats::WorkerStatsHandle};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering, mpsc::SyncSender},

@@ -1,5 +1,6 @@
 //! The way to talk to a worker: a lock-free mailbox, and a bell for one that sleeps.
-use super::{QueueUpdate, Task, TaskId, WorkerError};
+use super::{Task, TaskId, WorkerError};
+use crate::queue::QueueUpdate;
 use crossbeam_queue::ArrayQueue;
 use std::{
     fmt, io,

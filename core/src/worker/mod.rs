@@ -31,7 +31,7 @@ pub use idle::IdlePolicy;
 pub use mailbox::WorkerHandle;
 pub(crate) use roster::Roster;
 pub use roster::{LOOKS, REST_AFTER};
-pub use task::{Position, QueueUpdate, Retired, SleepFds, Task};
+pub use task::{SleepFds, Task};
 pub use watch::Watch;
 
 use self::{

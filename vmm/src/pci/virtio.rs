@@ -291,8 +291,8 @@ mod tests {
     use kvm_ioctls::Kvm;
     use pollux_core::device::{ActivateError, Activation, ActiveQueue, DeviceModel};
     use pollux_core::memory::GuestMemory;
+    use pollux_core::queue::Position;
     use pollux_core::transport::VirtioDevice;
-    use pollux_core::worker::Position;
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     /// Offset of BAR 0 in configuration space.

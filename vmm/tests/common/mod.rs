@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use pollux_core::device::blk::{Blk, BlkOptions};
-use pollux_core::device::coalescing::Coalescing;
 use pollux_core::plugin::{BlockBackend, OpenOptions, Plugin};
+use pollux_core::queue::coalescing::Coalescing;
 use pollux_core::stats::StatsSegment;
 use pollux_core::testing::build;
 use pollux_core::worker::{IdlePolicy, Worker};

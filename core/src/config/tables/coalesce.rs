@@ -5,7 +5,7 @@ use crate::{
         read::{Table, with_article},
         suggest,
     },
-    device::coalescing::Coalescing,
+    queue::coalescing::Coalescing,
 };
 
 const WORDS: [(&str, Coalescing); 2] = [("off", Coalescing::Off), ("adaptive", Coalescing::Adaptive)];

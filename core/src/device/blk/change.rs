@@ -6,8 +6,8 @@ use super::{
 };
 use crate::{
     memory::{DirtyLog, Translator},
+    queue::{QueueUpdate, Retired},
     ring::{QueueConfig, Ring},
-    worker::{QueueUpdate, Retired},
 };
 use pollux_abi::block_v1::{POLLUX_BLOCK_READ, Segment};
 use rustix::io::{ReadWriteFlags, preadv2};

@@ -1,7 +1,7 @@
 //! Interrupts of a queue that may be held for later requests: what a turn does at its end where there is more to it
 //! than to signal.
 use super::queue::{BlkQueue, Phase};
-use crate::{device::coalescing::Fate, ring::Ring, stats::clock};
+use crate::{queue::coalescing::Fate, ring::Ring, stats::clock};
 
 impl<R: Ring> BlkQueue<R> {
     /// Goes on with a stop, shows the driver what was completed, and sends the interrupt that is owed for it, if it is

@@ -17,16 +17,14 @@ mod request;
 mod rooms;
 mod tally;
 
-use super::{
-    ActivateError, Activation, ActiveQueue, ConfigFields, DeviceModel, ToldConfig, coalescing::Coalescing,
-    queues::QueueSet,
-};
+use super::{ActivateError, Activation, ActiveQueue, ConfigFields, DeviceModel, ToldConfig};
 use crate::{
     memory::GuestMemory,
     plugin::BlockBackend,
+    queue::{Position, QueueSet, QueueUpdate, coalescing::Coalescing},
     ring::{InOrder, PackedRing, QueueConfig, Ring, RingError, RingKind, SplitRing},
     stats::{QueueStatsHandle, StatsSegment},
-    worker::{Position, QueueUpdate, Task, WorkerHandle},
+    worker::{Task, WorkerHandle},
 };
 use config::Config;
 use failures::FailureLog;

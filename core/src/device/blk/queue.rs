@@ -14,14 +14,17 @@ use super::{
     tally::Tally,
 };
 use crate::{
-    device::coalescing::{Coalescer, Coalescing},
     event::{InterruptState, Notifier},
     fallible,
     memory::{DirtyLog, GuestMemory, Translator},
     plugin::{BackendQueue, QueueFailed},
+    queue::{
+        Position, QueueUpdate,
+        coalescing::{Coalescer, Coalescing},
+    },
     ring::{QueueConfig, Ring, RingError, RingStart},
     stats::{QueueStatsHandle, clock},
-    worker::{Position, QueueUpdate, SleepFds, Task, Watch},
+    worker::{SleepFds, Task, Watch},
 };
 use pollux_abi::block_v1::{BlockRequest, POLLUX_BLOCK_FLUSH};
 use std::{

@@ -5,9 +5,9 @@ use crate::{
     event::InterruptState,
     log_budget::LogBudget,
     memory::GuestMemory,
+    queue::{Position, QueueUpdate},
     ring::QueueConfig,
     transport::TRANSPORT_FEATURES,
-    worker::{Position, QueueUpdate},
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},

@@ -9,9 +9,9 @@ use super::{
 };
 use crate::{
     memory::{DirtyLog, sealed_file},
+    queue::QueueUpdate,
     ring::{MAX_QUEUE_SIZE, RingKind},
     transport::STATUS_NEEDS_RESET,
-    worker::QueueUpdate,
 };
 use std::{
     fs::File,

@@ -12,9 +12,9 @@ use crate::{
     device::{ActiveQueue, ToldConfig},
     event::{Conduct, InterruptState, Notifier, watchdog},
     memory::{DirtyLog, ForeignMapping, GuestMemory, Quota, foreign::ForeignError, guard},
+    queue::QueueUpdate,
     ring::{InflightPlace, RingKind, RingStart},
     transport::check_front_end_features,
-    worker::QueueUpdate,
 };
 use std::{
     fs::File,

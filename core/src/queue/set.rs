@@ -1,8 +1,9 @@
 //! The queues of one device on their workers, whatever the device is: attached, changed while they run, detached.
+use super::{Position, QueueUpdate, Retired};
 use crate::{
     memory::GuestMemory,
     ring::QueueConfig,
-    worker::{Position, QueueUpdate, Retired, Task, TaskId, WorkerHandle},
+    worker::{Task, TaskId, WorkerHandle},
 };
 use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
 use tracing::error;

@@ -58,7 +58,7 @@ enum Pace {
 
 /// What a batch that was given back to the driver comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(crate) enum Fate {
     /// The driver does not want to be told.
     Unwanted,
     /// An interrupt is owed from now on.
@@ -70,7 +70,7 @@ pub(super) enum Fate {
 /// The interrupt of one queue, between the time that its driver wants it and that it is sent. The clock is looked at
 /// only while one is owed.
 #[derive(Debug)]
-pub(super) struct Coalescer {
+pub(crate) struct Coalescer {
     pace: Pace,
     owed: bool,
     /// Requests that the one owed tells of.
@@ -79,7 +79,7 @@ pub(super) struct Coalescer {
 
 impl Coalescer {
     /// The time is counted in ticks of a clock that has so many in a second.
-    pub(super) fn new(coalescing: Coalescing, ticks_per_second: u64) -> Self {
+    pub(crate) fn new(coalescing: Coalescing, ticks_per_second: u64) -> Self {
         let pace = match coalescing {
             Coalescing::Off => Pace::AtOnce,
             Coalescing::Adaptive => {
@@ -94,19 +94,19 @@ impl Coalescer {
     }
 
     /// Whether nothing is ever held.
-    pub(super) fn is_off(&self) -> bool {
+    pub(crate) fn is_off(&self) -> bool {
         matches!(self.pace, Pace::AtOnce)
     }
 
     /// Whether an interrupt is to be sent, now or later.
     #[inline]
-    pub(super) fn is_owed(&self) -> bool {
+    pub(crate) fn is_owed(&self) -> bool {
         self.owed
     }
 
     /// Notes a batch of `requests` that the driver can see from now on, and whether it wants to be told of it.
     #[inline]
-    pub(super) fn note(&mut self, requests: u32, is_wanted: bool) -> Fate {
+    pub(crate) fn note(&mut self, requests: u32, is_wanted: bool) -> Fate {
         if self.owed {
             self.requests = self.requests.saturating_add(requests);
             return Fate::Merged;
@@ -120,7 +120,7 @@ impl Coalescer {
 
     /// Whether the one that is owed is to be sent now. `has_more`: requests are in flight that it could yet tell of.
     #[inline]
-    pub(super) fn is_due(&mut self, has_more: bool, clock: impl Fn() -> u64) -> bool {
+    pub(crate) fn is_due(&mut self, has_more: bool, clock: impl Fn() -> u64) -> bool {
         debug_assert!(self.owed);
         if !has_more {
             return true;
@@ -144,7 +144,7 @@ impl Coalescer {
 
     /// The one that is owed, if there is one, is sent by the caller now: it is not owed any more.
     #[inline]
-    pub(super) fn take(&mut self, clock: impl Fn() -> u64) -> bool {
+    pub(crate) fn take(&mut self, clock: impl Fn() -> u64) -> bool {
         if !std::mem::take(&mut self.owed) {
             return false;
         }

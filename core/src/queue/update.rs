@@ -1,0 +1,44 @@
+//! Changes to a queue that runs, and what is known of one that has stopped.
+use crate::{
+    event::Notifier,
+    memory::{DirtyLog, Translator},
+    ring::QueueConfig,
+};
+use std::sync::mpsc::SyncSender;
+use vmm_sys_util::eventfd::EventFd;
+
+/// Where a queue stands in its rings: what has to be known to go on from there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// As [`Ring::base`](crate::ring::Ring::base) says it.
+    pub base: u32,
+}
+
+/// What a queue does not use any more: kept mapped until the last request is done that was taken under it.
+#[derive(Debug)]
+pub struct Retired(pub [Translator; 2]);
+
+/// A change to a running queue. The queue swaps the new for the old, which goes back to the control thread: dropping it
+/// may take long, and allocating it did.
+#[derive(Debug)]
+pub enum QueueUpdate {
+    /// A new memory map. The queue goes on in it at once; requests in flight end in the old one.
+    Memory {
+        /// Where the rings are in it.
+        config: QueueConfig,
+        /// For the rings and descriptor tables.
+        tables: Translator,
+        /// For data.
+        data: Translator,
+        /// Where the old map goes once no request is in flight that was taken under it. Room for one.
+        retired: SyncSender<Retired>,
+    },
+    /// How the driver is told of used buffers. It is told once at the change, in case the old way has missed it.
+    Notifier(Notifier),
+    /// Where the driver's kicks come in.
+    Kick(Option<EventFd>),
+    /// Which log notes the pages that the device writes, and the guest address by which the used ring is noted.
+    Log(Option<DirtyLog>, Option<u64>),
+    /// Nothing, or nothing any more.
+    Empty,
+}
