@@ -2,6 +2,7 @@
 //! made them, whatever the backend does, through a stop, a failure, a broken ring and a crash.
 use pollux_core::{
     device::blk::{Blk, BlkOptions, queue::GROUP},
+    queue::position_of,
     stats::StatsSegment,
     testing::{
         blk::{Cut, GET_ID, IN, IOERR, OK, OUT, pattern, wait_for},
@@ -103,7 +104,7 @@ fn a_request_that_ends_at_once_waits_for_those_before_it(kind: RingKind) {
 fn a_stop_gives_back_what_waits(kind: RingKind) {
     let mut rig = rig(kind, "stop", Behaviour::Held);
     let made = held_and_answered(&mut rig);
-    let before = rig.queue.position().expect("a position").base;
+    let before = position_of(&mut *rig.queue).expect("a position").base;
     assert_eq!(before, rig.driver.ring.base(true) & 0xffff | rig.driver.ring.base(false) & 0xffff_0000);
     rig.queue.begin_stop();
     (0..10).for_each(|_| _ = rig.queue.poll());
@@ -113,7 +114,11 @@ fn a_stop_gives_back_what_waits(kind: RingKind) {
         rig.queue.poll();
         rig.queue.is_stopped().then_some(())
     });
-    assert_eq!(rig.queue.position().expect("a position").base, rig.driver.ring.base(true), "all was given back");
+    assert_eq!(
+        position_of(&mut *rig.queue).expect("a position").base,
+        rig.driver.ring.base(true),
+        "all was given back"
+    );
     assert_eq!([rig.driver.pop(), rig.driver.pop()].map(|end| end.map(|end| end.head)), made.map(Some));
 }
 

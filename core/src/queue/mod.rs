@@ -10,4 +10,4 @@ pub mod set;
 pub mod update;
 
 pub use set::QueueSet;
-pub use update::{Position, QueueUpdate, Retired};
+pub use update::{Position, QueueUpdate, Retired, position_of};

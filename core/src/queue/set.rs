@@ -1,5 +1,5 @@
 //! The queues of one device on their workers, whatever the device is: attached, changed while they run, detached.
-use super::{Position, QueueUpdate, Retired};
+use super::{Position, QueueUpdate, Retired, position_of};
 use crate::{
     memory::GuestMemory,
     ring::QueueConfig,
@@ -60,12 +60,12 @@ impl QueueSet {
     pub fn detach(&mut self, index: usize) -> Option<Position> {
         let at = self.running.iter().position(|running| running.index == index)?;
         let Running { worker, id, .. } = self.running.remove(at);
-        let Some(task) = worker.detach(id, &self.device) else {
+        let Some(mut task) = worker.detach(id, &self.device) else {
             error!("{}: a queue was lost on worker {}; the device stays out of service", self.device, worker.name());
             self.lost = true;
             return None;
         };
-        task.position()
+        position_of(&mut *task)
     }
 
     /// Takes all of them back.

@@ -3,9 +3,17 @@ use crate::{
     event::Notifier,
     memory::{DirtyLog, Translator},
     ring::QueueConfig,
+    worker::Task,
 };
 use std::sync::mpsc::SyncSender;
 use vmm_sys_util::eventfd::EventFd;
+
+/// Where a queue stands that has been taken back from its worker. `None`: the task is no queue.
+pub fn position_of(queue: &mut dyn Task) -> Option<Position> {
+    let mut question = QueueUpdate::Position(None);
+    queue.update(&mut question);
+    if let QueueUpdate::Position(position) = question { position } else { None }
+}
 
 /// Where a queue stands in its rings: what has to be known to go on from there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +47,8 @@ pub enum QueueUpdate {
     Kick(Option<EventFd>),
     /// Which log notes the pages that the device writes, and the guest address by which the used ring is noted.
     Log(Option<DirtyLog>, Option<u64>),
+    /// Asks where the queue stands. Its owner does so when it has the queue back.
+    Position(Option<Position>),
     /// Nothing, or nothing any more.
     Empty,
 }

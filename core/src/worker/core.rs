@@ -2,11 +2,11 @@
 use super::{
     IdlePolicy, Task, TaskId,
     idle::Idle,
-    mailbox::{Command, Mailbox, Refusal},
+    mailbox::{Change, Command, Mailbox, Refusal},
     meter::Meter,
     roster::{Entry, Roster},
 };
-use crate::{queue::QueueUpdate, stats::WorkerStatsHandle};
+use crate::stats::WorkerStatsHandle;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering, mpsc::SyncSender},
@@ -133,12 +133,12 @@ impl Core {
         }
     }
 
-    fn update(&mut self, id: TaskId, mut update: Box<QueueUpdate>, reply: &SyncSender<Box<QueueUpdate>>) {
+    fn update(&mut self, id: TaskId, mut change: Change, reply: &SyncSender<Change>) {
         if let Some(index) = self.tasks.position(id) {
-            self.tasks.call(index, |entry| entry.task.update(&mut update));
+            self.tasks.call(index, |entry| entry.task.update(&mut *change));
         }
         // What is left in it goes back to be dropped there, in any case.
-        let _ = reply.send(update);
+        let _ = reply.send(change);
     }
 
     fn begin_stop(&mut self, index: usize, reply: Option<SyncSender<Option<Box<dyn Task>>>>) {

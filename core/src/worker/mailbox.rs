@@ -1,8 +1,8 @@
 //! The way to talk to a worker: a lock-free mailbox, and a bell for one that sleeps.
 use super::{Task, TaskId, WorkerError};
-use crate::queue::QueueUpdate;
 use crossbeam_queue::ArrayQueue;
 use std::{
+    any::Any,
     fmt, io,
     sync::{
         Arc,
@@ -22,11 +22,14 @@ const DRAIN_REPORT: Duration = Duration::from_secs(5);
 /// A task that did not start, with its reason; or without it, if it panicked and is leaked.
 pub(super) type Refusal = (String, Option<Box<dyn Task>>);
 
+/// A change to a task, of a type that the task knows.
+pub(super) type Change = Box<dyn Any + Send>;
+
 /// What a worker is asked to do, and where the answer goes.
 pub(super) enum Command {
     Attach(TaskId, Box<dyn Task>, SyncSender<Result<(), Refusal>>),
     Detach(TaskId, SyncSender<Option<Box<dyn Task>>>),
-    Update(TaskId, Box<QueueUpdate>, SyncSender<Box<QueueUpdate>>),
+    Update(TaskId, Change, SyncSender<Change>),
     Exit,
 }
 
@@ -111,12 +114,13 @@ impl WorkerHandle {
         }
     }
 
-    /// Changes something of a running queue, between two of its turns. Returns what it had before, so that it is
-    /// dropped here and not on the worker; `None`: there is no such task any more.
-    pub fn update(&self, id: TaskId, update: QueueUpdate) -> Option<QueueUpdate> {
+    /// Changes something of a task, between two of its turns. Returns what it had before, so that it is dropped here
+    /// and not on the worker; `None`: the worker has ended.
+    pub fn update<C: Any + Send>(&self, id: TaskId, change: C) -> Option<C> {
         let (reply, answer) = sync_channel(1);
-        self.send(Command::Update(id, Box::new(update), reply));
-        answer.recv().ok().map(|old| *old)
+        self.send(Command::Update(id, Box::new(change), reply));
+        // A task changes what is in the box, and not the box.
+        answer.recv().ok()?.downcast().ok().map(|before| *before)
     }
 
     pub(super) fn send(&self, command: Command) {

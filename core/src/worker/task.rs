@@ -1,7 +1,6 @@
 //! What a worker runs.
 use super::Watch;
-use crate::queue::{Position, QueueUpdate};
-use std::os::fd::RawFd;
+use std::{any::Any, os::fd::RawFd};
 
 /// The file descriptors on which a worker may sleep for a task.
 #[derive(Clone, Copy, Debug, Default)]
@@ -38,14 +37,12 @@ pub trait Task: Send {
     /// The last call of the worker. Returns whether the task may be dropped: not if something may still touch what it
     /// owns.
     fn finish(&mut self) -> bool;
-    /// Takes up a change, and leaves in its place what was there before. Queues do; other tasks have nothing to change.
-    fn update(&mut self, _update: &mut QueueUpdate) {}
-    /// Where a queue that has stopped stands. `None`: it is no queue.
-    fn position(&self) -> Option<Position> {
-        None
-    }
+    /// Takes up a change of a type that its kind of task knows, and leaves in its place what was there before: dropping
+    /// it may take long, so whoever sent the change does that. Others are left as they are. After the last call of the
+    /// worker, whoever has the task back may ask questions in this way.
+    fn update(&mut self, _change: &mut dyn Any) {}
     /// The task has panicked: tell the guest, and let go of what others may touch. Returns whether that has succeeded,
-    /// as [`finish`](Self::finish) does; then nothing is called any more but [`position`](Self::position) and `drop`,
+    /// as [`finish`](Self::finish) does; then nothing is called any more but [`update`](Self::update) and `drop`,
     /// else not even these.
     fn abandon(&mut self) -> bool;
     /// Where to sleep for it.

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     memory::{DirtyLog, Translator},
-    queue::{QueueUpdate, Retired},
+    queue::{Position, QueueUpdate, Retired},
     ring::{QueueConfig, Ring},
 };
 use pollux_abi::block_v1::{POLLUX_BLOCK_READ, Segment};
@@ -87,6 +87,9 @@ impl<R: Ring> BlkQueue<R> {
                 let old = self.ring.set_log(log.clone().zip(used));
                 swap(&mut self.log, &mut log);
                 *update = QueueUpdate::Log(log.or(old.map(|(log, _)| log)), None);
+            }
+            QueueUpdate::Position(_) => {
+                *update = QueueUpdate::Position(Some(Position { base: self.ring.base() }));
             }
             QueueUpdate::Empty => {}
         }

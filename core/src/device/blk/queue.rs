@@ -18,16 +18,14 @@ use crate::{
     fallible,
     memory::{DirtyLog, GuestMemory, Translator},
     plugin::{BackendQueue, QueueFailed},
-    queue::{
-        Position, QueueUpdate,
-        coalescing::{Coalescer, Coalescing},
-    },
+    queue::coalescing::{Coalescer, Coalescing},
     ring::{QueueConfig, Ring, RingError, RingStart},
     stats::{QueueStatsHandle, clock},
     worker::{SleepFds, Task, Watch},
 };
 use pollux_abi::block_v1::{BlockRequest, POLLUX_BLOCK_FLUSH};
 use std::{
+    any::Any,
     collections::HashMap,
     os::fd::AsRawFd,
     sync::{Arc, atomic::Ordering},
@@ -484,12 +482,10 @@ impl<R: Ring> Task for BlkQueue<R> {
         !self.lost && self.backend.stop().is_ok()
     }
 
-    fn update(&mut self, update: &mut QueueUpdate) {
-        self.change(update);
-    }
-
-    fn position(&self) -> Option<Position> {
-        Some(Position { base: self.ring.base() })
+    fn update(&mut self, change: &mut dyn Any) {
+        if let Some(update) = change.downcast_mut() {
+            self.change(update);
+        }
     }
 
     fn sleep_fds(&self) -> SleepFds {
