@@ -14,7 +14,7 @@ use crate::{
     memory::{DirtyLog, ForeignMapping, GuestMemory, Quota, foreign::ForeignError, guard},
     queue::QueueUpdate,
     ring::{InflightPlace, RingKind, RingStart},
-    transport::check_front_end_features,
+    transport::features::check_front_end_features,
 };
 use std::{
     fs::File,
