@@ -3,13 +3,17 @@
 //! | module | rules about |
 //! |---|---|
 //! | [`documents`] | links, paths and headings in documents, and documents that nothing leads to |
+//! | [`imports`] | (no rule: reads who imports whom) |
 //! | [`licences`] | what may be linked with |
 //! | [`modules`] | Rust files that nothing compiles |
+//! | [`rooms`] | which room may import which, and circles |
 //! | [`width`] | lines of code and prose |
 
 mod documents;
+mod imports;
 mod licences;
 mod modules;
+mod rooms;
 mod width;
 
 use std::fs;
@@ -35,6 +39,8 @@ const RULES: &[Rule] = &[
     ("file lengths", |tree| file_lengths(&tree.files)),
     ("line widths", |tree| width::wide_lines(&tree.files)),
     ("no dead files", |tree| modules::dead(&tree.files, &tree.project.metadata, &tree.project.root)),
+    ("rooms import what they may", |tree| tree.of_crates(rooms::imports)),
+    ("no import circles", |tree| tree.of_crates(rooms::circles)),
     ("links in documents", |tree| documents::links(&tree.files)),
     ("paths in documents", |tree| documents::paths(&tree.files)),
     ("documents and examples can be found", |tree| documents::reachable(&tree.files)),
@@ -47,6 +53,16 @@ const RULES: &[Rule] = &[
 struct Tree<'p> {
     project: &'p Project,
     files: Vec<Source>,
+}
+
+impl Tree<'_> {
+    /// Checks a rule about who imports whom.
+    fn of_crates(&self, rule: fn(&[imports::Crate]) -> Vec<String>) -> Vec<String> {
+        match imports::crates(&self.files, &self.project.metadata, &self.project.root) {
+            Ok(crates) => rule(&crates),
+            Err(faults) => faults,
+        }
+    }
 }
 
 /// The names of all rules, as tests.

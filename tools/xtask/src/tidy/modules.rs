@@ -24,7 +24,7 @@ pub(super) fn dead(files: &[Source], metadata: &Value, root: &Path) -> Vec<Strin
 }
 
 /// The roots of Cargo's targets, and files that other code names by their folder and name, to have them compiled.
-fn roots(rust: &[&Source], metadata: &Value, root: &Path) -> BTreeSet<String> {
+pub(super) fn roots(rust: &[&Source], metadata: &Value, root: &Path) -> BTreeSet<String> {
     let packages = metadata["packages"].as_array().into_iter().flatten();
     let targets = packages.flat_map(|package| package["targets"].as_array().into_iter().flatten());
     let sources = targets.filter_map(|target| target["src_path"].as_str());
