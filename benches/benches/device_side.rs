@@ -10,9 +10,10 @@ use pollux_benches::{Prepared, backend};
 use pollux_core::{
     device::blk::queue::BATCH,
     ring::{PackedRing, Ring, SegmentList, SplitRing},
-    testing::{driver::RingKind, rig::prepared_queue},
     worker::Task,
 };
+use pollux_driver::RingKind;
+use pollux_testing::rig::prepared_queue;
 use std::{hint::black_box, ptr::null_mut, time::Duration};
 
 const DEPTHS: [usize; 4] = [1, 8, 32, 128];

@@ -8,13 +8,13 @@
 use pollux_benches::{Prepared, backend, callgrind};
 use pollux_core::{
     device::blk::queue::BATCH,
-    testing::{
-        blk::{IN, OUT},
-        driver::RingKind,
-        rig::prepared_queue,
-        turns::Turns,
-    },
     worker::{REST_AFTER, Task},
+};
+use pollux_driver::RingKind;
+use pollux_testing::{
+    blk::{IN, OUT},
+    rig::prepared_queue,
+    turns::Turns,
 };
 use serde_json::{Map, Value, json};
 use std::{env, ffi::CStr, process::Command};

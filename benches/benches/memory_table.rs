@@ -4,15 +4,12 @@
 //! flight that end in the old map. The guest has 100 GB (of which next to nothing is touched), in one region and in
 //! 512.
 #![allow(missing_docs)]
-use pollux_core::{
-    memory::GuestMemory,
-    queue::QueueUpdate,
-    testing::{
-        blk::{BlkDriver, Cut, IN},
-        disk::{self, Behaviour, control},
-        driver::RingKind,
-        rig::Rig,
-    },
+use pollux_core::{memory::GuestMemory, queue::QueueUpdate};
+use pollux_driver::RingKind;
+use pollux_testing::{
+    blk::{BlkDriver, Cut, IN},
+    disk::{self, Behaviour, control},
+    rig::Rig,
 };
 use std::{sync::mpsc::sync_channel, time::Instant};
 

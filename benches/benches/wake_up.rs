@@ -8,12 +8,12 @@ use nix::sys::eventfd::EventFd;
 use pollux_benches::{median, pin};
 use pollux_core::{
     stats::StatsSegment,
-    testing::{
-        blk::{Cut, IN, OK},
-        disk::{self, Behaviour},
-        rig::Guest,
-    },
     worker::{IdlePolicy, Worker},
+};
+use pollux_testing::{
+    blk::{Cut, IN, OK},
+    disk::{self, Behaviour},
+    rig::Guest,
 };
 use std::{
     env,

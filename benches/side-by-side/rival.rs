@@ -8,7 +8,7 @@ use nix::{
     unistd::Pid,
 };
 use pollux_benches::plugin;
-use pollux_core::testing::build;
+use pollux_testing::build;
 use std::{
     fs, io,
     os::unix::process::CommandExt,

@@ -17,12 +17,9 @@ use pollux_core::{
     memory::GuestMemory,
     plugin::{BackendQueue, BlockBackend, OpenOptions, Plugin},
     stats::clock,
-    testing::{
-        blk::IN,
-        build,
-        driver::{Buffer, RingDriver, RingKind},
-    },
 };
+use pollux_driver::{Buffer, RingDriver, RingKind};
+use pollux_testing::{blk::IN, build};
 use std::{
     collections::BTreeMap,
     path::PathBuf,

@@ -1,10 +1,8 @@
 //! A worker with many queues, of which one at most is busy.
 use crate::{Prepared, backend};
-use pollux_core::{
-    stats::clock,
-    testing::{driver::RingKind, rig::prepared_queue, turns::Turns},
-    worker::REST_AFTER,
-};
+use pollux_core::{stats::clock, worker::REST_AFTER};
+use pollux_driver::RingKind;
+use pollux_testing::{rig::prepared_queue, turns::Turns};
 
 /// A worker's queues, with a driver for each; the first one's has `depth` requests.
 #[derive(Debug)]

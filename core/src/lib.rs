@@ -14,7 +14,6 @@
 //! | [`cpus`] | which CPUs threads run on |
 //! | [`log_budget`] | a bound on the log lines that a guest or a plugin can cause |
 //! | [`stats`] | counters and histograms that other processes can map |
-//! | [`testing`] | a guest-side driver and a model disk, for tests and benchmarks |
 //!
 //! Unsafe code is in the modules that are marked so, below or where they are declared, and nowhere else.
 #![deny(unsafe_code)]
@@ -35,7 +34,5 @@ pub mod queue;
 pub mod ring;
 #[allow(unsafe_code)]
 pub mod stats;
-#[allow(unsafe_code)]
-pub mod testing;
 pub mod transport;
 pub mod worker;

@@ -1,13 +1,13 @@
 //! A plugin that panics or breaks its contract fails its own device: every request ends with an error, once, and
 //! others go on.
 use pollux_core::{
-    testing::{
-        blk::{Cut, IN, IOERR, OK, OUT, UNTOUCHED, wait_for},
-        disk::{self, Behaviour},
-        rig::Guest,
-    },
     transport::STATUS_NEEDS_RESET,
     worker::{IdlePolicy, Worker},
+};
+use pollux_testing::{
+    blk::{Cut, IN, IOERR, OK, OUT, UNTOUCHED, wait_for},
+    disk::{self, Behaviour},
+    rig::Guest,
 };
 use std::sync::atomic::Ordering;
 

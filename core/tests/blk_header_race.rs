@@ -1,9 +1,9 @@
 //! A guest that changes headers and descriptors while the device looks at them gets one of the two versions, never a
 //! mixture that was not checked, and harms nobody.
-use pollux_core::testing::{
+use pollux_driver::{Descriptor, NEXT, RingKind, WRITE};
+use pollux_testing::{
     blk::{Cut, IN, IOERR, OK, OUT, UNSUPP, pattern},
     disk::{self, Behaviour},
-    driver::{Descriptor, NEXT, RingKind, WRITE},
     rig::Rig,
 };
 use std::{

@@ -1,12 +1,10 @@
 //! Requests with many segments have a room in common: more of them than fit wait in the ring, and each of them ends.
-use pollux_core::{
-    memory::GuestMemory,
-    testing::{
-        blk::{BlkDriver, Cut, IN, OK, OUT, pattern, wait_for},
-        disk::{self, Behaviour, ReleasedAtEnd},
-        driver::RingKind,
-        rig::Rig,
-    },
+use pollux_core::memory::GuestMemory;
+use pollux_driver::RingKind;
+use pollux_testing::{
+    blk::{BlkDriver, Cut, IN, OK, OUT, pattern, wait_for},
+    disk::{self, Behaviour, ReleasedAtEnd},
+    rig::Rig,
 };
 
 const SIZE: u16 = 16384;

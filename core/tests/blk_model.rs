@@ -1,9 +1,9 @@
 //! Random legal request streams, in random cuts and batches, leave the disk as a model in memory says, and read what
 //! it says.
-use pollux_core::testing::{
+use pollux_driver::RingKind;
+use pollux_testing::{
     blk::{Cut, DISCARD, FLUSH, IN, OK, OUT, WRITE_ZEROES, pattern, range, wait_for},
     disk::{self, Behaviour},
-    driver::RingKind,
     rig::Rig,
 };
 use proptest::prelude::*;

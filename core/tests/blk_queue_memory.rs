@@ -1,13 +1,10 @@
 //! A front end chooses the size of its queues, and must not choose with it how much memory this process takes.
-use pollux_core::{
-    memory::GuestMemory,
-    ring::QueueConfig,
-    testing::{
-        blk::BlkDriver,
-        disk::{self, Behaviour},
-        driver::RingKind,
-        rig::prepared_queue,
-    },
+use pollux_core::{memory::GuestMemory, ring::QueueConfig};
+use pollux_driver::RingKind;
+use pollux_testing::{
+    blk::BlkDriver,
+    disk::{self, Behaviour},
+    rig::prepared_queue,
 };
 
 /// Bytes of address space that this process has.

@@ -1,18 +1,15 @@
 //! Every request type of a block device does what virtio 1.3, 5.2.6 says, however the driver cuts it into buffers.
-use pollux_core::{
-    device::DeviceModel,
-    stats::QueueStats,
-    testing::{
-        blk::{self, Cut, GET_ID, IN, IOERR, OK, OUT, UNSUPP, pattern, range},
-        disk::{self, Behaviour},
-        driver::RingKind,
-        rig::Rig,
-    },
+use pollux_core::{device::DeviceModel, stats::QueueStats};
+use pollux_driver::RingKind;
+use pollux_testing::{
+    blk::{self, Cut, GET_ID, IN, IOERR, OK, OUT, UNSUPP, pattern, range},
+    disk::{self, Behaviour},
+    rig::Rig,
 };
 
 const DISK_BYTES: u64 = 4 << 20;
 
-pollux_core::on_both_rings!(
+pollux_testing::on_both_rings!(
     what_was_written_is_read_back,
     every_cut_of_header_data_and_status_gives_the_same_result,
     empty_buffers_in_a_chain_are_passed_over,

@@ -1,14 +1,14 @@
 //! A device that may not access memory (PCI 3.0, 6.2.2: Bus Master Enable) leaves its rings alone, and goes on in them
 //! where it stopped when it may.
 use pollux_core::{
-    testing::{
-        blk::{Cut, IN, OK, OUT, UNTOUCHED, pattern, wait_for},
-        disk::{self, Behaviour},
-        driver::RingKind,
-        rig::Guest,
-    },
     transport::STATUS_NEEDS_RESET,
     worker::{IdlePolicy, Worker},
+};
+use pollux_driver::RingKind;
+use pollux_testing::{
+    blk::{Cut, IN, OK, OUT, UNTOUCHED, pattern, wait_for},
+    disk::{self, Behaviour},
+    rig::Guest,
 };
 use std::{
     thread,
@@ -17,7 +17,7 @@ use std::{
 
 const DISK_BYTES: u64 = 1 << 20;
 
-pollux_core::on_both_rings!(
+pollux_testing::on_both_rings!(
     clearing_the_bit_waits_for_requests_in_flight_and_nothing_is_taken_after_it,
     toggling_under_load_loses_and_doubles_nothing,
     a_device_that_is_started_without_the_bit_serves_once_it_is_set,

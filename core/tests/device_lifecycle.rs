@@ -1,13 +1,13 @@
 //! Start, reset and restart of a device, as virtio 1.3, 2.1, 2.4 and 3.1 have it, with requests on their way.
 use pollux_core::{
-    testing::{
-        blk::{self, Cut, IN, OK, OUT, UNTOUCHED, pattern, wait_for},
-        disk::{self, Behaviour},
-        driver::RingKind,
-        rig::Guest,
-    },
     transport::{STATUS_DRIVER_OK, STATUS_FEATURES_OK, STATUS_NEEDS_RESET},
     worker::{IdlePolicy, Worker},
+};
+use pollux_driver::RingKind;
+use pollux_testing::{
+    blk::{self, Cut, IN, OK, OUT, UNTOUCHED, pattern, wait_for},
+    disk::{self, Behaviour},
+    rig::Guest,
 };
 use std::{sync::atomic::Ordering, thread, time::Duration};
 
@@ -17,7 +17,7 @@ const FLUSH: u64 = 1 << 9;
 const CONFIG_WCE: u64 = 1 << 11;
 const MQ: u64 = 1 << 12;
 
-pollux_core::on_both_rings!(
+pollux_testing::on_both_rings!(
     features_that_were_not_offered_or_a_legacy_driver_are_refused,
     driver_ok_without_features_ok_starts_nothing,
     status_bits_are_cleared_by_reset_alone_and_needs_reset_cannot_be_set_by_the_driver,

@@ -2,15 +2,15 @@
 //! medium's own result, and neither a neighbour nor the other sectors notice.
 use pollux_core::{
     plugin::BlockBackend,
-    testing::{
-        blk::{Cut, FLUSH, IN, IOERR, OK, OUT, UNTOUCHED, pattern, wait_for},
-        disk::{self, Behaviour},
-        driver::RingKind,
-        media,
-        rig::Guest,
-    },
     transport::STATUS_NEEDS_RESET,
     worker::{IdlePolicy, Worker},
+};
+use pollux_driver::RingKind;
+use pollux_testing::{
+    blk::{Cut, FLUSH, IN, IOERR, OK, OUT, UNTOUCHED, pattern, wait_for},
+    disk::{self, Behaviour},
+    media,
+    rig::Guest,
 };
 use std::{
     fs,
@@ -20,7 +20,7 @@ use std::{
 
 const SECTOR: usize = 512;
 
-pollux_core::on_both_rings!(
+pollux_testing::on_both_rings!(
     errors_come_for_the_requests_that_the_script_names_and_for_no_others,
     a_bad_sector_fails_whatever_touches_it_and_spares_the_rest,
     a_write_that_fails_in_its_middle_has_changed_what_came_before,

@@ -1,14 +1,14 @@
 //! A guest that breaks its ring harms itself alone: the device asks for a reset, and the one beside it goes on.
 use pollux_core::{
     memory::GuestMemory,
-    testing::{
-        blk::{BlkDriver, Cut, IN, OK, OUT, pattern, wait_for},
-        disk::{self, Behaviour},
-        driver::{Descriptor, INDIRECT, NEXT, RingKind, WRITE},
-        rig::{Guest, Rig},
-    },
     transport::STATUS_NEEDS_RESET,
     worker::{IdlePolicy, Worker},
+};
+use pollux_driver::{Descriptor, INDIRECT, NEXT, RingKind, WRITE};
+use pollux_testing::{
+    blk::{BlkDriver, Cut, IN, OK, OUT, pattern, wait_for},
+    disk::{self, Behaviour},
+    rig::{Guest, Rig},
 };
 
 const DISK_BYTES: u64 = 1 << 20;
@@ -203,7 +203,7 @@ fn rings_outside_memory_or_of_bad_size_do_not_start() {
     assert_eq!(guest.request(0, IN, 0, &[], &Cut::plain(0, 512)).status, OK);
 }
 
-pollux_core::on_both_rings!(the_neighbour_on_the_same_worker_goes_on);
+pollux_testing::on_both_rings!(the_neighbour_on_the_same_worker_goes_on);
 
 fn the_neighbour_on_the_same_worker_goes_on(kind: RingKind) {
     let worker = Worker::spawn("shared", None, IdlePolicy::Adaptive).expect("worker");

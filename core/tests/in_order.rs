@@ -8,8 +8,8 @@ use pollux_core::{
         Chain, InOrder, InflightPlace, PackedRing, Ring, RingError, RingKind, RingStart, SegmentList, SplitRing,
         UsedRuns,
     },
-    testing::driver::{Buffer, RingDriver},
 };
+use pollux_driver::{Buffer, RingDriver};
 use proptest::prelude::*;
 use std::{fs::File, sync::Arc};
 use vm_memory::{Bytes, GuestAddress};

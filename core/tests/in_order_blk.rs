@@ -4,20 +4,20 @@ use pollux_core::{
     device::blk::{Blk, BlkOptions, queue::GROUP},
     queue::position_of,
     stats::StatsSegment,
-    testing::{
-        blk::{Cut, GET_ID, IN, IOERR, OK, OUT, pattern, wait_for},
-        disk::{self, Behaviour, control},
-        driver::RingKind,
-        front_end::{self, FrontEnd},
-        rig::{Guest, Rig, options},
-    },
     transport::{STATUS_NEEDS_RESET, vhost_user::Server},
     worker::{IdlePolicy, Worker},
+};
+use pollux_driver::RingKind;
+use pollux_testing::{
+    blk::{Cut, GET_ID, IN, IOERR, OK, OUT, pattern, wait_for},
+    disk::{self, Behaviour, control},
+    front_end::{self, FrontEnd},
+    rig::{Guest, Rig, options},
 };
 use std::path::Path;
 use virtio_bindings::virtio_config::VIRTIO_F_IN_ORDER;
 
-pollux_core::on_both_rings!(
+pollux_testing::on_both_rings!(
     it_is_offered_to_those_alone_whose_configuration_says_so,
     a_batch_of_the_rings_size_ends_by_one_element_each_time_it_is_shown,
     a_request_that_ends_at_once_waits_for_those_before_it,

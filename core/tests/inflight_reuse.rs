@@ -3,8 +3,8 @@
 use pollux_core::{
     memory::{ForeignMapping, GuestMemory},
     ring::{InflightPlace, PackedRing, Ring, RingError, RingKind, RingStart, SplitRing},
-    testing::driver::{NEXT, PackedDescriptor, RingDriver, ring_bytes},
 };
+use pollux_driver::{NEXT, PackedDescriptor, RingDriver, ring_bytes};
 use proptest::prelude::*;
 use std::{fs::File, os::unix::fs::FileExt, sync::Arc};
 use vm_memory::{Bytes, GuestAddress};

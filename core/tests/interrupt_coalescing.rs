@@ -10,12 +10,12 @@ use pollux_core::{
         QueueUpdate,
         coalescing::{Coalescing, INTERRUPTS_PER_SECOND},
     },
-    testing::{
-        blk::{BlkDriver, Cut, IN, OK, pattern, wait_for},
-        disk::{self, Behaviour, ReleasedAtEnd},
-        driver::RingKind,
-        rig::{Rig, options},
-    },
+};
+use pollux_driver::RingKind;
+use pollux_testing::{
+    blk::{BlkDriver, Cut, IN, OK, pattern, wait_for},
+    disk::{self, Behaviour, ReleasedAtEnd},
+    rig::{Rig, options},
 };
 use std::{
     sync::Arc,
@@ -23,7 +23,7 @@ use std::{
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-pollux_core::on_both_rings!(
+pollux_testing::on_both_rings!(
     a_lone_request_is_told_of_at_once,
     an_interrupt_is_sent_when_the_count_is_reached,
     an_interrupt_is_sent_when_nothing_else_is_in_flight,

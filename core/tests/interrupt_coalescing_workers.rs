@@ -4,20 +4,20 @@ use pollux_core::{
     device::blk::{Blk, BlkOptions},
     queue::coalescing::Coalescing,
     stats::StatsSegment,
-    testing::{
-        blk::{BlkDriver, Cut, IN, OK, OUT, pattern, wait_for},
-        disk::{self, Behaviour, ReleasedAtEnd},
-        driver::RingKind,
-        front_end::{self, FrontEnd},
-        rig::{Guest, options},
-    },
     transport::STATUS_NEEDS_RESET,
     worker::{IdlePolicy, Worker},
+};
+use pollux_driver::RingKind;
+use pollux_testing::{
+    blk::{BlkDriver, Cut, IN, OK, OUT, pattern, wait_for},
+    disk::{self, Behaviour, ReleasedAtEnd},
+    front_end::{self, FrontEnd},
+    rig::{Guest, options},
 };
 use vhost::VhostBackend;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-pollux_core::on_both_rings!(
+pollux_testing::on_both_rings!(
     an_interrupt_is_sent_when_the_time_is_over_or_before_the_worker_sleeps,
     no_sleeping_driver_is_forgotten_by_a_worker,
     over_vhost_user_queues_hold_their_interrupts_and_send_them,

@@ -1,19 +1,19 @@
 //! Kicks and interrupts happen when virtio 1.3, 2.7.7 to 2.7.10 and 2.8.14 say so, and not otherwise.
 use pollux_core::{
     device::blk::queue::GROUP,
-    testing::{
-        blk::{Cut, IN, OK, OUT, pattern, wait_for},
-        disk::{self, Behaviour},
-        driver::RingKind,
-        rig::{Guest, Rig},
-    },
     transport::STATUS_NEEDS_RESET,
     worker::{IdlePolicy, Worker},
+};
+use pollux_driver::RingKind;
+use pollux_testing::{
+    blk::{Cut, IN, OK, OUT, pattern, wait_for},
+    disk::{self, Behaviour},
+    rig::{Guest, Rig},
 };
 
 const EVENT_IDX: u64 = 1 << 29;
 
-pollux_core::on_both_rings!(
+pollux_testing::on_both_rings!(
     a_polling_device_asks_for_no_kicks_however_long_it_runs,
     an_armed_device_asks_for_a_kick_and_a_disarmed_one_does_not,
     a_driver_that_wants_no_interrupt_gets_none,

@@ -5,13 +5,13 @@ use pollux_abi::block_v1::{
 };
 use pollux_core::{
     plugin::{BlockBackend, OpenOptions, Plugin},
-    testing::{
-        blk::{Cut, DISCARD, FLUSH, IN, OK, OUT, WRITE_ZEROES, pattern},
-        driver::RingKind,
-        rig::Guest,
-    },
     transport::STATUS_NEEDS_RESET,
     worker::{IdlePolicy, Worker},
+};
+use pollux_driver::RingKind;
+use pollux_testing::{
+    blk::{Cut, DISCARD, FLUSH, IN, OK, OUT, WRITE_ZEROES, pattern},
+    rig::Guest,
 };
 use serde::Deserialize;
 use std::{

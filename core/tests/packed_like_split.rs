@@ -5,12 +5,12 @@ use pollux_abi::block_v1::Segment;
 use pollux_core::{
     memory::GuestMemory,
     ring::{PackedRing, Ring, SegmentList},
-    testing::{
-        blk::{Cut, DISCARD, FLUSH, GET_ID, IN, OUT, WRITE_ZEROES, pattern, range, wait_for},
-        disk::{self, Behaviour},
-        driver::{AVAILABLE, PackedDriver, RingKind},
-        rig::Rig,
-    },
+};
+use pollux_driver::{AVAILABLE, PackedDriver, RingKind};
+use pollux_testing::{
+    blk::{Cut, DISCARD, FLUSH, GET_ID, IN, OUT, WRITE_ZEROES, pattern, range, wait_for},
+    disk::{self, Behaviour},
+    rig::Rig,
 };
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};

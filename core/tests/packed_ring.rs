@@ -4,8 +4,8 @@ use pollux_abi::block_v1::Segment;
 use pollux_core::{
     memory::{ForeignMapping, GuestMemory, Translator},
     ring::{Chain, InflightPlace, PackedRing, Ring, RingError, RingKind, RingStart, SegmentList},
-    testing::driver::{AVAILABLE, Buffer, INDIRECT, NEXT, PackedDescriptor, PackedDriver, USED, WRITE},
 };
+use pollux_driver::{AVAILABLE, Buffer, INDIRECT, NEXT, PackedDescriptor, PackedDriver, USED, WRITE};
 use std::{collections::HashMap, sync::Arc};
 
 const DATA: u64 = 0x10000;

@@ -1,13 +1,13 @@
 //! A queue that panics stands still; its guest is told, and has it back after a reset.
 use pollux_core::{
-    testing::{
-        blk::{Cut, IN, OK, wait_for},
-        disk::{self, Behaviour},
-        driver::RingKind,
-        rig::Guest,
-    },
     transport::STATUS_NEEDS_RESET,
     worker::{IdlePolicy, Worker},
+};
+use pollux_driver::RingKind;
+use pollux_testing::{
+    blk::{Cut, IN, OK, wait_for},
+    disk::{self, Behaviour},
+    rig::Guest,
 };
 use std::{
     fmt::{self, Write},

@@ -1,9 +1,9 @@
 //! Pinned threads: where they, and those beside them, run.
 use pollux_core::{
     cpus,
-    testing::blk::wait_for,
     worker::{IdlePolicy, Worker},
 };
+use pollux_testing::blk::wait_for;
 use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
 use std::{
     fs, io,

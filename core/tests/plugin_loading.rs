@@ -2,13 +2,13 @@
 //! of it runs.
 use pollux_core::{
     plugin::{BlockBackend, LoadError, OpenOptions, Plugin, Registry},
-    testing::{
-        blk::{Cut, IN, IOERR, OK, OUT, pattern, wait_for},
-        build::{c_plugin, plugin},
-        rig::Guest,
-    },
     transport::STATUS_NEEDS_RESET,
     worker::{IdlePolicy, Worker},
+};
+use pollux_testing::{
+    blk::{Cut, IN, IOERR, OK, OUT, pattern, wait_for},
+    build::{c_plugin, plugin},
+    rig::Guest,
 };
 use std::{
     fs,

@@ -1,18 +1,15 @@
 //! Queues that nobody uses rest: they are not polled, and a request on them is served as soon as the worker has looked
 //! at the ring.
-use pollux_core::{
-    memory::GuestMemory,
-    testing::{
-        blk::{BlkDriver, Cut, IN, OK, OUT, pattern, wait_for},
-        disk::{self, Behaviour, control},
-        driver::RingKind,
-        rig::prepared_queue,
-        turns::Turns,
-    },
-    worker::REST_AFTER,
+use pollux_core::{memory::GuestMemory, worker::REST_AFTER};
+use pollux_driver::RingKind;
+use pollux_testing::{
+    blk::{BlkDriver, Cut, IN, OK, OUT, pattern, wait_for},
+    disk::{self, Behaviour, control},
+    rig::prepared_queue,
+    turns::Turns,
 };
 
-pollux_core::on_both_rings!(
+pollux_testing::on_both_rings!(
     a_queue_without_work_rests_and_is_served_in_the_next_turn,
     a_request_is_not_missed_at_whatever_turn_it_comes,
     of_many_at_rest_those_are_served_that_have_work,

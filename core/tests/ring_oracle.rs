@@ -4,8 +4,8 @@ use pollux_abi::block_v1::Segment;
 use pollux_core::{
     memory::{GuestMemory, Translator},
     ring::{Chain, Ring, SegmentList, SplitRing},
-    testing::driver::{Buffer, SplitDriver},
 };
+use pollux_driver::{Buffer, SplitDriver};
 use proptest::prelude::*;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};

@@ -1,12 +1,12 @@
 //! Another process reads the statistics from a file: whole, of the right version, and also when the writer is gone.
 use pollux_core::{
     stats::{Capacity, LAYOUT_VERSION, ReadError, SegmentReader, StatsSegment},
-    testing::{
-        blk::{Cut, IN, OK, PATIENCE, wait_for},
-        disk::{self, Behaviour},
-        rig::Guest,
-    },
     worker::{IdlePolicy, Worker},
+};
+use pollux_testing::{
+    blk::{Cut, IN, OK, PATIENCE, wait_for},
+    disk::{self, Behaviour},
+    rig::Guest,
 };
 use std::{
     fs,

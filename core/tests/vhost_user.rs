@@ -4,15 +4,15 @@ use pollux_core::{
     memory::GuestMemory,
     plugin::BlockBackend,
     stats::StatsSegment,
-    testing::{
-        blk::{Cut, FLUSH, GET_ID, IN, IOERR, OK, OUT, pattern, wait_for},
-        disk::{self, Behaviour, control},
-        driver::RingKind,
-        front_end::{self, FrontEnd, regions},
-        rig::options,
-    },
     transport::vhost_user::Server,
     worker::{IdlePolicy, Worker},
+};
+use pollux_driver::RingKind;
+use pollux_testing::{
+    blk::{Cut, FLUSH, GET_ID, IN, IOERR, OK, OUT, pattern, wait_for},
+    disk::{self, Behaviour, control},
+    front_end::{self, FrontEnd, regions},
+    rig::options,
 };
 use std::{
     fs::File,
@@ -31,7 +31,7 @@ use vhost::{
     },
 };
 
-pollux_core::on_both_rings!(
+pollux_testing::on_both_rings!(
     a_front_end_reads_and_writes_on_every_queue_and_queues_are_dealt_to_the_workers,
     what_is_negotiated_is_what_is_offered,
     without_a_write_cache_writes_are_durable_at_once,

@@ -1,6 +1,6 @@
 //! What a front end takes of this process has bounds: it is refused beyond them, in words that name the bound, and all
 //! others go on.
-use pollux_core::testing::{
+use pollux_testing::{
     blk::wait_for,
     disk::Behaviour,
     neighbours::Neighbours,

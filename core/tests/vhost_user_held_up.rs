@@ -1,5 +1,5 @@
 //! A front end that holds up whoever signals it: its eventfd is full, and made to block after it was handed over.
-use pollux_core::testing::{
+use pollux_testing::{
     blk::{Cut, IN, OK, wait_for},
     disk::Behaviour,
     front_end::FrontEnd,

@@ -1,6 +1,6 @@
 //! A front end that misbehaves on the wire takes nobody down: not the process, not a device beside its own, and not the
 //! next front end of its own device. What it can do with memory is in `vhost_user_hostile_memory`.
-use pollux_core::testing::{
+use pollux_testing::{
     blk::{Cut, IN, pattern, wait_for},
     disk::{Behaviour, control},
     neighbours::{Neighbours, QUEUES},

@@ -1,14 +1,12 @@
 //! A front end that misbehaves with what it shares (guest memory, rings, the in-flight region, the log of dirty pages)
 //! takes nobody down: not the process, not a device beside its own, and not the next front end of its own device.
-use pollux_core::{
-    ring::RingKind,
-    testing::{
-        blk::{Cut, IN, OK, OUT, pattern, wait_for},
-        disk::{Behaviour, control},
-        front_end::QUEUE_SIZE,
-        neighbours::{Neighbours, QUEUES},
-        raw_front_end::{RawFrontEnd, RawGuest, memory_table, single_region, vring_addresses, words32, words64},
-    },
+use pollux_core::ring::RingKind;
+use pollux_testing::{
+    blk::{Cut, IN, OK, OUT, pattern, wait_for},
+    disk::{Behaviour, control},
+    front_end::QUEUE_SIZE,
+    neighbours::{Neighbours, QUEUES},
+    raw_front_end::{RawFrontEnd, RawGuest, memory_table, single_region, vring_addresses, words32, words64},
 };
 use std::{
     fs::{File, OpenOptions},

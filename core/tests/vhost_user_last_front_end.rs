@@ -4,14 +4,14 @@
 use pollux_core::{
     device::blk::Blk,
     stats::StatsSegment,
-    testing::{
-        blk::wait_for,
-        disk::{self, Behaviour},
-        front_end::serve,
-        raw_front_end::RawGuest,
-        rig::options,
-    },
     worker::{IdlePolicy, Worker},
+};
+use pollux_testing::{
+    blk::wait_for,
+    disk::{self, Behaviour},
+    front_end::serve,
+    raw_front_end::RawGuest,
+    rig::options,
 };
 use std::{os::fd::AsRawFd, sync::mpsc::channel, thread, time::Duration};
 

@@ -1,6 +1,6 @@
 //! Whatever a front end does, the process has as many descriptors and mappings afterwards as before, and logs no more
 //! lines than a budget. The only test of its process: it counts what belongs to all.
-use pollux_core::testing::{
+use pollux_testing::{
     blk::{Cut, IN, wait_for},
     disk::Behaviour,
     neighbours::Neighbours,

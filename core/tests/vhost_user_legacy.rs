@@ -3,14 +3,14 @@
 use pollux_core::{
     device::blk::{Blk, BlkOptions},
     stats::StatsSegment,
-    testing::{
-        blk::{Cut, FLUSH, IN, OK, OUT, pattern},
-        disk::{self, Behaviour, control},
-        front_end,
-        raw_front_end::{RawFrontEnd, RawGuest},
-        rig::options,
-    },
     worker::{IdlePolicy, Worker},
+};
+use pollux_testing::{
+    blk::{Cut, FLUSH, IN, OK, OUT, pattern},
+    disk::{self, Behaviour, control},
+    front_end,
+    raw_front_end::{RawFrontEnd, RawGuest},
+    rig::options,
 };
 use std::sync::atomic::Ordering;
 use vhost::vhost_user::message::FrontendReq as Request;

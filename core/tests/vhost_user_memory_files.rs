@@ -4,13 +4,13 @@ use pollux_core::{
     device::blk::Blk,
     memory::guard::FileSystem,
     stats::StatsSegment,
-    testing::{
-        disk::{self, Behaviour},
-        front_end::serve_files,
-        raw_front_end::{RawFrontEnd, single_region},
-        rig::options,
-    },
     worker::{IdlePolicy, Worker},
+};
+use pollux_testing::{
+    disk::{self, Behaviour},
+    front_end::serve_files,
+    raw_front_end::{RawFrontEnd, single_region},
+    rig::options,
 };
 use std::{fs::File, os::fd::AsRawFd};
 use vhost::{VhostUserMemoryRegionInfo, vhost_user::message::FrontendReq as Request};

@@ -1,6 +1,6 @@
 //! What one connection to a device says before its rings run is its own affair, and goes with it: the cache mode, the
 //! memory.
-use pollux_core::testing::{
+use pollux_testing::{
     blk::{Cut, OUT, pattern, wait_for},
     disk::{Behaviour, control},
     front_end::FrontEnd,

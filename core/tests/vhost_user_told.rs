@@ -3,15 +3,15 @@
 use pollux_core::{
     device::blk::Blk,
     stats::StatsSegment,
-    testing::{
-        blk::{Cut, IN, OK, OUT, pattern, wait_for},
-        disk::{self, control},
-        driver::RingKind,
-        front_end::{self, FrontEnd},
-        rig::options,
-    },
     transport::vhost_user::Server,
     worker::{IdlePolicy, Worker},
+};
+use pollux_driver::RingKind;
+use pollux_testing::{
+    blk::{Cut, IN, OK, OUT, pattern, wait_for},
+    disk::{self, control},
+    front_end::{self, FrontEnd},
+    rig::options,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
@@ -22,7 +22,7 @@ use std::{
 };
 use vhost::vhost_user::{VhostUserFrontend, message::VhostUserConfigFlags};
 
-pollux_core::on_both_rings!(
+pollux_testing::on_both_rings!(
     a_guest_in_write_through_is_in_it_still_when_the_back_end_comes_back,
     without_a_record_writes_of_a_guest_from_elsewhere_are_durable_until_it_says_otherwise,
     a_front_end_does_not_inherit_what_another_has_set,

@@ -1,11 +1,9 @@
 //! A worker ends in order, whatever its tasks do, and nobody waits for one that is gone.
-use pollux_core::{
-    testing::{
-        blk::{Cut, IN, OK, wait_for},
-        disk::{self, Behaviour},
-        rig::Guest,
-    },
-    worker::{IdlePolicy, SleepFds, Task, Worker, WorkerError},
+use pollux_core::worker::{IdlePolicy, SleepFds, Task, Worker, WorkerError};
+use pollux_testing::{
+    blk::{Cut, IN, OK, wait_for},
+    disk::{self, Behaviour},
+    rig::Guest,
 };
 use std::sync::{
     Arc,

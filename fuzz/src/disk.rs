@@ -1,8 +1,6 @@
 //! Disks that are opened once and used by one input after the other: the process keeps something of each for ever.
-use pollux_core::{
-    plugin::BlockBackend,
-    testing::disk::{self, Behaviour, Control},
-};
+use pollux_core::plugin::BlockBackend;
+use pollux_testing::disk::{self, Behaviour, Control};
 use std::{cell::RefCell, sync::Arc};
 
 /// Size of each disk.

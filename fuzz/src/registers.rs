@@ -6,17 +6,17 @@ use pollux_core::{
     memory::GuestMemory,
     ring::{QueueConfig, RingKind},
     stats::StatsSegment,
-    testing::{
-        blk::{BlkDriver, Cut, IN, OK, wait_for},
-        disk::Behaviour,
-        rig::options,
-    },
     transport::{
         STATUS_NEEDS_RESET, VirtioDevice,
         mmio::MmioTransport,
         pci::{MSIX_TABLE_OFFSET, PciTransport},
     },
     worker::{IdlePolicy, Worker},
+};
+use pollux_testing::{
+    blk::{BlkDriver, Cut, IN, OK, wait_for},
+    disk::Behaviour,
+    rig::options,
 };
 use pollux_vmm::testing::PciSlot;
 use std::{

@@ -1,14 +1,12 @@
 //! Any front end: its messages and the descriptors beside them, its memory, which it may cut, and its rings.
 use crate::{file, input::Input};
-use pollux_core::{
-    ring::RingKind,
-    testing::{
-        blk::{Cut, IN},
-        disk::Behaviour,
-        front_end::QUEUE_SIZE,
-        neighbours::{Neighbours, QUEUES},
-        raw_front_end::{NEED_REPLY, RawFrontEnd, RawGuest, Step, VERSION, words32, words64},
-    },
+use pollux_core::ring::RingKind;
+use pollux_testing::{
+    blk::{Cut, IN},
+    disk::Behaviour,
+    front_end::QUEUE_SIZE,
+    neighbours::{Neighbours, QUEUES},
+    raw_front_end::{NEED_REPLY, RawFrontEnd, RawGuest, Step, VERSION, words32, words64},
 };
 use std::{
     cell::RefCell,

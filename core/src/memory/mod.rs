@@ -258,11 +258,12 @@ fn memfd(hugepages: Option<u64>) -> io::Result<File> {
 }
 
 /// A file in memory that can be shared with another process by its descriptor.
+#[cfg(test)]
 pub(crate) fn anonymous_file(name: &CStr) -> io::Result<File> {
     memfd_with(name, 0)
 }
 
-/// Such a file of `bytes` bytes, whose size nobody can change.
+/// A file in memory of `bytes` bytes, whose size nobody can change.
 pub(crate) fn sealed_file(name: &CStr, bytes: u64) -> io::Result<File> {
     let file = memfd_with(name, libc::MFD_ALLOW_SEALING)?;
     file.set_len(bytes)?;

@@ -29,8 +29,7 @@ mod window;
 
 pub use idle::IdlePolicy;
 pub use mailbox::WorkerHandle;
-pub(crate) use roster::Roster;
-pub use roster::{LOOKS, REST_AFTER};
+pub use roster::{LOOKS, REST_AFTER, Roster};
 pub use task::{SleepFds, Task};
 pub use watch::Watch;
 
@@ -53,7 +52,8 @@ use tracing::{error, info};
 pub struct TaskId(u64);
 
 impl TaskId {
-    pub(crate) fn numbered(number: u64) -> Self {
+    /// The name of the task with a number that no other has.
+    pub fn numbered(number: u64) -> Self {
         TaskId(number)
     }
 }

@@ -26,9 +26,9 @@ pub(super) struct Entry {
     pub(super) reply: Option<SyncSender<Option<Box<dyn Task>>>>,
 }
 
-/// All of them.
+/// All of them: the turns of a worker, whose thread is somewhere else.
 #[derive(Default)]
-pub(crate) struct Roster {
+pub struct Roster {
     /// The first `active` are polled in every turn; the others rest.
     entries: Vec<Entry>,
     active: usize,
@@ -43,7 +43,7 @@ pub(crate) struct Roster {
 impl Roster {
     /// Polls everybody once who is not at rest, and looks at some who are. Returns how much there was to do.
     #[inline(always)]
-    pub(crate) fn turn(&mut self) -> usize {
+    pub fn turn(&mut self) -> usize {
         let mut work = 0;
         let mut index = 0;
         while index < self.active {
@@ -122,7 +122,8 @@ impl Roster {
         self.entries.iter_mut().for_each(|entry| entry.idle_turns = 0);
     }
 
-    pub(crate) fn push(&mut self, id: TaskId, task: Box<dyn Task>) {
+    /// Adds a task that was started.
+    pub fn push(&mut self, id: TaskId, task: Box<dyn Task>) {
         self.wake_all();
         self.entries.push(Entry { id, task, idle_turns: 0, leaving: false, reply: None });
         self.watches.push(Watch::NONE);
@@ -165,7 +166,8 @@ impl Roster {
         self.entries.is_empty()
     }
 
-    pub(crate) fn resting(&self) -> usize {
+    /// Number of tasks at rest.
+    pub fn resting(&self) -> usize {
         self.entries.len() - self.active
     }
 }

@@ -1,7 +1,7 @@
 //! What every request of an honest driver must come to, by a model of the disk that knows nothing of rings.
 use super::request::Request;
 use crate::disk;
-use pollux_core::testing::{
+use pollux_testing::{
     blk::{BlkDriver, DISCARD, FLUSH, Finished, GET_ID, IN, IOERR, OK, OUT, UNSUPP, WRITE_ZEROES},
     disk::Behaviour,
 };

@@ -2,10 +2,8 @@
 use super::DEPTH;
 use crate::input::Input;
 use pollux_core::ring::RingKind;
-use pollux_core::testing::{
-    blk::BlkDriver,
-    driver::{AVAILABLE, Descriptor, INDIRECT, NEXT, PackedDescriptor, RingDriver, USED, WRITE, ring_bytes},
-};
+use pollux_driver::{AVAILABLE, Descriptor, INDIRECT, NEXT, PackedDescriptor, RingDriver, USED, WRITE, ring_bytes};
+use pollux_testing::blk::BlkDriver;
 use std::{fs::File, os::unix::fs::FileExt};
 
 /// Breaks something.

@@ -9,11 +9,11 @@ use book::Book;
 use pollux_core::{
     memory::{ForeignMapping, GuestMemory},
     ring::{InflightPlace, RingKind, RingStart},
-    testing::{
-        blk::BlkDriver,
-        disk::{Behaviour, Control},
-        rig::{Rig, options},
-    },
+};
+use pollux_testing::{
+    blk::BlkDriver,
+    disk::{Behaviour, Control},
+    rig::{Rig, options},
 };
 use request::Request;
 use std::{fs::File, sync::Arc};

@@ -1,6 +1,6 @@
 //! A request as an honest driver makes it: whole buffers in any cut, of which the device may yet refuse what they say.
 use crate::{disk, input::Input};
-use pollux_core::testing::blk::{Cut, DISCARD, FLUSH, GET_ID, IN, OUT, WRITE_ZEROES, pattern, range};
+use pollux_testing::blk::{Cut, DISCARD, FLUSH, GET_ID, IN, OUT, WRITE_ZEROES, pattern, range};
 
 /// Longest data, in sectors.
 const SECTORS_MAX: usize = 24;

@@ -6,9 +6,9 @@ use common::{
     disk::{DIRECT, Disk},
     serving::Serving,
 };
-use pollux_core::testing::{
+use pollux_driver::Buffer;
+use pollux_testing::{
     blk::{IN, OK, OUT, pattern, wait_for},
-    driver::Buffer,
     front_end::FrontEnd,
 };
 use std::{fs::File, os::unix::fs::FileExt, process::Stdio};

@@ -2,7 +2,8 @@
 mod common;
 
 use common::{Folder, WORKER, disk, running::Running, serving::Serving};
-use pollux_core::{stats::SegmentReader, testing::blk::wait_for};
+use pollux_core::stats::SegmentReader;
+use pollux_testing::blk::wait_for;
 use serde_json::Value;
 use std::{fs, path::Path, process::Stdio};
 

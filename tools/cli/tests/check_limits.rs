@@ -6,7 +6,7 @@ use common::{
     disk::{BUFFERED, Disk},
     serving::Serving,
 };
-use pollux_core::testing::{
+use pollux_testing::{
     blk::{Cut, IN, OK},
     front_end::FrontEnd,
 };

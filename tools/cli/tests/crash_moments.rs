@@ -7,8 +7,8 @@ use common::{
     relay::relay,
     serving::{PATIENCE, Serving},
 };
-use pollux_core::testing::build;
 use pollux_loadgen::{Ended, Error, FrontEnd, Options, verify::MAGIC};
+use pollux_testing::build;
 use std::{
     fs,
     os::unix::net::UnixListener,

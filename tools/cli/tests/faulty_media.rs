@@ -7,11 +7,9 @@ use common::{
     running::Running,
     serving::{PATIENCE, Serving},
 };
-use pollux_core::{
-    stats::SegmentReader,
-    testing::{blk::wait_for, media},
-};
+use pollux_core::stats::SegmentReader;
 use pollux_loadgen::{Ended, FrontEnd, Limits, Load, Options, Workload};
+use pollux_testing::{blk::wait_for, media};
 use std::{fs::File, process::Stdio, time::Duration};
 
 /// Two devices on one worker: `bad` with that script, in which `FOLDER` stands for the test's folder, and `good`.

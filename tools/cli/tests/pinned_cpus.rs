@@ -5,7 +5,8 @@ use common::{
     disk::{BUFFERED, Disk, config},
     serving::Serving,
 };
-use pollux_core::{cpus, testing::blk::wait_for};
+use pollux_core::cpus;
+use pollux_testing::blk::wait_for;
 use std::{collections::BTreeMap, fs, thread};
 
 /// The CPUs of each thread of a process, by the thread's name. A new thread has its parent's name until it runs; the

@@ -7,7 +7,7 @@ use common::{
     disk::{BUFFERED, Disk, IMAGE_BYTES},
     serving::Serving,
 };
-use pollux_core::testing::{
+use pollux_testing::{
     blk::{Cut, IN, IOERR, OK, OUT, pattern},
     front_end::FrontEnd,
 };

@@ -6,7 +6,7 @@ use common::{
     disk::{Disk, config},
     serving::Serving,
 };
-use pollux_core::testing::{
+use pollux_testing::{
     blk::{Cut, FLUSH, IN, OK, OUT, pattern},
     front_end::FrontEnd,
 };

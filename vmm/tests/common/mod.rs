@@ -7,8 +7,8 @@ use pollux_core::device::blk::{Blk, BlkOptions};
 use pollux_core::plugin::{BlockBackend, OpenOptions, Plugin};
 use pollux_core::queue::coalescing::Coalescing;
 use pollux_core::stats::StatsSegment;
-use pollux_core::testing::build;
 use pollux_core::worker::{IdlePolicy, Worker};
+use pollux_testing::build;
 use pollux_vmm::testing::{TestGuest, machine_spec};
 use pollux_vmm::{Machine, Transport};
 

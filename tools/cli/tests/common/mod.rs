@@ -9,7 +9,7 @@ pub(crate) mod relay;
 pub(crate) mod running;
 pub(crate) mod serving;
 
-use pollux_core::testing::build;
+use pollux_testing::build;
 use std::{
     fs,
     os::unix::process::CommandExt,

@@ -1,10 +1,7 @@
 //! The packed ring (virtio 1.3, 2.8) as the ideal device reads it.
 use super::{BATCH, INDIRECT, Memory, NEXT, Queue, Request, WRITE};
-use pollux_core::{
-    memory::GuestMemory,
-    ring::QueueConfig,
-    testing::driver::{AVAILABLE, PackedDescriptor, Place, USED},
-};
+use pollux_core::{memory::GuestMemory, ring::QueueConfig};
+use pollux_driver::{AVAILABLE, PackedDescriptor, Place, USED};
 use std::{
     ptr::read_volatile,
     sync::atomic::{AtomicU32, AtomicU64, Ordering},

@@ -1,6 +1,7 @@
 //! The split ring (virtio 1.3, 2.7) as the ideal device reads it.
 use super::{BATCH, INDIRECT, Memory, NEXT, Queue, Request, WRITE};
-use pollux_core::{memory::GuestMemory, ring::QueueConfig, testing::driver::Descriptor};
+use pollux_core::{memory::GuestMemory, ring::QueueConfig};
+use pollux_driver::Descriptor;
 use std::{
     ptr::{read_volatile, write_volatile},
     sync::atomic::{AtomicU16, Ordering},

@@ -344,13 +344,11 @@ mod tests {
         slots::Slots,
         workload::{Span, Workload},
     };
-    use pollux_core::{
-        memory::GuestMemory,
-        testing::{
-            disk::{self, Behaviour},
-            driver::RingKind,
-            rig,
-        },
+    use pollux_core::memory::GuestMemory;
+    use pollux_driver::RingKind;
+    use pollux_testing::{
+        disk::{self, Behaviour},
+        rig,
     };
     use std::thread;
 

@@ -3,8 +3,8 @@ use super::{CHAIN_LENGTH, Chain, Ring, RingError, order::Order};
 use pollux_core::{
     memory::{GuestMemory, Translator},
     ring::QueueConfig,
-    testing::driver::{Descriptor, INDIRECT, NEXT, SplitDriver, WRITE},
 };
+use pollux_driver::{Descriptor, INDIRECT, NEXT, SplitDriver, WRITE};
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 /// Bytes that an indirect table takes: three descriptors, and not two tables in one cache line.

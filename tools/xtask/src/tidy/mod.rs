@@ -137,16 +137,24 @@ fn collect(root: &Path, folder: &Path, target: &Path, files: &mut Vec<Source>) {
 /// Folders of plugins, which know the interface and the guard of mappings alone; the latter are made to be refused.
 const PLUGIN_FOLDERS: [&str; 2] = ["plugins", "core/tests/fixtures"];
 
+/// What the tests of every package but plugins may depend on, beyond what the package itself may: no product links it.
+const TEST_PACKAGES: &[&str] = &["pollux-abi", "pollux-driver", "pollux-testing"];
+
 /// What each package but plugins may depend on: plugins → abi, guard ← core ← vmm ← cli.
 const DIRECTIONS: &[(&str, &[&str])] = &[
     ("pollux-abi", &[]),
     ("pollux-guard", &[]),
     ("pollux-core", &["pollux-abi", "pollux-guard"]),
     ("pollux-vmm", &["pollux-core"]),
-    ("pollux-loadgen", &["pollux-abi", "pollux-core"]),
+    ("pollux-driver", &["pollux-core"]),
+    ("pollux-testing", &["pollux-abi", "pollux-core", "pollux-driver"]),
+    ("pollux-loadgen", &["pollux-core", "pollux-driver"]),
     ("pollux", &["pollux-abi", "pollux-core", "pollux-loadgen", "pollux-vmm"]),
-    ("pollux-fuzz", &["pollux-core", "pollux-vmm"]),
-    ("pollux-benches", &["pollux-abi", "pollux-core", "pollux-loadgen", "pollux-vmm"]),
+    ("pollux-fuzz", &["pollux-core", "pollux-driver", "pollux-testing", "pollux-vmm"]),
+    (
+        "pollux-benches",
+        &["pollux-abi", "pollux-core", "pollux-driver", "pollux-loadgen", "pollux-testing", "pollux-vmm"],
+    ),
     ("xtask", &[]),
 ];
 
@@ -168,8 +176,11 @@ fn directions(metadata: &Value, root: &Path) -> Vec<String> {
             continue;
         };
         for dependency in package["dependencies"].as_array().into_iter().flatten() {
+            let is_of_tests = dependency["kind"].as_str() == Some("dev");
             let dependency = dependency["name"].as_str().unwrap_or_default();
-            if names.contains(&dependency) && !allowed.contains(&dependency) {
+            let is_allowed =
+                allowed.contains(&dependency) || is_of_tests && !is_plugin && TEST_PACKAGES.contains(&dependency);
+            if names.contains(&dependency) && !is_allowed {
                 faults.push(format!("{name} depends on {dependency}; it may depend on {allowed:?} alone"));
             }
         }
@@ -371,5 +382,18 @@ mod tests {
         ]});
         let faults = directions(&metadata, Path::new("/p"));
         assert_eq!(faults.len(), 2, "{faults:?}");
+    }
+
+    #[test]
+    fn what_is_for_tests_is_linked_by_tests_alone() {
+        let package = |kind: &str| {
+            let dependency = serde_json::json!({"name": "pollux-testing", "kind": kind});
+            serde_json::json!({"packages": [
+                {"name": "pollux-core", "manifest_path": "/p/core/Cargo.toml", "dependencies": [dependency]},
+                {"name": "pollux-testing", "manifest_path": "/p/tools/testing/Cargo.toml", "dependencies": []},
+            ]})
+        };
+        assert_eq!(directions(&package("dev"), Path::new("/p")), [""; 0]);
+        assert_eq!(directions(&package("normal"), Path::new("/p")).len(), 1);
     }
 }

@@ -28,7 +28,6 @@ const ROOMS: &[(&str, &[Room])] = &[
             ("device", &["event", "fallible", "log_budget", "memory", "plugin", "queue", "ring", "stats", "worker"]),
             ("transport", &["device", "event", "log_budget", "memory", "queue", "ring", "worker"]),
             ("config", &["cpus", "device", "queue", "transport", "worker"]),
-            ("testing", &["device", "event", "memory", "plugin", "queue", "ring", "stats", "transport", "worker"]),
         ],
     ),
     (
@@ -149,7 +148,6 @@ const CIRCLES_TO_MEND: &[&str] = &[
     "core/src/plugin/block_v1/",
     "core/src/ring/",
     "core/src/stats/",
-    "core/src/testing/driver/",
     "core/src/transport/",
     "core/src/worker/",
     "fuzz/src/rings/",

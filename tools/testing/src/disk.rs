@@ -1,12 +1,12 @@
 //! A backend linked into the process: a disk in memory that behaves well, or in each way in which a plugin can
 //! misbehave.
-use crate::plugin::{BackendError, BlockBackend, OpenOptions, Plugin};
 use pollux_abi::{
     block::{Block, BlockInfo, BlockQueue, Completions, Error, OpenContext, Operation, Request, table},
     block_v1::{BlockV1, MemoryRegion},
     plugin::{Interface, POLLUX_PLUGIN_VERSION, PluginDescriptor},
     text::Text,
 };
+use pollux_core::plugin::{BackendError, BlockBackend, OpenOptions, Plugin};
 use serde::Deserialize;
 use std::{
     collections::VecDeque,

@@ -1,6 +1,6 @@
 //! A block driver for tests: requests with data in any cut (virtio 1.3, 5.2.6).
-use super::driver::{Buffer, RingDriver, RingKind, ring_bytes};
-use crate::memory::GuestMemory;
+use pollux_core::memory::GuestMemory;
+use pollux_driver::{Buffer, RingDriver, RingKind, ring_bytes};
 use std::time::{Duration, Instant};
 use vm_memory::{Bytes, GuestAddress};
 

@@ -1,5 +1,5 @@
 //! A place in a packed ring (virtio 1.3, 2.8.1).
-use super::{AVAILABLE, USED};
+use super::layout::{AVAILABLE, USED};
 
 /// An index and the wrap counter there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,9 +1,8 @@
-//! What tests and benchmarks drive Pollux with: the guest's side.
+//! What tests and benchmarks put around the device side of Pollux.
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`driver`] | a driver's side of a ring of either kind, honest or hostile |
-//! | [`blk`] | a block driver on top of it: headers, data in any cut, status |
+//! | [`blk`] | a block driver on a ring of [`pollux_driver`]: headers, data in any cut, status |
 //! | [`disk`] | a backend linked into the process: a disk in memory, well-behaved or not |
 //! | [`media`] | media that fail, hang, shrink and come back, as a real plugin |
 //! | [`build`] | plugins built for the occasion |
@@ -13,27 +12,35 @@
 //! | [`rig`] | a block device with all of these around it, polled by hand or by workers |
 //! | [`turns`] | a worker without its thread |
 //!
-//! Mistakes of the caller panic here, as in any test.
+//! Mistakes of the caller panic here, as in any test. Unsafe code is in the modules that are marked so below.
+#![deny(unsafe_code)]
+
 pub mod blk;
 pub mod build;
+#[allow(unsafe_code)]
 pub mod disk;
-pub mod driver;
+#[allow(unsafe_code)]
 pub mod front_end;
 pub mod media;
 pub mod neighbours;
+#[allow(unsafe_code)]
 pub mod raw_front_end;
 pub mod rig;
 pub mod turns;
 
-/// Makes two tests of each function named, which takes a [`RingKind`](driver::RingKind): one for each kind.
+// For the macro below.
+#[doc(hidden)]
+pub use pollux_driver::RingKind;
+
+/// Makes two tests of each function named, which takes a [`RingKind`]: one for each kind.
 #[macro_export]
 macro_rules! on_both_rings {
     ($($name:ident),+ $(,)?) => {
         mod split {
-            $(#[test] fn $name() { super::$name($crate::testing::driver::RingKind::Split) })+
+            $(#[test] fn $name() { super::$name($crate::RingKind::Split) })+
         }
         mod packed {
-            $(#[test] fn $name() { super::$name($crate::testing::driver::RingKind::Packed) })+
+            $(#[test] fn $name() { super::$name($crate::RingKind::Packed) })+
         }
     };
 }

@@ -1,9 +1,6 @@
 //! A block device with a driver in front of it and a backend behind it.
-use super::{
-    blk::{BlkDriver, Cut, Finished, PATIENCE, wait_for},
-    driver::RingKind,
-};
-use crate::{
+use super::blk::{BlkDriver, Cut, Finished, PATIENCE, wait_for};
+use pollux_core::{
     device::{
         Activation, ActiveQueue,
         blk::{Blk, BlkOptions},
@@ -17,6 +14,7 @@ use crate::{
     transport::{STATUS_ACKNOWLEDGE, STATUS_DRIVER, STATUS_DRIVER_OK, STATUS_FEATURES_OK, VirtioDevice},
     worker::{Task, WorkerHandle},
 };
+use pollux_driver::RingKind;
 use std::sync::Arc;
 use virtio_bindings::{
     virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1},

@@ -1,6 +1,9 @@
 //! The driver's side of a split virtqueue (virtio 1.3, 2.7).
-use super::{Buffer, INDIRECT, NEXT, WRITE, in_order::Order};
-use crate::{
+use super::{
+    in_order::Order,
+    layout::{Buffer, Descriptor, INDIRECT, NEXT, WRITE},
+};
+use pollux_core::{
     memory::{GuestMemory, Translator},
     ring::QueueConfig,
 };
@@ -8,20 +11,6 @@ use std::{
     collections::VecDeque,
     sync::atomic::{AtomicU16, Ordering, fence},
 };
-
-/// A descriptor as it lies in memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct Descriptor {
-    /// Guest-physical address of the buffer.
-    pub address: u64,
-    /// Its length in bytes.
-    pub length: u32,
-    /// `NEXT`, `WRITE`, `INDIRECT`.
-    pub flags: u16,
-    /// Index of the next one.
-    pub next: u16,
-}
 
 /// The driver of one split ring.
 #[derive(Debug)]

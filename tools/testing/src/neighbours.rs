@@ -6,7 +6,7 @@ use super::{
     front_end::{self, FrontEnd},
     rig::options,
 };
-use crate::{
+use pollux_core::{
     device::blk::Blk,
     stats::StatsSegment,
     transport::vhost_user::Server,

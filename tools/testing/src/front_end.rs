@@ -1,16 +1,15 @@
 //! A vhost-user front end for tests: the guest and the program that runs it, with a block driver on each queue.
-use super::{
-    blk::{BlkDriver, Cut, Finished, wait_for},
-    driver::RingKind,
-};
-use crate::{
+use super::blk::{BlkDriver, Cut, Finished, wait_for};
+use pollux_core::{
     device::DeviceModel,
-    memory::{GuestMap, GuestMemory, anonymous_file},
+    memory::{GuestMap, GuestMemory},
     transport::vhost_user::{
         Server,
         socket::{Listener, SocketSpec},
     },
 };
+use pollux_driver::RingKind;
+use rustix::fs::{MemfdFlags, memfd_create};
 use std::{
     fs::File,
     os::{
@@ -269,7 +268,7 @@ fn connect(path: &Path, queues: usize) -> Frontend {
 /// Memory in a file that its owner can change at will, as front ends share it, at ranges of guest addresses with their
 /// lengths.
 pub fn shared_memory(ranges: &[(u64, usize)]) -> GuestMemory {
-    let file = Arc::new(anonymous_file(c"guest").expect("a file in memory"));
+    let file = Arc::new(File::from(memfd_create("guest", MemfdFlags::CLOEXEC).expect("a file in memory")));
     file.set_len(ranges.iter().map(|range| range.1 as u64).sum()).expect("a length");
     let mut offset = 0;
     let parts: Vec<_> = ranges

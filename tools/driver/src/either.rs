@@ -1,34 +1,9 @@
-//! The driver's side of a virtqueue, for tests and benchmarks. It can follow the rules, and can break each of them.
-mod in_order;
-mod packed;
-mod place;
-mod split;
-
-pub use in_order::Order;
-pub use packed::{AVAILABLE, PackedDescriptor, PackedDriver, USED};
-pub use place::Place;
-pub use split::{Descriptor, SplitDriver};
-
-pub use crate::ring::RingKind;
-use crate::{memory::GuestMemory, ring::QueueConfig};
-
-/// `flags` of a descriptor: another one follows.
-pub const NEXT: u16 = 1;
-/// `flags` of a descriptor: the device writes it.
-pub const WRITE: u16 = 2;
-/// `flags` of a descriptor: it points to a table.
-pub const INDIRECT: u16 = 4;
-
-/// A buffer to be described.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Buffer {
-    /// Guest-physical address.
-    pub address: u64,
-    /// Length in bytes.
-    pub length: u32,
-    /// Whether the device writes it.
-    pub writable: bool,
-}
+//! The driver of a ring of either kind.
+use super::{in_order::Order, layout::Buffer, packed::PackedDriver, split::SplitDriver};
+use pollux_core::{
+    memory::GuestMemory,
+    ring::{QueueConfig, RingKind},
+};
 
 /// Bytes that a ring takes, from a page border on.
 pub fn ring_bytes(kind: RingKind, size: u16) -> u64 {

@@ -1,5 +1,5 @@
 //! What a driver remembers of its chains whose device keeps their order (virtio 1.3, 2.7.9 and 2.8.8).
-use super::Buffer;
+use super::layout::Buffer;
 use std::collections::VecDeque;
 
 /// The chains that the device has, in their order, and the run of them that the last used element stands for.

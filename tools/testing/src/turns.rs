@@ -1,5 +1,5 @@
 //! The turns of a worker, taken by hand: for measuring.
-use crate::worker::{Roster, Task, TaskId};
+use pollux_core::worker::{Roster, Task, TaskId};
 
 /// The tasks of a worker without its thread.
 #[derive(Default)]

@@ -2,10 +2,10 @@
 //! only when it is told to.
 use super::{
     blk::{BlkDriver, Cut, Finished, IN, PATIENCE, wait_for},
-    driver::RingKind,
     front_end::{QUEUE_SIZE, regions, shared_memory},
 };
-use crate::memory::GuestMemory;
+use pollux_core::memory::GuestMemory;
+use pollux_driver::RingKind;
 use rustix::{
     cmsg_space,
     net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},

@@ -52,7 +52,7 @@ pub fn c_plugin(name: &str, source: &str) -> PathBuf {
     fs::create_dir_all(&folder).expect("a folder");
     let (text, file) = (folder.join(format!("{name}.c")), folder.join(format!("libpollux_{name}.so")));
     fs::write(&text, source).expect("a source file");
-    let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("../abi/include");
+    let include = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../abi/include");
     let output = Command::new("cc")
         .args(["-std=c11", "-Wall", "-Wextra", "-Werror", "-Wno-unused", "-O1", "-shared", "-fPIC", "-o"])
         .arg(&file)

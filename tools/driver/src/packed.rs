@@ -1,29 +1,14 @@
 //! The driver's side of a packed virtqueue (virtio 1.3, 2.8).
-use super::{Buffer, INDIRECT, NEXT, Place, WRITE, in_order::Order};
-use crate::{
+use super::{
+    in_order::Order,
+    layout::{AVAILABLE, Buffer, INDIRECT, NEXT, PackedDescriptor, USED, WRITE},
+    place::Place,
+};
+use pollux_core::{
     memory::{GuestMemory, Translator},
     ring::QueueConfig,
 };
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
-
-/// `flags` of a descriptor: the wrap counter of the driver's lap in which it was made available.
-pub const AVAILABLE: u16 = 1 << 7;
-/// `flags` of a descriptor: that of the device's lap in which it was used; the inverse of the driver's while it is not.
-pub const USED: u16 = 1 << 15;
-
-/// A descriptor as it lies in memory.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct PackedDescriptor {
-    /// Guest-physical address of the buffer.
-    pub address: u64,
-    /// Its length in bytes; when used, the bytes written.
-    pub length: u32,
-    /// Buffer ID, in the last one of a chain.
-    pub id: u16,
-    /// `NEXT`, `WRITE`, `INDIRECT`, `AVAILABLE`, `USED`.
-    pub flags: u16,
-}
 
 /// The driver of one packed ring.
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! Media that misbehave by script: the plugin in `core/tests/fixtures/faulty`, whose first lines say what a script is
 //! made of.
 use super::build;
-use crate::plugin::{BackendError, BlockBackend, OpenOptions, Plugin};
+use pollux_core::plugin::{BackendError, BlockBackend, OpenOptions, Plugin};
 use std::{
     path::PathBuf,
     sync::{Arc, OnceLock},
