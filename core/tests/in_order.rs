@@ -357,6 +357,7 @@ fn alike<R: UsedRuns>(kind: RingKind, size: u16, event_idx: bool, steps: Vec<Ste
                 assert_eq!(published, plain.ring.publish());
                 assert_eq!(tested.ring.base(), plain.ring.base());
                 assert_eq!(tested.driver.used_count(), plain.driver.used_count());
+                assert_eq!(tested.ring.used_count(), plain.ring.used_count(), "chains, whatever elements there are");
                 assert_eq!(tested.driver.base(true), plain.driver.base(true));
                 if published {
                     assert_eq!(tested.ring.needs_signal(), plain.ring.needs_signal(), "signals");

@@ -132,6 +132,10 @@ impl<R: UsedRuns> Ring for InOrder<R> {
         self.ring.publish()
     }
 
+    fn used_count(&self) -> u16 {
+        self.ring.used_count()
+    }
+
     #[inline]
     fn needs_signal(&mut self) -> bool {
         self.ring.needs_signal()

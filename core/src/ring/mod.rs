@@ -189,6 +189,10 @@ pub trait Ring: Debug + Send + Sized + 'static {
     /// Shows the driver everything that was pushed. Returns whether there was anything.
     fn publish(&mut self) -> bool;
 
+    /// Number of chains given back so far, modulo 2^16. There are no more between two publications than the ring has
+    /// descriptors, so a difference is exact.
+    fn used_count(&self) -> u16;
+
     /// Whether the driver wants to be told of what was published since the last call. Call it once per batch.
     fn needs_signal(&mut self) -> bool;
 

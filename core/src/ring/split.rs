@@ -271,6 +271,10 @@ impl Ring for SplitRing {
         true
     }
 
+    fn used_count(&self) -> u16 {
+        self.next_used
+    }
+
     #[inline]
     fn needs_signal(&mut self) -> bool {
         // Partner: the driver's full barrier between asking for notifications and looking at the used index once

@@ -21,12 +21,11 @@ impl<R: Ring> BlkQueue<R> {
 
     /// Asks the driver whether it wants to be told of the batch that was just published, and counts what becomes of it.
     fn note_batch(&mut self) {
-        // Every request is counted when it completes, before it is published.
-        let requests = self.stats.requests();
-        let fresh = requests.wrapping_sub(std::mem::replace(&mut self.requests_noted, requests));
+        let used = self.ring.used_count();
+        let fresh = used.wrapping_sub(std::mem::replace(&mut self.used_noted, used));
         // The ring is asked in any case: what it answers is of the time since it was last asked.
         let is_wanted = self.ring.needs_signal();
-        match self.coalescer.note(fresh.try_into().unwrap_or(u32::MAX), is_wanted) {
+        match self.coalescer.note(fresh.into(), is_wanted) {
             Fate::Unwanted => self.stats.interrupts_suppressed.add(1),
             Fate::Merged => self.stats.interrupts_merged.add(1),
             // It is counted when it is sent.

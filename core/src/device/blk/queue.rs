@@ -98,8 +98,8 @@ pub struct BlkQueue<R> {
     ends_plainly: bool,
     /// What the driver is to be told of, if that may wait.
     pub(super) coalescer: Coalescer,
-    /// Requests completed, by the statistics, up to the last batch that `coalescer` knows of.
-    pub(super) requests_noted: u64,
+    /// The ring's count of chains given back, up to the last batch that `coalescer` knows of.
+    pub(super) used_noted: u16,
     /// The driver broke the ring, or the backend has failed: the ring is not read any more.
     pub(super) broken: bool,
     /// The rings were used before: the driver may wait for what it was not told of.
@@ -153,7 +153,7 @@ impl<R: Ring> BlkQueue<R> {
             phase: Phase::Running,
             ends_plainly: coalescer.is_off(),
             coalescer,
-            requests_noted: setup.stats.requests(),
+            used_noted: ring.used_count(),
             broken: false,
             recovering: ring.has_left_over(),
             resumed,

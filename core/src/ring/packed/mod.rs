@@ -106,6 +106,8 @@ pub struct PackedRing {
     pushed: u16,
     /// The place and second half of that first one.
     first: (u16, u64),
+    /// Chains given back so far, modulo 2^16.
+    used_count: u16,
     /// Descriptors that the driver has not been asked for yet whether it wants to be told.
     unsignalled: u16,
     /// What notes the requests in flight for the next process.
@@ -152,6 +154,7 @@ impl Ring for PackedRing {
             kept: fallible::filled(0, size.into())?,
             pushed: 0,
             first: (0, 0),
+            used_count: 0,
             unsignalled: 0,
             inflight: inflight.transpose()?,
             left_over: Vec::new(),
@@ -292,6 +295,7 @@ impl Ring for PackedRing {
             self.write_second_half(self.used.index, rest, Ordering::Relaxed);
         }
         self.pushed += count;
+        self.used_count = self.used_count.wrapping_add(1);
         self.used.advance(count, self.size);
         if let Some(inflight) = &mut self.inflight {
             inflight.give_back(id);
@@ -315,6 +319,10 @@ impl Ring for PackedRing {
         // From here on the driver may use these descriptors again, and not before (virtio 1.3, 2.8.1).
         self.taken -= std::mem::take(&mut self.pushed);
         true
+    }
+
+    fn used_count(&self) -> u16 {
+        self.used_count
     }
 
     #[inline]
@@ -370,6 +378,7 @@ impl UsedRuns for PackedRing {
                 inflight.give_back(id);
             }
         }
+        self.used_count = self.used_count.wrapping_add(skipped.len() as u16);
     }
 }
 
