@@ -9,6 +9,7 @@
 //! | [`host_v1`] | the frozen `repr(C)` table of what the host lends to a plugin |
 //! | [`block`] | the safe traits that authors implement, with the panic guard |
 //! | [`host`] | the host's services as an author sees them |
+//! | [`file_lock`] | locks that keep others off a file |
 //! | [`image_format`] | which files are no raw images, and what to do with them |
 //! | [`options`] | sizes such as `"512M"` for the options of plugins |
 //!
@@ -65,6 +66,7 @@ pub mod block;
 pub mod block_v1;
 #[allow(unsafe_code)]
 pub mod export;
+pub mod file_lock;
 pub mod flush_latch;
 #[allow(unsafe_code)]
 pub mod host;

@@ -10,6 +10,7 @@ use pollux_abi::{
         POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_INFO_READ_ONLY, POLLUX_BLOCK_INFO_VOLATILE_CACHE,
         POLLUX_BLOCK_READ, POLLUX_BLOCK_WRITE, POLLUX_BLOCK_WRITE_ZEROES,
     },
+    file_lock::{Access, FileLock, PATIENCE, WHOLE_FILE},
     flush_latch::FlushLatch,
     host::Host,
     image_format::mark_raw,
@@ -20,7 +21,6 @@ use std::{
     fmt,
     fs::{File, OpenOptions},
     io,
-    mem::zeroed,
     ops::Range,
     os::{
         fd::AsRawFd,
@@ -69,6 +69,8 @@ pub(crate) struct MappedFile {
     /// `None` for a file that a real open would create.
     pub(crate) file: Option<File>,
     sparse: bool,
+    /// Released after the memory is unmapped, which the medium drops before.
+    _lock: Option<FileLock>,
 }
 
 impl Medium {
@@ -76,7 +78,7 @@ impl Medium {
         let (file, capacity) = match (&options.path, options.size) {
             (Some(path), size) => {
                 let (file, capacity) = open_file(path, size, options, context)?;
-                (Some(MappedFile { path: path.clone(), file, sparse: options.sparse }), capacity)
+                (Some(file), capacity)
             }
             (None, Some(size)) => (None, size.bytes()),
             (None, None) => {
@@ -319,8 +321,9 @@ fn open_file(
     size: Option<Size>,
     options: &Options,
     context: &OpenContext,
-) -> Result<(Option<File>, u64), Error> {
+) -> Result<(MappedFile, u64), Error> {
     let shown = path.display();
+    let mapped = |file, lock| MappedFile { path: path.to_owned(), file, sparse: options.sparse, _lock: lock };
     let cannot = |what: &str, error| Error::from_io(format_args!("cannot {what} {shown}"), error);
     match std::fs::metadata(path).map(|metadata| metadata.file_type()) {
         Ok(kind) if kind.is_file() => options.format.check(path, kind, context)?,
@@ -330,7 +333,7 @@ fn open_file(
         Ok(_) => return Err(Error::new(format!("{shown} is no file: path must name one that can be mapped"))),
         // A probe creates nothing; the real open would.
         Err(error) if error.kind() == io::ErrorKind::NotFound && !context.read_only => match size {
-            Some(size) if context.probe => return Ok((None, size.bytes())),
+            Some(size) if context.probe => return Ok((mapped(None, None), size.bytes())),
             Some(_) => {}
             None => {
                 return Err(Error::new(format!(
@@ -345,9 +348,9 @@ fn open_file(
     let file =
         OpenOptions::new().read(true).write(writable).create(change && size.is_some()).truncate(false).open(path);
     let file = file.map_err(|error| cannot("open", error))?;
-    if options.lock && !context.probe {
-        lock(&file, path, writable)?;
-    }
+    let access = if writable { Access::Exclusive } else { Access::Shared };
+    let lock = (options.lock && !context.probe).then(|| FileLock::take(&file, access, WHOLE_FILE, PATIENCE));
+    let lock = lock.transpose().map_err(|error| error.explain(path))?;
     let found = file.metadata().map_err(|error| cannot("examine", error))?.len();
     let capacity = size.map_or(found, Size::bytes);
     if found > capacity {
@@ -379,7 +382,7 @@ fn open_file(
             _ => {}
         }
     }
-    Ok((Some(file), capacity))
+    Ok((mapped(Some(file), lock), capacity))
 }
 
 fn map(file: Option<&MappedFile>, capacity: u64, read_only: bool) -> Result<MmapRaw, Error> {
@@ -401,26 +404,6 @@ fn guard(memory: &MmapRaw, file: &File, read_only: bool) -> Result<Registration,
     // through pointers alone, and what is done to it after a loss is done again.
     unsafe { Registration::new(file, memory.as_ptr(), memory.len(), protection) }
         .map_err(|error| Error::from_io("cannot guard the mapping against SIGBUS", error))
-}
-
-/// Takes a lock that belongs to the open file: for itself alone if `writable`, otherwise together with other readers.
-fn lock(file: &File, path: &Path, writable: bool) -> Result<(), Error> {
-    // SAFETY: an all-zero flock is a value of the type: a range from 0 to the end of the file.
-    let mut lock: libc::flock = unsafe { zeroed() };
-    lock.l_type = if writable { libc::F_WRLCK } else { libc::F_RDLCK } as libc::c_short;
-    // SAFETY: the lock lives during the call.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) } == 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    Err(match error.raw_os_error() {
-        Some(libc::EAGAIN | libc::EACCES) => Error::new(format!(
-            "{} is in use by another disk or process (see /proc/locks): stop that first, or write lock = false if \
-             sharing is meant",
-            path.display()
-        )),
-        _ => Error::from_io(format_args!("cannot lock {} (or write lock = false)", path.display()), error),
-    })
 }
 
 fn fallocate(file: &File, mode: i32, offset: u64, length: u64) -> io::Result<()> {

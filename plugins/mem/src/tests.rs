@@ -1,7 +1,9 @@
 //! What a host sees of the backend, through its `block/1` table.
 use crate::{
     Mem,
-    testing::{Instance, Memory, Queue, check_against_model, check_segment_splits, request, transfer},
+    testing::{
+        Instance, Memory, Queue, check_against_model, check_segment_splits, copies_of_descriptors, request, transfer,
+    },
 };
 use pollux_abi::block_v1::*;
 use std::{
@@ -223,9 +225,21 @@ fn a_file_in_use_is_refused() {
     let path = image(&folder, "disk.img", &[0; 4096]);
     let options = format!(r#"{{"path": {path:?}}}"#);
     let first = open(&options);
-    assert_says(&refusal(&options, 0), &["in use", "lock = false"]);
+    assert_says(&refusal(&options, 0), &["is in use by another disk of this process", "lock = false"]);
     assert!(Instance::<Mem>::open_with(&options, POLLUX_BLOCK_OPEN_PROBE).is_ok());
     open(&format!(r#"{{"path": {path:?}, "lock": false}}"#));
+    drop(first);
+    open(&options);
+}
+
+#[test]
+fn a_copy_of_its_descriptors_in_a_forked_child_does_not_keep_a_closed_file_locked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = image(&folder, "disk.img", &[0; 4096]);
+    let options = format!(r#"{{"path": {path:?}}}"#);
+    let first = open(&options);
+    let copies = copies_of_descriptors(&path);
+    assert!(!copies.is_empty());
     drop(first);
     open(&options);
 }

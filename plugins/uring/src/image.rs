@@ -18,6 +18,7 @@ use pollux_abi::{
         POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_INFO_READ_ONLY, POLLUX_BLOCK_INFO_VOLATILE_CACHE,
         POLLUX_BLOCK_READ, POLLUX_BLOCK_WRITE, POLLUX_BLOCK_WRITE_ZEROES,
     },
+    file_lock::PATIENCE,
     flush_latch::FlushLatch,
     host::{Host, Level},
     image_format::mark_raw,
@@ -102,15 +103,13 @@ pub(crate) struct Counters {
     pub(crate) deferred: AtomicU64,
 }
 
-/// How long a lock or claim is tried for. The kernel lets go of the files of a ring that was closed a moment later.
-pub(crate) const CLAIM_PATIENCE: Duration = Duration::from_millis(300);
-
-/// Opens the medium. A block device that is in use now may be free in a moment.
+/// Opens the medium. A block device that is claimed now may be free in a moment: a claim ends with the last descriptor,
+/// which a ring that was closed, or a child that was just forked, has a little longer.
 pub(crate) fn open_claiming(options: &OpenOptions, path: &Path) -> io::Result<File> {
     let start = Instant::now();
     loop {
         match options.open(path) {
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && start.elapsed() < CLAIM_PATIENCE => {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && start.elapsed() < PATIENCE => {
                 thread::sleep(Duration::from_millis(5));
             }
             result => return result,

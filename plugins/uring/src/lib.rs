@@ -57,7 +57,6 @@ mod fallback;
 mod geometry;
 mod image;
 mod inline;
-#[allow(unsafe_code)]
 mod lock;
 mod namespace;
 #[allow(unsafe_code)]

@@ -14,7 +14,10 @@ use pollux_abi::{
 use std::{
     alloc::{Layout, alloc_zeroed, dealloc},
     ffi::c_void,
+    fs,
     marker::PhantomData,
+    os::fd::{BorrowedFd, OwnedFd},
+    path::Path,
     ptr::{null, null_mut},
     slice,
     sync::Mutex,
@@ -145,6 +148,17 @@ fn with_reason(call: impl FnOnce(*mut TextBuffer) -> i32) -> Result<(), String> 
             Err(String::from_utf8(room[..length].to_vec()).expect("the reason is UTF-8"))
         }
     }
+}
+
+/// Copies of all descriptors by which this process has the file at `path` open, as a child has them that was just
+/// forked.
+pub(crate) fn copies_of_descriptors(path: &Path) -> Vec<OwnedFd> {
+    let path = path.canonicalize().unwrap();
+    let descriptors = fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap());
+    let of_the_file = descriptors.filter(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == path));
+    let numbers = of_the_file.map(|entry| entry.file_name().to_str().unwrap().parse().unwrap());
+    // SAFETY: the test's own instances keep these descriptors open meanwhile.
+    numbers.map(|number| unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned().unwrap()).collect()
 }
 
 /// A queue of an instance.

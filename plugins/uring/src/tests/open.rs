@@ -1,5 +1,6 @@
 //! Opening: what a medium is said to be like, and the message for each that cannot be used.
 use super::*;
+use crate::testing::copies_of_descriptors;
 use pollux_abi::block_v1::*;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
@@ -112,6 +113,16 @@ fn a_locked_medium_is_refused_and_its_holder_named() {
         .collect();
     assert_says(&refusal(&fixture.options(true), 0), &["in use"]);
     drop(readers);
+    fixture.open(true);
+}
+
+#[test]
+fn a_copy_of_its_descriptors_in_a_forked_child_does_not_keep_a_closed_medium_locked() {
+    let fixture = Fixture::new(1 << 20);
+    let writer = fixture.open(true);
+    let copies = copies_of_descriptors(&fixture.path);
+    assert!(copies.len() >= 2, "of the lock's and of that of the requests: {copies:?}");
+    drop(writer);
     fixture.open(true);
 }
 
