@@ -233,15 +233,26 @@ fn new_socket(flags: SockFlag) -> io::Result<OwnedFd> {
 /// How long another process may take to make its socket in the same folder.
 const TURN_MAX: Duration = Duration::from_secs(2);
 
+/// A folder that this process has locked.
+struct Turn(File);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // Explicitly, as a child that another thread has just forked has a copy of the descriptor for a moment. What
+        // was locked can be unlocked.
+        let _ = self.0.unlock();
+    }
+}
+
 /// Locks the folder of `path` against others that take over sockets in it, until the result is dropped. Without it,
 /// a second process could take the first one's new socket, which does not listen yet, for a stale one. None where the
 /// folder cannot be locked: it may be written but not read, or is on a file system that knows no locks.
-fn take_turn(path: &Path) -> io::Result<Option<File>> {
+fn take_turn(path: &Path) -> io::Result<Option<Turn>> {
     let Ok(folder) = File::open(folder_of(path)) else { return Ok(None) };
     let deadline = Instant::now() + TURN_MAX;
     loop {
         match folder.try_lock() {
-            Ok(()) => return Ok(Some(folder)),
+            Ok(()) => return Ok(Some(Turn(folder))),
             Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(Duration::from_millis(5)),
             Err(TryLockError::WouldBlock) => return Err(io::Error::other("another process has locked its folder")),
             Err(TryLockError::Error(_)) => return Ok(None),
@@ -320,8 +331,24 @@ mod tests {
         let path = folder.path().join("disk.sock");
         drop(UnixListener::bind(&path).expect("bound"));
         assert!(path.exists(), "left behind");
+        // A child of another test has a copy of the listener until it executes its own program.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while UnixStream::connect(&path).is_ok() {
+            assert!(Instant::now() < deadline, "nobody else listens");
+            thread::sleep(Duration::from_millis(1));
+        }
         let _listener = Listener::bind(&spec(path.clone())).expect("taken over");
         UnixStream::connect(&path).expect("connects");
+    }
+
+    #[test]
+    fn a_copy_of_the_folders_descriptor_in_a_forked_child_does_not_keep_the_turn() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("disk.sock");
+        let turn = take_turn(&path).expect("free").expect("a folder that can be locked");
+        let _copy = turn.0.try_clone().expect("a descriptor");
+        drop(turn);
+        assert!(take_turn(&path).is_ok_and(|turn| turn.is_some()));
     }
 
     #[test]
