@@ -2,6 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`block`] | what a block device model knows of its medium |
 //! | [`memory`] | guest memory, the choke point where a guest's address becomes a host pointer, and memory that another process owns |
 //! | [`ring`] | virtqueues as a polling device reads them |
 //! | [`queue`] | what every device's queue does on a worker |
@@ -18,6 +19,7 @@
 //! Unsafe code is in the modules that are marked so, below or where they are declared, and nowhere else.
 #![deny(unsafe_code)]
 
+pub mod block;
 pub mod config;
 pub mod cpus;
 pub mod device;

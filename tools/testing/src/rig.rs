@@ -1,13 +1,13 @@
 //! A block device with a driver in front of it and a backend behind it.
 use super::blk::{BlkDriver, Cut, Finished, PATIENCE, wait_for};
 use pollux_core::{
+    block::Disk,
     device::{
         Activation, ActiveQueue,
         blk::{Blk, BlkOptions},
     },
     event::{InterruptState, Notifier},
     memory::GuestMemory,
-    plugin::BlockBackend,
     queue::coalescing::Coalescing,
     ring::{QueueConfig, RingStart},
     stats::StatsSegment,
@@ -59,14 +59,14 @@ pub struct Rig {
 
 impl Rig {
     /// A device in front of `backend` with a ring of `size`.
-    pub fn new(kind: RingKind, backend: Arc<BlockBackend>, size: u16, event_idx: bool) -> Self {
+    pub fn new(kind: RingKind, backend: Arc<dyn Disk>, size: u16, event_idx: bool) -> Self {
         let memory = GuestMemory::create(&[(0, BlkDriver::bytes(size, DEPTH))], None).expect("guest memory");
         let driver = BlkDriver::new(kind, &memory, 0, size, DEPTH, event_idx);
         Self::with_driver(kind, backend, driver, event_idx)
     }
 
     /// As [`new`](Self::new), with IN_ORDER.
-    pub fn in_order(kind: RingKind, backend: Arc<BlockBackend>, size: u16, event_idx: bool) -> Self {
+    pub fn in_order(kind: RingKind, backend: Arc<dyn Disk>, size: u16, event_idx: bool) -> Self {
         let memory = GuestMemory::create(&[(0, BlkDriver::bytes(size, DEPTH))], None).expect("guest memory");
         let mut driver = BlkDriver::new(kind, &memory, 0, size, DEPTH, event_idx);
         driver.ring.set_in_order();
@@ -74,14 +74,14 @@ impl Rig {
     }
 
     /// A device for a driver that has its memory already, and keeps the order that it expects.
-    pub fn with_driver(kind: RingKind, backend: Arc<BlockBackend>, driver: BlkDriver, event_idx: bool) -> Self {
+    pub fn with_driver(kind: RingKind, backend: Arc<dyn Disk>, driver: BlkDriver, event_idx: bool) -> Self {
         Self::with_options(kind, backend, driver, event_idx, options("blk0", 1, &[]))
     }
 
     /// As [`with_driver`](Self::with_driver), with any options for one queue.
     pub fn with_options(
         kind: RingKind,
-        backend: Arc<BlockBackend>,
+        backend: Arc<dyn Disk>,
         driver: BlkDriver,
         event_idx: bool,
         options: BlkOptions,
@@ -92,7 +92,7 @@ impl Rig {
     /// As [`with_options`](Self::with_options), of a queue that begins where `start` says.
     pub fn with_start(
         kind: RingKind,
-        backend: Arc<BlockBackend>,
+        backend: Arc<dyn Disk>,
         driver: BlkDriver,
         event_idx: bool,
         options: BlkOptions,
@@ -173,7 +173,7 @@ fn started(
 /// The device's side of a queue whose driver is elsewhere, to be polled by hand. Latencies are sampled as by default.
 pub fn prepared_queue(
     kind: RingKind,
-    backend: Arc<BlockBackend>,
+    backend: Arc<dyn Disk>,
     memory: &GuestMemory,
     config: QueueConfig,
 ) -> Box<dyn Task> {
@@ -219,7 +219,7 @@ pub struct Guest {
 impl Guest {
     /// A device with `queues` queues dealt out to `workers`, whose driver speaks split rings. It has not started the
     /// device.
-    pub fn new(name: &str, backend: Arc<BlockBackend>, queues: usize, workers: &[WorkerHandle]) -> Self {
+    pub fn new(name: &str, backend: Arc<dyn Disk>, queues: usize, workers: &[WorkerHandle]) -> Self {
         Self::with_rings(RingKind::Split, name, backend, queues, workers)
     }
 
@@ -227,7 +227,7 @@ impl Guest {
     pub fn with_rings(
         kind: RingKind,
         name: &str,
-        backend: Arc<BlockBackend>,
+        backend: Arc<dyn Disk>,
         queues: usize,
         workers: &[WorkerHandle],
     ) -> Self {
@@ -235,7 +235,7 @@ impl Guest {
     }
 
     /// As [`with_rings`](Self::with_rings), of a device with these options and queues of 256 entries.
-    pub fn with_options(kind: RingKind, backend: Arc<BlockBackend>, options: BlkOptions) -> Self {
+    pub fn with_options(kind: RingKind, backend: Arc<dyn Disk>, options: BlkOptions) -> Self {
         let queues = options.queues;
         let each = BlkDriver::bytes(256, DEPTH).next_multiple_of(4096);
         let memory = GuestMemory::create(&[(0, each * queues as u64)], None).expect("guest memory");

@@ -5,6 +5,7 @@ use super::{
     queue::BlkQueue,
 };
 use crate::{
+    block::DiskQueue,
     memory::{DirtyLog, Translator},
     queue::{Position, QueueUpdate, Retired},
     ring::{QueueConfig, Ring},
@@ -60,7 +61,7 @@ pub(super) fn log_segments(log: Option<&DirtyLog>, data: &Translator, retiring: 
     }
 }
 
-impl<R: Ring> BlkQueue<R> {
+impl<R: Ring, Q: DiskQueue> BlkQueue<R, Q> {
     /// Takes up a change and leaves in its place what was there before.
     #[cold]
     pub(super) fn change(&mut self, update: &mut QueueUpdate) {

@@ -4,13 +4,13 @@ use super::{
     request::{FLUSH, Status},
 };
 use crate::{
-    plugin::QueueFailed,
+    block::{DiskQueue, QueueFailed},
     ring::{Ring, RingError},
 };
 use pollux_abi::block_v1::POLLUX_BLOCK_FLUSH;
 use tracing::error;
 
-impl<R: Ring> BlkQueue<R> {
+impl<R: Ring, Q: DiskQueue> BlkQueue<R, Q> {
     /// The slot beyond the ring is that of the flush at the end.
     #[cold]
     pub(super) fn finish_flush(&mut self, result: i32) {
@@ -37,13 +37,10 @@ impl<R: Ring> BlkQueue<R> {
     /// The backend has failed: all of its requests end with an I/O error, and the device needs a reset.
     #[cold]
     pub(super) fn fail_backend(&mut self, failure: QueueFailed) {
-        let backend = self.backend.backend().clone();
+        let disk = self.backend.disk();
         if self.interrupts.may_log(&self.name) {
-            let (name, plugin) = (backend.name(), backend.plugin().name());
-            error!(
-                "{}: {name}: the plugin {plugin} has failed ({failure}); the requests end with an I/O error",
-                self.name
-            );
+            let (name, server) = (disk.name(), disk.server());
+            error!("{}: {name}: {server} has failed ({failure}); the requests end with an I/O error", self.name);
         }
         self.broken = true;
         self.recovering = false;
@@ -52,9 +49,9 @@ impl<R: Ring> BlkQueue<R> {
         // Before the driver has its buffers back, the backend must have let go of them.
         if self.backend.stop().is_err() {
             error!(
-                "{}: the plugin {} cannot say that it has stopped; the requests never end, and their memory is kept",
+                "{}: {} cannot say that it has stopped; the requests never end, and their memory is kept",
                 self.name,
-                backend.plugin().name()
+                disk.server()
             );
             self.lost = true;
             self.pending.clear();
@@ -86,7 +83,7 @@ impl<R: Ring> BlkQueue<R> {
         {
             return;
         }
-        if self.backend.has_failed() || !self.backend.backend().info().offers(POLLUX_BLOCK_FLUSH) {
+        if self.backend.has_failed() || !self.backend.disk().info().offers(POLLUX_BLOCK_FLUSH) {
             self.phase = Phase::Stopped;
             return;
         }

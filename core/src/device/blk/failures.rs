@@ -5,7 +5,7 @@ use super::{
     request::{Data, Header, Status},
     tally::Tally,
 };
-use crate::{log_budget::LogBudget, ring::Ring, stats::QueueStats};
+use crate::{block::DiskQueue, log_budget::LogBudget, ring::Ring, stats::QueueStats};
 use std::{
     io,
     sync::{
@@ -221,7 +221,7 @@ impl Book {
     }
 }
 
-impl<R: Ring> BlkQueue<R> {
+impl<R: Ring, Q: DiskQueue> BlkQueue<R, Q> {
     /// Ends a request that the medium has failed: `result` is a negative errno.
     #[cold]
     #[inline(never)]

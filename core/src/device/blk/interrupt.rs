@@ -1,9 +1,9 @@
 //! Interrupts of a queue that may be held for later requests: what a turn does at its end where there is more to it
 //! than to signal.
 use super::queue::{BlkQueue, Phase};
-use crate::{queue::coalescing::Fate, ring::Ring, stats::clock};
+use crate::{block::DiskQueue, queue::coalescing::Fate, ring::Ring, stats::clock};
 
-impl<R: Ring> BlkQueue<R> {
+impl<R: Ring, Q: DiskQueue> BlkQueue<R, Q> {
     /// Goes on with a stop, shows the driver what was completed, and sends the interrupt that is owed for it, if it is
     /// due. `is_shown`: a part of it has been shown already.
     #[inline(never)]

@@ -19,8 +19,8 @@ mod tally;
 
 use super::{ActivateError, Activation, ActiveQueue, ConfigFields, DeviceModel, ToldConfig};
 use crate::{
+    block::{Disk, DiskQueue, OpenQueue},
     memory::GuestMemory,
-    plugin::BlockBackend,
     queue::{Position, QueueSet, QueueUpdate, coalescing::Coalescing},
     ring::{InOrder, PackedRing, QueueConfig, Ring, RingError, RingKind, SplitRing},
     stats::{QueueStatsHandle, StatsSegment},
@@ -28,7 +28,7 @@ use crate::{
 };
 use config::Config;
 use failures::FailureLog;
-use pollux_abi::block_v1::{POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_WRITE_ZEROES};
+use pollux_abi::block_v1::{BlockInfo, POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_WRITE_ZEROES};
 use queue::{BlkQueue, QueueSetup};
 use request::Limits;
 use std::{
@@ -83,7 +83,7 @@ struct Shared {
 #[derive(Debug)]
 pub struct Blk {
     options: BlkOptions,
-    backend: Arc<BlockBackend>,
+    disk: Arc<dyn Disk>,
     queue_sizes: Vec<u16>,
     features: u64,
     limits: Limits,
@@ -96,11 +96,11 @@ pub struct Blk {
 }
 
 impl Blk {
-    /// A device in front of `backend`. Its statistics go to `segment`.
-    pub fn new(options: BlkOptions, backend: Arc<BlockBackend>, segment: &StatsSegment) -> Self {
-        let limits = Limits::new(backend.info(), options.queue_size);
-        let features = features(&backend, &limits, &options);
-        let config = Config::new(backend.info(), &limits, features, options.queues);
+    /// A device in front of `disk`. Its statistics go to `segment`.
+    pub fn new(options: BlkOptions, disk: Arc<dyn Disk>, segment: &StatsSegment) -> Self {
+        let limits = Limits::new(disk.info(), options.queue_size);
+        let features = features(disk.info(), &limits, &options);
+        let config = Config::new(disk.info(), &limits, features, options.queues);
         let queues = QueueSet::new(&options.name, &options.workers);
         let stats = (0..options.queues)
             .filter_map(|index| segment.add(&format!("{}/{index} {}", options.name, queues.worker_name(index))))
@@ -119,7 +119,7 @@ impl Blk {
             stats,
             queues,
             activation: None,
-            backend,
+            disk,
             options,
         }
     }
@@ -131,7 +131,19 @@ impl Blk {
     pub fn queue(&self, activation: &Activation, queue: ActiveQueue) -> Result<Box<dyn Task>, String> {
         // One slot more than the ring has, for the flush at the end.
         let depth = u32::from(queue.config.size) + 1;
-        let backend = self.backend.open_queue(queue.index as u32, depth).map_err(|error| error.to_string())?;
+        let opened = self.disk.clone().open_queue(queue.index as u32, depth).map_err(|error| error.to_string())?;
+        match opened {
+            OpenQueue::Backend(backend) => self.queue_before(backend, activation, queue),
+        }
+    }
+
+    /// The data path that was compiled for this kind of disk's queue.
+    fn queue_before<Q: DiskQueue + 'static>(
+        &self,
+        backend: Q,
+        activation: &Activation,
+        queue: ActiveQueue,
+    ) -> Result<Box<dyn Task>, String> {
         let serial = if self.options.serial.is_empty() { &self.options.name } else { &self.options.serial };
         let setup = QueueSetup {
             name: format!("{} queue {}", self.options.name, queue.index),
@@ -152,10 +164,10 @@ impl Blk {
         };
         let in_order = activation.features & 1 << VIRTIO_F_IN_ORDER != 0;
         let task = match (RingKind::of_features(activation.features), in_order) {
-            (RingKind::Split, false) => task::<SplitRing>(setup),
-            (RingKind::Split, true) => task::<InOrder<SplitRing>>(setup),
-            (RingKind::Packed, false) => task::<PackedRing>(setup),
-            (RingKind::Packed, true) => task::<InOrder<PackedRing>>(setup),
+            (RingKind::Split, false) => task::<SplitRing, Q>(setup),
+            (RingKind::Split, true) => task::<InOrder<SplitRing>, Q>(setup),
+            (RingKind::Packed, false) => task::<PackedRing, Q>(setup),
+            (RingKind::Packed, true) => task::<InOrder<PackedRing>, Q>(setup),
         };
         task.map_err(|error| error.to_string())
     }
@@ -165,12 +177,11 @@ impl Blk {
     }
 }
 
-fn task<R: Ring>(setup: QueueSetup) -> Result<Box<dyn Task>, RingError> {
-    Ok(Box::new(BlkQueue::<R>::new(setup)?))
+fn task<R: Ring, Q: DiskQueue + 'static>(setup: QueueSetup<Q>) -> Result<Box<dyn Task>, RingError> {
+    Ok(Box::new(BlkQueue::<R, Q>::new(setup)?))
 }
 
-fn features(backend: &BlockBackend, limits: &Limits, options: &BlkOptions) -> u64 {
-    let info = backend.info();
+fn features(info: &BlockInfo, limits: &Limits, options: &BlkOptions) -> u64 {
     let writable = limits.writable;
     let mut features = 1u64 << VIRTIO_BLK_F_SEG_MAX
         | 1 << VIRTIO_BLK_F_SIZE_MAX
@@ -248,8 +259,8 @@ impl DeviceModel for Blk {
         if self.queues.has_lost() {
             return Err(self.error("a queue of it was lost before, and its backend may still use the guest's memory"));
         }
-        self.backend.add_memory(&activation.memory).map_err(|error| self.error(error))?;
-        self.backend.remove_memory_but(Some(&activation.memory));
+        self.disk.add_memory(&activation.memory).map_err(|error| self.error(error))?;
+        self.disk.remove_memory_but(Some(&activation.memory));
         self.activation = Some(activation);
         Ok(())
     }
@@ -272,7 +283,7 @@ impl DeviceModel for Blk {
 
     fn set_memory(&mut self, memory: &GuestMemory, config: &dyn Fn(usize) -> QueueConfig) -> Result<(), ActivateError> {
         let Some(activation) = &mut self.activation else { return Ok(()) };
-        self.backend
+        self.disk
             .add_memory(memory)
             .map_err(|error| ActivateError { device: self.options.name.clone(), reason: error.to_string() })?;
         activation.memory = memory.clone();
@@ -286,20 +297,20 @@ impl DeviceModel for Blk {
         if let Some(activation) = &self.activation
             && !waits
         {
-            self.backend.remove_memory_but(Some(&activation.memory));
+            self.disk.remove_memory_but(Some(&activation.memory));
         }
         waits
     }
 
     fn forget_memory(&mut self) {
         if self.activation.is_none() && !self.queues.has_lost() {
-            self.backend.remove_memory_but(None);
+            self.disk.remove_memory_but(None);
         }
     }
 
     fn refresh(&mut self) -> bool {
         let name = &self.options.name;
-        let info = match self.backend.describe() {
+        let info = match self.disk.describe() {
             Ok(info) => info,
             Err(error) => {
                 warn!("{name}: stays as it is: {error}");
@@ -329,7 +340,7 @@ impl DeviceModel for Blk {
     }
 
     fn change_event(&self) -> Option<RawFd> {
-        Some(self.backend.change_event())
+        Some(self.disk.change_event())
     }
 
     fn deactivate(&mut self) {
@@ -350,6 +361,6 @@ impl Drop for Blk {
             error!("{}: the memory of its last guest stays mapped, since a queue was lost", self.options.name);
             return;
         }
-        self.backend.remove_memory_but(None);
+        self.disk.remove_memory_but(None);
     }
 }

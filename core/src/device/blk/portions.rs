@@ -10,7 +10,7 @@ use super::{
     request::{Limits, Status, Transfer},
     tally::Tally,
 };
-use crate::{ring::Ring, stats::QueueStats};
+use crate::{block::DiskQueue, ring::Ring, stats::QueueStats};
 use pollux_abi::block_v1::{BlockRequest, POLLUX_BLOCK_READ, Segment};
 use std::ops::Range;
 
@@ -80,7 +80,7 @@ enum Next {
     Impossible,
 }
 
-impl<R: Ring> BlkQueue<R> {
+impl<R: Ring, Q: DiskQueue> BlkQueue<R, Q> {
     /// Begins a request in portions. What is known of it is in its slot.
     #[cold]
     pub(super) fn begin_portions(&mut self, head: u16, transfer: Transfer) {

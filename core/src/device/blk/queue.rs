@@ -14,10 +14,10 @@ use super::{
     tally::Tally,
 };
 use crate::{
+    block::{DiskQueue, QueueFailed},
     event::{InterruptState, Notifier},
     fallible,
     memory::{DirtyLog, GuestMemory, Translator},
-    plugin::{BackendQueue, QueueFailed},
     queue::coalescing::{Coalescer, Coalescing},
     ring::{QueueConfig, Ring, RingError, RingStart},
     stats::{QueueStatsHandle, clock},
@@ -40,13 +40,13 @@ pub const GROUP: usize = 16;
 
 /// All that a queue needs.
 #[derive(Debug)]
-pub(super) struct QueueSetup {
+pub(super) struct QueueSetup<Q> {
     pub(super) name: String,
     pub(super) config: QueueConfig,
     pub(super) start: RingStart,
     pub(super) event_idx: bool,
     pub(super) memory: GuestMemory,
-    pub(super) backend: BackendQueue,
+    pub(super) backend: Q,
     pub(super) limits: Limits,
     pub(super) serial: String,
     pub(super) shared: Arc<Shared>,
@@ -69,12 +69,12 @@ pub(super) enum Phase {
     Stopped,
 }
 
-/// One queue of a block device on a ring of either kind. Owned by one worker.
+/// One queue of a block device on a ring of either kind, in front of a disk's queue. Owned by one worker.
 #[derive(Debug)]
-pub struct BlkQueue<R> {
+pub struct BlkQueue<R, Q> {
     pub(super) ring: R,
     pub(super) data: Translator,
-    pub(super) backend: BackendQueue,
+    pub(super) backend: Q,
     pub(super) slots: Box<[Slot]>,
     /// The segments of each slot's request.
     pub(super) inline: Box<[Inline]>,
@@ -126,10 +126,10 @@ pub struct BlkQueue<R> {
 
 // SAFETY: the pointers in slots and requests lead to guest memory, which the translators keep mapped, or into the
 // queue's own boxes, which move with it.
-unsafe impl<R: Ring> Send for BlkQueue<R> {}
+unsafe impl<R: Ring, Q: DiskQueue> Send for BlkQueue<R, Q> {}
 
-impl<R: Ring> BlkQueue<R> {
-    pub(super) fn new(setup: QueueSetup) -> Result<Self, RingError> {
+impl<R: Ring, Q: DiskQueue> BlkQueue<R, Q> {
+    pub(super) fn new(setup: QueueSetup<Q>) -> Result<Self, RingError> {
         let (log, resumed) = (setup.start.log.clone(), setup.start.resumed);
         let ring = R::start(&setup.config, setup.memory.translator(), setup.event_idx, setup.start)?;
         let size = usize::from(ring.size());
@@ -431,7 +431,7 @@ impl<R: Ring> BlkQueue<R> {
     }
 }
 
-impl<R: Ring> Task for BlkQueue<R> {
+impl<R: Ring, Q: DiskQueue> Task for BlkQueue<R, Q> {
     fn name(&self) -> &str {
         &self.name
     }

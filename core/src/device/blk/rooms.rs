@@ -8,6 +8,7 @@ use super::{
     queue::{BATCH, BlkQueue, Phase},
 };
 use crate::{
+    block::DiskQueue,
     fallible,
     ring::{Ring, RingError},
 };
@@ -112,7 +113,7 @@ impl Rooms {
     }
 }
 
-impl<R: Ring> BlkQueue<R> {
+impl<R: Ring, Q: DiskQueue> BlkQueue<R, Q> {
     /// Takes what there is room for; of chains that the process before had in flight, if there are any, even in a queue
     /// that takes no new ones.
     #[cold]

@@ -25,7 +25,11 @@ const ROOMS: &[(&str, &[Room])] = &[
             ("worker", &["cpus", "event", "memory", "stats"]),
             ("plugin", &["fallible", "log_budget", "memory"]),
             ("queue", &["event", "fallible", "log_budget", "memory", "ring", "stats", "worker"]),
-            ("device", &["event", "fallible", "log_budget", "memory", "plugin", "queue", "ring", "stats", "worker"]),
+            ("block", &["memory", "plugin"]),
+            (
+                "device",
+                &["block", "event", "fallible", "log_budget", "memory", "plugin", "queue", "ring", "stats", "worker"],
+            ),
             ("transport", &["device", "event", "log_budget", "memory", "queue", "ring", "worker"]),
             ("config", &["cpus", "device", "queue", "transport", "worker"]),
         ],

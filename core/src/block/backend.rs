@@ -1,0 +1,105 @@
+//! A plugin's medium as a disk. The methods do what those of the same name do, and are inlined into the data path.
+use super::{Completion, Disk, DiskError, DiskQueue, OpenQueue, QueueFailed, StopFailed};
+use crate::{
+    memory::GuestMemory,
+    plugin::{BackendQueue, BlockBackend},
+};
+use pollux_abi::block_v1::{BlockInfo, BlockRequest};
+use std::{os::fd::RawFd, sync::Arc};
+
+impl Disk for BlockBackend {
+    fn name(&self) -> &str {
+        self.name()
+    }
+
+    fn server(&self) -> String {
+        format!("the plugin {}", self.plugin().name())
+    }
+
+    fn info(&self) -> &BlockInfo {
+        self.info()
+    }
+
+    fn describe(&self) -> Result<BlockInfo, DiskError> {
+        Ok(self.describe()?)
+    }
+
+    fn change_event(&self) -> RawFd {
+        self.change_event()
+    }
+
+    fn add_memory(&self, memory: &GuestMemory) -> Result<(), DiskError> {
+        Ok(self.add_memory(memory)?)
+    }
+
+    fn remove_memory_but(&self, memory: Option<&GuestMemory>) {
+        self.remove_memory_but(memory);
+    }
+
+    fn open_queue(self: Arc<Self>, index: u32, depth: u32) -> Result<OpenQueue, DiskError> {
+        Ok(OpenQueue::Backend(BlockBackend::open_queue(&self, index, depth)?))
+    }
+}
+
+impl DiskQueue for BackendQueue {
+    fn start(&mut self) -> Result<(), DiskError> {
+        Ok(self.start()?)
+    }
+
+    #[inline(always)]
+    fn submit(&mut self, requests: &mut [BlockRequest]) -> Result<usize, QueueFailed> {
+        self.submit(requests)
+    }
+
+    #[inline(always)]
+    fn poll(&mut self) -> Result<usize, QueueFailed> {
+        self.poll()
+    }
+
+    #[inline(always)]
+    fn completed(&self) -> usize {
+        self.completed()
+    }
+
+    #[inline(always)]
+    fn completion(&self, index: usize) -> Completion {
+        self.completion(index)
+    }
+
+    fn offset(&self, slot: u32) -> u64 {
+        self.offset(slot)
+    }
+
+    #[inline(always)]
+    fn in_flight(&self) -> u32 {
+        self.in_flight()
+    }
+
+    fn depth(&self) -> usize {
+        self.depth()
+    }
+
+    fn has_failed(&self) -> bool {
+        self.has_failed()
+    }
+
+    fn take_in_flight(&mut self) -> Vec<u32> {
+        self.take_in_flight()
+    }
+
+    fn wake_fd(&self) -> Option<RawFd> {
+        self.wake_fd()
+    }
+
+    fn arm(&mut self, armed: bool) -> Result<bool, QueueFailed> {
+        self.arm(armed)
+    }
+
+    fn stop(&mut self) -> Result<(), StopFailed> {
+        self.stop()
+    }
+
+    fn disk(&self) -> Arc<dyn Disk> {
+        self.backend().clone()
+    }
+}
