@@ -12,14 +12,12 @@ use pollux_core::{
     stats::{StatsSegment, clock},
     worker::{IdlePolicy, Worker},
 };
-use pollux_vmm::{
-    Machine, Transport, VcpuSpec,
-    testing::{
-        TestGuest, machine_spec,
-        mailbox::{plan, report as word},
-        report, run_measured,
-    },
+use pollux_test_guest::{
+    TestGuest, machine_spec,
+    mailbox::{plan, report as word},
+    report, run_measured,
 };
+use pollux_vmm::{Machine, Transport, VcpuSpec};
 use std::error::Error;
 
 const ROUNDS: usize = 7;

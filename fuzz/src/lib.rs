@@ -19,6 +19,7 @@ mod disk;
 mod file;
 mod input;
 pub mod kernel;
+mod pci_slot;
 pub mod registers;
 pub mod rings;
 pub mod statistics;

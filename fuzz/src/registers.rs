@@ -1,6 +1,6 @@
 //! Any accesses to the registers of a device on PCI or MMIO, and to its configuration space and MSI-X table where there
 //! is a KVM to make them with, among those of an honest driver.
-use crate::{disk, input::Input};
+use crate::{disk, input::Input, pci_slot::PciSlot};
 use pollux_core::{
     device::blk::Blk,
     memory::GuestMemory,
@@ -18,7 +18,6 @@ use pollux_testing::{
     disk::Behaviour,
     rig::options,
 };
-use pollux_vmm::testing::PciSlot;
 use std::{
     cell::OnceCell,
     fs::File,

@@ -12,7 +12,7 @@ use thiserror::Error;
 ///
 /// Called on vCPU threads, several at a time. The guest chooses offset, length and data: every access must be
 /// harmless and must return.
-pub(crate) trait BusDevice: Send + Sync {
+pub trait BusDevice: Send + Sync {
     /// Fills all of `data` with what the guest reads at `offset` from the start of the range.
     fn read(&self, offset: u64, data: &mut [u8]);
     /// Takes what the guest writes at `offset`.

@@ -31,14 +31,14 @@ struct Routes {
 }
 
 /// The interrupt routing of one virtual machine.
-pub(crate) struct InterruptRouter {
+pub struct InterruptRouter {
     vm: Arc<VmFd>,
     routes: Mutex<Routes>,
 }
 
 impl InterruptRouter {
     /// Takes over the routing of a virtual machine that has interrupt controllers.
-    pub(crate) fn new(vm: Arc<VmFd>) -> Result<InterruptRouter, Errno> {
+    pub fn new(vm: Arc<VmFd>) -> Result<InterruptRouter, Errno> {
         let router = InterruptRouter { vm, routes: Mutex::default() };
         router.install(&Routes::default())?;
         Ok(router)

@@ -5,15 +5,14 @@
 //! | [`spec`] | what a machine is to be |
 //! | [`machine`] | the machine: memory and devices that stay |
 //! | `cycle` | one run of it, from power-on to power-off or reset |
-//! | `vm`, `vcpu`, `irq` | KVM's virtual machine, its processors, its interrupt routing |
+//! | [`vm`], `vcpu`, [`irq`] | KVM's virtual machine, its processors, its interrupt routing |
 //! | [`boot`] | kernel, initrd, registers, processor identification |
 //! | `acpi` | the tables by which a kernel finds everything |
 //! | [`layout`] | every address and port |
-//! | `bus`, `platform`, `serial` | the port and memory buses and the machine's own devices |
-//! | `pci`, `mmio` | how virtio devices are connected; their registers are in `pollux_core::transport` |
+//! | [`bus`], `platform`, `serial` | the port and memory buses and the machine's own devices |
+//! | [`pci`], `mmio` | how virtio devices are connected; their registers are in `pollux_core::transport` |
 //! | [`console`], `terminal`, [`shutdown`] | the outside world |
 //! | [`exits`] | how often vCPUs left guest mode |
-//! | [`testing`] | a guest for tests and benchmarks, which runs on every KVM |
 //!
 //! No device model and no plugin is named here: devices come as `Box<dyn DeviceModel>`.
 //!
@@ -23,18 +22,18 @@
 
 mod acpi;
 pub mod boot;
-mod bus;
+pub mod bus;
 #[allow(unsafe_code)] // read(2) on standard input, fcntl(2)
 pub mod console;
 mod control;
 #[allow(unsafe_code)] // poll(2)
 mod cycle;
 pub mod exits;
-mod irq;
+pub mod irq;
 pub mod layout;
 pub mod machine;
 mod mmio;
-mod pci;
+pub mod pci;
 mod platform;
 mod serial;
 #[allow(unsafe_code)] // signal handlers
@@ -42,11 +41,10 @@ pub mod shutdown;
 pub mod spec;
 #[allow(unsafe_code)] // terminal settings, signal handlers
 mod terminal;
-pub mod testing;
 #[allow(unsafe_code)] // kvm_run, signals
 mod vcpu;
 #[allow(unsafe_code)] // guest memory given to KVM
-mod vm;
+pub mod vm;
 
 pub use boot::KernelSpec;
 pub use console::ConsoleSpec;

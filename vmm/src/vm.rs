@@ -26,14 +26,18 @@ pub(crate) fn missing_capability(kvm: &Kvm) -> Option<&'static str> {
 }
 
 /// A KVM virtual machine with memory and interrupt controllers, without vCPUs.
-pub(crate) struct Vm {
+pub struct Vm {
     fd: Arc<VmFd>,
     /// Kept for as long as KVM maps it into the guest.
     _memory: GuestMemory,
 }
 
 impl Vm {
-    pub(crate) fn new(kvm: &Kvm, memory: &GuestMemory) -> Result<Vm, Errno> {
+    /// A virtual machine with this memory.
+    ///
+    /// # Errors
+    /// KVM cannot make it.
+    pub fn new(kvm: &Kvm, memory: &GuestMemory) -> Result<Vm, Errno> {
         // The kernel gives up with EINTR if anything, a timer of the process included, interrupts it while it takes all
         // locks of the address space (mm/mmap.c, mm_take_all_locks). Nothing has been made then.
         let fd = loop {
@@ -62,7 +66,7 @@ impl Vm {
     }
 
     /// The file descriptor, for those who register events and interrupts with it.
-    pub(crate) fn fd(&self) -> &Arc<VmFd> {
+    pub fn fd(&self) -> &Arc<VmFd> {
         &self.fd
     }
 }

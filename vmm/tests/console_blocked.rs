@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use common::kvm_is_there;
 use pollux_core::memory::GuestMemory;
-use pollux_vmm::testing::{PATIENCE, TestGuest, machine_spec};
+use pollux_test_guest::{PATIENCE, TestGuest, machine_spec};
 use pollux_vmm::{Boot, ConsoleSpec, Exit, Machine, MachineSpec, RawGuest, Shutdown, VcpuSpec, kvm_regs, kvm_sregs};
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};

@@ -4,8 +4,8 @@ mod common;
 
 use common::{Rig, device, kvm_is_there, rig};
 use pollux_core::worker::IdlePolicy;
-use pollux_vmm::testing::mailbox::{plan, report as r};
-use pollux_vmm::testing::{PATIENCE, outcome, report};
+use pollux_test_guest::mailbox::{plan, report as r};
+use pollux_test_guest::{PATIENCE, outcome, report};
 use pollux_vmm::{Exit, Machine, Reboot, Shutdown, Transport};
 use std::time::Instant;
 

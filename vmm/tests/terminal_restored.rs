@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use common::{device, kvm_is_there, rig};
 use pollux_core::device::{ActivateError, Activation, ActiveQueue, DeviceModel};
 use pollux_core::worker::IdlePolicy;
-use pollux_vmm::testing::PATIENCE;
-use pollux_vmm::testing::mailbox::plan;
+use pollux_test_guest::PATIENCE;
+use pollux_test_guest::mailbox::plan;
 use pollux_vmm::{ConsoleSpec, Exit, Shutdown, Transport};
 
 /// Names the way in which the child is to end; set only in the child.

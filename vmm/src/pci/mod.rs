@@ -12,20 +12,20 @@ use crate::bus::BusDevice;
 use crate::layout::{PCI_WINDOW_BYTES, PCI_WINDOW_START};
 use config::{ConfigSpace, Identity};
 
-pub(crate) use virtio::{FunctionError, VirtioFunction};
+pub use virtio::{FunctionError, VirtioFunction};
 
 /// Places on the bus; place 0 is the host bridge's.
 pub(crate) const PLACES: usize = 32;
 
 /// Where firmware would have put the BAR of the function at `place`.
-pub(crate) fn bar_address(place: usize) -> u32 {
+pub fn bar_address(place: usize) -> u32 {
     PCI_WINDOW_START as u32 + place as u32 * pollux_core::transport::pci::BAR_BYTES as u32
 }
 
 const _: () = assert!(PLACES as u64 * pollux_core::transport::pci::BAR_BYTES <= PCI_WINDOW_BYTES);
 
 /// A function of the bus. Called on vCPU threads, several at a time.
-pub(crate) trait Function: Send + Sync {
+pub trait Function: Send + Sync {
     /// The guest reads configuration space.
     fn read_config(&self, offset: usize, data: &mut [u8]);
     /// The guest writes configuration space.
@@ -37,27 +37,33 @@ pub(crate) trait Function: Send + Sync {
 }
 
 /// The functions by their place. Function number 0 of each place only.
-pub(crate) struct PciBus {
+pub struct PciBus {
     functions: Vec<Option<Arc<dyn Function>>>,
 }
 
 impl PciBus {
     /// A bus with a host bridge.
-    pub(crate) fn new() -> PciBus {
+    pub fn new() -> PciBus {
         let mut functions: Vec<Option<Arc<dyn Function>>> = vec![None; PLACES];
         functions[0] = Some(Arc::new(HostBridge::new()));
         PciBus { functions }
     }
 
     /// Puts a function in a free place.
-    pub(crate) fn insert(&mut self, place: usize, function: Arc<dyn Function>) {
+    pub fn insert(&mut self, place: usize, function: Arc<dyn Function>) {
         let free = self.functions[place].replace(function).is_none();
         assert!(free, "two functions in place {place}");
     }
 }
 
+impl Default for PciBus {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 /// The configuration window of a bus.
-pub(crate) struct Ecam(pub(crate) Arc<PciBus>);
+pub struct Ecam(pub Arc<PciBus>);
 
 impl Ecam {
     /// Which function an offset belongs to, and the offset in its configuration space (PCI Express 4.0, 7.2.2).
@@ -85,7 +91,7 @@ impl BusDevice for Ecam {
 }
 
 /// The window of a bus.
-pub(crate) struct Window(pub(crate) Arc<PciBus>);
+pub struct Window(pub Arc<PciBus>);
 
 impl BusDevice for Window {
     fn read(&self, offset: u64, data: &mut [u8]) {

@@ -48,7 +48,7 @@ struct State {
 }
 
 /// A virtio device in one place of the bus, for one run of the machine.
-pub(crate) struct VirtioFunction {
+pub struct VirtioFunction {
     vm: Arc<VmFd>,
     transport: Arc<Mutex<PciTransport>>,
     state: Mutex<State>,
@@ -61,7 +61,7 @@ pub(crate) struct VirtioFunction {
 
 impl VirtioFunction {
     /// Makes a function whose BAR is at `bar`. `vectors` are the events that the transport signals.
-    pub(crate) fn new(
+    pub fn new(
         vm: &Arc<VmFd>,
         router: &Arc<InterruptRouter>,
         transport: Arc<Mutex<PciTransport>>,

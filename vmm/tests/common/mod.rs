@@ -8,8 +8,8 @@ use pollux_core::plugin::{BlockBackend, OpenOptions, Plugin};
 use pollux_core::queue::coalescing::Coalescing;
 use pollux_core::stats::StatsSegment;
 use pollux_core::worker::{IdlePolicy, Worker};
+use pollux_test_guest::{TestGuest, machine_spec};
 use pollux_testing::build;
-use pollux_vmm::testing::{TestGuest, machine_spec};
 use pollux_vmm::{Machine, Transport};
 
 /// Whether a test can run here; if not, says so.
@@ -60,7 +60,7 @@ pub(crate) fn rig(idle: IdlePolicy, plan: &[(usize, u64)]) -> Rig {
 
 /// The plan's words for a device of [`rig`].
 pub(crate) fn device(transport: Transport) -> [(usize, u64); 3] {
-    use pollux_vmm::testing::mailbox::plan;
+    use pollux_test_guest::mailbox::plan;
     match transport {
         Transport::Pci => [(plan::TRANSPORT, 0), (plan::DEVICE, 1), (plan::LINE, 0)],
         Transport::Mmio => [(plan::TRANSPORT, 1), (plan::DEVICE, 0xd000_0000), (plan::LINE, 5)],

@@ -138,7 +138,7 @@ fn collect(root: &Path, folder: &Path, target: &Path, files: &mut Vec<Source>) {
 const PLUGIN_FOLDERS: [&str; 2] = ["plugins", "core/tests/fixtures"];
 
 /// What the tests of every package but plugins may depend on, beyond what the package itself may: no product links it.
-const TEST_PACKAGES: &[&str] = &["pollux-abi", "pollux-driver", "pollux-testing"];
+const TEST_PACKAGES: &[&str] = &["pollux-abi", "pollux-driver", "pollux-test-guest", "pollux-testing"];
 
 /// What each package but plugins may depend on: plugins → abi, guard ← core ← vmm ← cli.
 const DIRECTIONS: &[(&str, &[&str])] = &[
@@ -147,13 +147,22 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ("pollux-core", &["pollux-abi", "pollux-guard"]),
     ("pollux-vmm", &["pollux-core"]),
     ("pollux-driver", &["pollux-core"]),
+    ("pollux-test-guest", &["pollux-core", "pollux-vmm"]),
     ("pollux-testing", &["pollux-abi", "pollux-core", "pollux-driver"]),
     ("pollux-loadgen", &["pollux-core", "pollux-driver"]),
     ("pollux", &["pollux-abi", "pollux-core", "pollux-loadgen", "pollux-vmm"]),
     ("pollux-fuzz", &["pollux-core", "pollux-driver", "pollux-testing", "pollux-vmm"]),
     (
         "pollux-benches",
-        &["pollux-abi", "pollux-core", "pollux-driver", "pollux-loadgen", "pollux-testing", "pollux-vmm"],
+        &[
+            "pollux-abi",
+            "pollux-core",
+            "pollux-driver",
+            "pollux-loadgen",
+            "pollux-test-guest",
+            "pollux-testing",
+            "pollux-vmm",
+        ],
     ),
     ("xtask", &[]),
 ];

@@ -9,11 +9,11 @@ use pollux_core::memory::GuestMemory;
 use pollux_core::transport::pci::{PciTransport, notify_offset};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::bus::BusDevice;
-use crate::irq::InterruptRouter;
-use crate::layout::PCI_WINDOW_START;
-use crate::pci::{Ecam, PciBus, VirtioFunction, Window, bar_address};
-use crate::vm::Vm;
+use pollux_vmm::bus::BusDevice;
+use pollux_vmm::irq::InterruptRouter;
+use pollux_vmm::layout::PCI_WINDOW_START;
+use pollux_vmm::pci::{Ecam, PciBus, VirtioFunction, Window, bar_address};
+use pollux_vmm::vm::Vm;
 
 /// The place on the bus.
 const PLACE: usize = 1;
@@ -24,8 +24,7 @@ const BAR0: u64 = 0x10;
 const COMMAND_MEMORY_AND_BUS_MASTER: u16 = 1 << 1 | 1 << 2;
 
 /// The slot, and the machine around it.
-#[expect(missing_debug_implementations, reason = "KVM's virtual machine has none")]
-pub struct PciSlot {
+pub(crate) struct PciSlot {
     ecam: Ecam,
     window: Window,
     transport: Arc<Mutex<PciTransport>>,
@@ -38,7 +37,7 @@ impl PciSlot {
     ///
     /// # Errors
     /// There is no KVM, or it cannot do that.
-    pub fn new(
+    pub(crate) fn new(
         transport: PciTransport,
         vectors: &[Arc<EventFd>],
         memory: &GuestMemory,
@@ -54,32 +53,32 @@ impl PciSlot {
     }
 
     /// The guest reads the device's configuration space.
-    pub fn read_config(&self, offset: u64, data: &mut [u8]) {
+    pub(crate) fn read_config(&self, offset: u64, data: &mut [u8]) {
         self.ecam.read((PLACE as u64) << 15 | offset & 0xfff, data);
     }
 
     /// The guest writes the device's configuration space.
-    pub fn write_config(&self, offset: u64, data: &[u8]) {
+    pub(crate) fn write_config(&self, offset: u64, data: &[u8]) {
         self.ecam.write((PLACE as u64) << 15 | offset & 0xfff, data);
     }
 
     /// The guest reads where firmware has put the BAR.
-    pub fn read_bar(&self, offset: u64, data: &mut [u8]) {
+    pub(crate) fn read_bar(&self, offset: u64, data: &mut [u8]) {
         self.window.read(u64::from(bar_address(PLACE)) - PCI_WINDOW_START + offset, data);
     }
 
     /// The guest writes there.
-    pub fn write_bar(&self, offset: u64, data: &[u8]) {
+    pub(crate) fn write_bar(&self, offset: u64, data: &[u8]) {
         self.window.write(u64::from(bar_address(PLACE)) - PCI_WINDOW_START + offset, data);
     }
 
     /// The guest notifies the device of a queue.
-    pub fn kick(&self, queue: usize) {
+    pub(crate) fn kick(&self, queue: usize) {
         self.write_bar(notify_offset(queue), &(queue as u16).to_le_bytes());
     }
 
     /// What firmware and a driver do before they use the device: the BAR is where firmware puts it, and answers.
-    pub fn enable(&self) {
+    pub(crate) fn enable(&self) {
         self.write_config(BAR0, &bar_address(PLACE).to_le_bytes());
         self.write_config(COMMAND, &COMMAND_MEMORY_AND_BUS_MASTER.to_le_bytes());
     }

@@ -2,7 +2,7 @@
 //!
 //! It is entered at privilege level 0, goes to level 3 at once and stays there but for interrupts, because there are
 //! KVMs that run level 3 natively and emulate level 0. Memory is mapped one to one; ports and devices are open to it.
-//! It does what the plan in `mailbox` says. Compiled by `pollux_vmm::testing`, not by cargo.
+//! It does what the plan in `mailbox` says. Compiled by `pollux_test_guest`, not by cargo.
 #![no_std]
 #![no_main]
 

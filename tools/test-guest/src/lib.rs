@@ -1,16 +1,14 @@
-//! A guest for tests and benchmarks: the program in `vmm/guest`, which drives a virtio block device from privilege
+//! A guest for tests and benchmarks: the program in `program/`, which drives a virtio block device from privilege
 //! level 3.
 //!
 //! It works on every KVM, also on those that emulate a guest's kernel code and cannot boot a stock kernel, and with
 //! them it is still a real vCPU: notifications, interrupts and exits are KVM's. What it does is set by the plan, what
 //! came of it is in the report, both words in guest memory (see [`mailbox`]).
+#![forbid(unsafe_code)]
 
-#[path = "../../guest/mailbox.rs"]
+#[path = "../program/mailbox.rs"]
 #[allow(missing_docs)] // names say it; the guest's compiler does not ask
 pub mod mailbox;
-mod pci_slot;
-
-pub use pci_slot::PciSlot;
 
 use std::error::Error;
 use std::io;
@@ -20,12 +18,14 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use linux_loader::loader::{Elf, KernelLoader};
 use pollux_core::memory::GuestMemory;
+use pollux_vmm::{
+    Boot, ConsoleSpec, Exit, ExitCounts, Machine, MachineSpec, RawGuest, Reboot, Shutdown, VcpuSpec, kvm_regs,
+    kvm_segment, kvm_sregs,
+};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use crate::{Boot, ConsoleSpec, Exit, ExitCounts, Machine, MachineSpec, RawGuest, Reboot, Shutdown, VcpuSpec};
 use mailbox::{PLAN, REPORT, report};
 
 /// Memory of the guest in bytes.
@@ -33,7 +33,7 @@ const MEMORY_BYTES: u64 = 64 << 20;
 /// Words of the plan.
 const PLAN_WORDS: usize = 16;
 
-/// Where the tables lie. The program's own addresses are in `vmm/guest`.
+/// Where the tables lie. The program's own addresses are in `program/`.
 const GDT: u64 = 0x1000;
 const IDT: u64 = 0x2000;
 const TASK_STATE: u64 = 0x3000;
@@ -251,7 +251,7 @@ fn program() -> io::Result<&'static [u8]> {
 }
 
 fn compile() -> io::Result<Vec<u8>> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("guest/main.rs");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("program/main.rs");
     let folder = std::env::temp_dir().join(format!("pollux-test-guest-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     let output = folder.join("guest");
