@@ -2,57 +2,22 @@
 //!
 //! The guard catches every panic of the author's code: the call then fails, the host completes what was in flight with
 //! an I/O error and tells the guest that the device needs a reset. Nothing else is disturbed.
-use crate::{block_v1::*, host::Host, text::TextBuffer};
-use serde::de::DeserializeOwned;
-use std::{
-    ffi::c_void,
-    fmt,
-    os::fd::RawFd,
-    panic::{AssertUnwindSafe, catch_unwind},
+use crate::{
+    block_v1::*,
+    guard::{Guarded, guard, guard_with_reason},
+    host::Host,
+    options,
+    text::TextBuffer,
 };
+use serde::de::DeserializeOwned;
+use std::{ffi::c_void, os::fd::RawFd};
 
-pub use crate::block_v1::{BlockInfo, BlockV1, MemoryRegion, Segment};
-
-/// `errno` of an I/O error, Linux's number.
-pub const EIO: i32 = 5;
-/// `errno` of a bad argument, Linux's number.
-pub const EINVAL: i32 = 22;
-/// `errno` of a write to a read-only medium, Linux's number.
-pub const EROFS: i32 = 30;
-/// `errno` of an operation that is not offered, Linux's number.
-pub const ENOTSUP: i32 = 95;
-
-/// Why a `[control]` call failed: a message for the operator, and an errno.
-#[derive(Clone, Debug)]
-pub struct Error {
-    errno: i32,
-    message: String,
-}
-
-impl Error {
-    /// An error with `EINVAL`, for a bad configuration: `message` says what is wrong and what to write instead.
-    pub fn new(message: impl fmt::Display) -> Self {
-        Error { errno: EINVAL, message: message.to_string() }
-    }
-
-    /// An error with an errno of its own, such as `EBUSY` for a medium that is in use.
-    pub fn with_errno(errno: i32, message: impl fmt::Display) -> Self {
-        Error { errno, message: message.to_string() }
-    }
-
-    /// An operating system's error; `what` says what was tried, such as "cannot open /x".
-    pub fn from_io(what: impl fmt::Display, error: std::io::Error) -> Self {
-        Error { errno: error.raw_os_error().unwrap_or(EIO), message: format!("{what}: {error}") }
-    }
-}
-
-impl fmt::Display for Error {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for Error {}
+pub use crate::{
+    block_v1::{BlockInfo, BlockV1},
+    error::{EINVAL, EIO, ENOTSUP, EROFS, Error},
+    memory_region::MemoryRegion,
+    segment::Segment,
+};
 
 /// What `open` may know about its instance.
 #[derive(Clone, Debug)]
@@ -281,33 +246,6 @@ impl Completions {
     }
 }
 
-struct GuardedQueue<Q> {
-    queue: Q,
-    panicked: bool,
-}
-
-/// Runs `body`; a panic becomes `-EIO`, its message having gone to the log.
-fn guard(body: impl FnOnce() -> i32) -> i32 {
-    catch_unwind(AssertUnwindSafe(body)).unwrap_or(-EIO)
-}
-
-/// As [`guard`], with the reason written to `error`.
-fn guard_with_reason(error: *mut TextBuffer, body: impl FnOnce() -> Result<(), Error>) -> i32 {
-    let result = catch_unwind(AssertUnwindSafe(body))
-        .unwrap_or_else(|_| Err(Error { errno: EIO, message: "the plugin panicked (the log has its message)".into() }));
-    match result {
-        Ok(()) => 0,
-        Err(reason) => {
-            // SAFETY: the host passes a buffer or null.
-            if let Some(buffer) = unsafe { error.as_mut() } {
-                // SAFETY: the buffer is the host's.
-                unsafe { buffer.write(&reason.message) };
-            }
-            -reason.errno.max(1)
-        }
-    }
-}
-
 /// The table of `block/1` for the backend `B`.
 pub const fn table<B: Block>() -> BlockV1 {
     BlockV1 {
@@ -340,8 +278,7 @@ unsafe extern "C" fn open<B: Block>(
         // SAFETY: the texts live during the call, and the host's table until `close`.
         let (name, options, host) =
             unsafe { (arguments.name.as_str(), arguments.options.as_str(), Host::from_raw(arguments.host)) };
-        let mut json = serde_json::Deserializer::from_str(options);
-        let options = serde_path_to_error::deserialize(&mut json).map_err(|error| Error::new(option_error(&error)))?;
+        let options = options::parse(options)?;
         let context = OpenContext {
             host,
             name: name.to_owned(),
@@ -353,14 +290,6 @@ unsafe extern "C" fn open<B: Block>(
         unsafe { instance.write(Box::into_raw(backend).cast()) };
         Ok(())
     })
-}
-
-/// serde's message, with the key and without the place in the JSON text, which the user never wrote.
-fn option_error(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
-    let (path, text) = (error.path().to_string(), error.inner().to_string());
-    let reason = text.split(" at line ").next().unwrap_or(&text);
-    // The path of an unknown or missing key is that of the whole.
-    if path == "." { format!("options: {reason}") } else { format!("options.{path}: {reason}") }
 }
 
 unsafe extern "C" fn close<B: Block>(instance: *mut c_void) {
@@ -415,7 +344,7 @@ unsafe extern "C" fn queue_open<B: Block>(
         // SAFETY: `instance` came from `open`.
         let queue = unsafe { (*instance.cast::<B>()).open_queue(index, depth)? };
         let wake_fd = queue.wake_fd().unwrap_or(-1);
-        let queue = Box::into_raw(Box::new(GuardedQueue { queue, panicked: false })).cast();
+        let queue = Box::into_raw(Box::new(Guarded::new(queue))).cast();
         // SAFETY: the host passes room for the handle.
         unsafe { handle.write(BlockQueueHandle { queue, wake_fd, reserved0: 0, reserved: [0; 2] }) };
         Ok(())
@@ -424,24 +353,7 @@ unsafe extern "C" fn queue_open<B: Block>(
 
 unsafe extern "C" fn queue_start<Q: BlockQueue>(queue: *mut c_void, error: *mut TextBuffer) -> i32 {
     // SAFETY: `queue` came from `queue_open`, and only its worker calls.
-    guard_with_reason(error, || unsafe { (*queue.cast::<GuardedQueue<Q>>()).queue.start() })
-}
-
-/// Runs a hot call of the queue, unless it has panicked before: its state is not to be trusted then.
-///
-/// # Safety
-/// `queue` must have come from `queue_open::<Q>`, and no other call of it may be running.
-#[inline]
-unsafe fn guard_queue<Q: BlockQueue>(queue: *mut c_void, body: impl FnOnce(&mut Q) -> i32) -> i32 {
-    // SAFETY: the caller vouches for the pointer.
-    let guarded = unsafe { &mut *queue.cast::<GuardedQueue<Q>>() };
-    if guarded.panicked {
-        return -EIO;
-    }
-    catch_unwind(AssertUnwindSafe(|| body(&mut guarded.queue))).unwrap_or_else(|_| {
-        guarded.panicked = true;
-        -EIO
-    })
+    guard_with_reason(error, || unsafe { (*queue.cast::<Guarded<Q>>()).value.start() })
 }
 
 unsafe extern "C" fn submit<Q: BlockQueue>(
@@ -453,7 +365,7 @@ unsafe extern "C" fn submit<Q: BlockQueue>(
     // SAFETY: `queue` came from `queue_open`; `requests` points to `count` requests, of which `Request` is a
     // transparent wrapper, as `Completions` is of the completion buffer.
     unsafe {
-        guard_queue::<Q>(queue, |queue| {
+        (*queue.cast::<Guarded<Q>>()).call(|queue| {
             let requests = std::slice::from_raw_parts(requests.cast::<Request>(), count as usize);
             queue.submit(requests, &mut *completions.cast::<Completions>()) as i32
         })
@@ -463,7 +375,7 @@ unsafe extern "C" fn submit<Q: BlockQueue>(
 unsafe extern "C" fn poll<Q: BlockQueue>(queue: *mut c_void, completions: *mut BlockCompletions) -> i32 {
     // SAFETY: as in `submit`.
     unsafe {
-        guard_queue::<Q>(queue, |queue| {
+        (*queue.cast::<Guarded<Q>>()).call(|queue| {
             queue.poll(&mut *completions.cast::<Completions>());
             0
         })
@@ -472,7 +384,7 @@ unsafe extern "C" fn poll<Q: BlockQueue>(queue: *mut c_void, completions: *mut B
 
 unsafe extern "C" fn arm<Q: BlockQueue>(queue: *mut c_void, armed: u32) -> i32 {
     // SAFETY: as in `submit`.
-    unsafe { guard_queue::<Q>(queue, |queue| queue.arm(armed != 0) as i32) }
+    unsafe { (*queue.cast::<Guarded<Q>>()).call(|queue| queue.arm(armed != 0) as i32) }
 }
 
 unsafe extern "C" fn queue_stop<Q: BlockQueue>(queue: *mut c_void) -> i32 {
@@ -480,11 +392,11 @@ unsafe extern "C" fn queue_stop<Q: BlockQueue>(queue: *mut c_void) -> i32 {
     // again.
     // SAFETY: as in `submit`.
     guard(|| unsafe {
-        match (*queue.cast::<GuardedQueue<Q>>()).queue.stop() {
+        match (*queue.cast::<Guarded<Q>>()).value.stop() {
             Ok(()) => 0,
             Err(error) => {
                 log::error!("cannot stop a queue: {error}");
-                -error.errno.max(1)
+                error.result()
             }
         }
     })
@@ -493,7 +405,7 @@ unsafe extern "C" fn queue_stop<Q: BlockQueue>(queue: *mut c_void) -> i32 {
 unsafe extern "C" fn queue_close<Q: BlockQueue>(queue: *mut c_void) {
     // SAFETY: `queue` came from `queue_open`, and the host closes it once.
     guard(|| unsafe {
-        drop(Box::from_raw(queue.cast::<GuardedQueue<Q>>()));
+        drop(Box::from_raw(queue.cast::<Guarded<Q>>()));
         0
     });
 }

@@ -28,6 +28,8 @@ use crate::{
 use abi_stable::StableAbi;
 use std::ffi::c_void;
 
+pub use crate::{memory_region::MemoryRegion, segment::Segment};
+
 /// Read `length` bytes at `offset` into the segments.
 pub const POLLUX_BLOCK_READ: u32 = 0;
 /// Write `length` bytes from the segments to `offset`.
@@ -56,17 +58,6 @@ pub const POLLUX_BLOCK_INFO_VOLATILE_CACHE: u32 = 2;
 pub const POLLUX_BLOCK_OPEN_READ_ONLY: u32 = 1;
 /// In [`BlockOpen::flags`]: the instance is only described and closed again. Take no lock and change nothing.
 pub const POLLUX_BLOCK_OPEN_PROBE: u32 = 2;
-
-/// A range of host memory, laid out as `struct iovec`. It usually lies in guest memory, which the guest may change at
-/// any time.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, StableAbi)]
-pub struct Segment {
-    /// First byte.
-    pub base: *mut u8,
-    /// Length in bytes.
-    pub length: usize,
-}
 
 /// One request: 64 bytes. The host has checked it: the operation is one that the backend offers, the range lies within
 /// the capacity and on logical blocks and within the limits of [`BlockInfo`], and the segments' lengths add up to
@@ -180,29 +171,6 @@ pub struct BlockOpen {
     pub reserved: [u64; 4],
 }
 
-/// A region of guest memory in the host's address space. Segments lie in such regions, mostly: the host may also pass
-/// memory of its own.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, StableAbi)]
-pub struct MemoryRegion {
-    /// Guest-physical address of the first byte.
-    pub guest_address: u64,
-    /// Host address of the first byte.
-    pub base: *mut u8,
-    /// Length in bytes.
-    pub length: usize,
-    /// File that backs the region, or -1. The host keeps it open until the region is removed.
-    pub file: i32,
-    /// Zero: the region may be read and written.
-    pub flags: u32,
-    /// Where in the file the region begins, in bytes.
-    pub file_offset: u64,
-    /// Page size of the mapping in bytes: 4096, or that of the huge pages.
-    pub page_size: u64,
-    /// Zero.
-    pub reserved: [u64; 2],
-}
-
 /// What `queue_open` answers.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]
@@ -286,9 +254,7 @@ impl BlockV1 {
 const _: () = {
     assert!(size_of::<BlockRequest>() == 64);
     assert!(size_of::<BlockCompletion>() == 16);
-    assert!(size_of::<Segment>() == 16);
     assert!(size_of::<BlockInfo>() == 144);
-    assert!(size_of::<MemoryRegion>() == 64);
     assert!(size_of::<BlockQueueHandle>() == 32);
     assert!(size_of::<BlockV1>() == 112);
 };

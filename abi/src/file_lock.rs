@@ -7,7 +7,7 @@
 //! process has just forked has a copy of every descriptor until it executes its own program. So a [`FileLock`] is
 //! released explicitly, which holds for all copies at once, and taken with [`PATIENCE`], as a holder that ends without
 //! releasing it, a process that is killed or a program of another kind, may leave such a copy behind for a moment.
-use crate::block::Error;
+use crate::error::Error;
 use nix::{
     fcntl::{FcntlArg, fcntl},
     libc,

@@ -1,9 +1,6 @@
 //! Image formats that are not raw. Served as raw, such an image looks like a disk full of something else, and the first
 //! write destroys it. A plugin that serves the bytes of a file as they are asks here first.
-use crate::{
-    block::{Error, OpenContext},
-    host::Level,
-};
+use crate::{block::OpenContext, error::Error, host::Level};
 use std::{
     fs::{File, FileType},
     io::{Read, Seek, SeekFrom},

@@ -7,8 +7,24 @@
 //! | [`plugin`] | the descriptor that every plugin exports, and the two doors through which the host finds it |
 //! | [`block_v1`] | the frozen `repr(C)` interface `block/1` |
 //! | [`host_v1`] | the frozen `repr(C)` table of what the host lends to a plugin |
-//! | [`block`] | the safe traits that authors implement, with the panic guard |
+//! | [`block`] | the safe traits that the authors of block backends implement |
+//! | [`export`] | the macro that turns types into a plugin |
 //! | [`host`] | the host's services as an author sees them |
+//!
+//! What all interfaces share:
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`text`] | text that crosses the boundary |
+//! | [`segment`], [`memory_region`] | where data lies, and the guest memory that a plugin is told of |
+//! | [`error`] | why a plugin says no, and errnos |
+//! | `guard` | ends a panic before it reaches the host |
+//!
+//! What several plugins need:
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`flush_latch`] | a flush that has failed stays failed |
 //! | [`file_lock`] | locks that keep others off a file |
 //! | [`image_format`] | which files are no raw images, and what to do with them |
 //! | [`options`] | sizes such as `"512M"` for the options of plugins |
@@ -64,17 +80,22 @@
 #[allow(unsafe_code)]
 pub mod block;
 pub mod block_v1;
+pub mod error;
 #[allow(unsafe_code)]
 pub mod export;
 pub mod file_lock;
 pub mod flush_latch;
 #[allow(unsafe_code)]
+mod guard;
+#[allow(unsafe_code)]
 pub mod host;
 pub mod host_v1;
 pub mod image_format;
+pub mod memory_region;
 pub mod options;
 #[allow(unsafe_code)]
 pub mod plugin;
+pub mod segment;
 #[allow(unsafe_code)]
 pub mod text;
 

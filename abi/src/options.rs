@@ -1,7 +1,8 @@
 //! Types for the options of plugins, so that every plugin reads the same notation.
+use crate::error;
 use serde::{
     Deserialize, Deserializer,
-    de::{Error, Visitor},
+    de::{DeserializeOwned, Error, Visitor},
 };
 use std::{fmt, str::FromStr};
 
@@ -115,6 +116,20 @@ impl<'de> Deserialize<'de> for BlockSize {
             Err(D::Error::custom(format!("a block size of {bytes}: write a power of two from 512 to 65536")))
         }
     }
+}
+
+/// Reads the options of an instance, a JSON object.
+pub(crate) fn parse<O: DeserializeOwned>(json: &str) -> Result<O, error::Error> {
+    let mut json = serde_json::Deserializer::from_str(json);
+    serde_path_to_error::deserialize(&mut json).map_err(|error| error::Error::new(explain(&error)))
+}
+
+/// serde's message, with the key and without the place in the JSON text, which the user never wrote.
+fn explain(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
+    let (path, text) = (error.path().to_string(), error.inner().to_string());
+    let reason = text.split(" at line ").next().unwrap_or(&text);
+    // The path of an unknown or missing key is that of the whole.
+    if path == "." { format!("options: {reason}") } else { format!("options.{path}: {reason}") }
 }
 
 #[cfg(test)]

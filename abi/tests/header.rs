@@ -7,7 +7,7 @@ fn header_in_the_tree_is_in_step_with_the_sources() {
     let mut config = cbindgen::Config::from_file(root.join("cbindgen.toml")).expect("cbindgen.toml");
     config.macro_expansion.bitflags = false;
     let mut builder = cbindgen::Builder::new().with_config(config);
-    for source in ["text.rs", "host_v1.rs", "plugin.rs", "block_v1.rs"] {
+    for source in ["text.rs", "host_v1.rs", "plugin.rs", "segment.rs", "memory_region.rs", "block_v1.rs"] {
         builder = builder.with_src(root.join("src").join(source));
     }
     let mut generated = Vec::new();
