@@ -7,6 +7,7 @@ use crate::{
     guard::{Guarded, guard, guard_with_reason},
     host::Host,
     options,
+    plugin::Provides,
     text::TextBuffer,
 };
 use serde::de::DeserializeOwned;
@@ -265,6 +266,10 @@ pub const fn table<B: Block>() -> BlockV1 {
         queue_stop: queue_stop::<B::Queue>,
         queue_close: queue_close::<B::Queue>,
     }
+}
+
+impl<B: Block> Provides<BlockV1> for B {
+    const TABLE: BlockV1 = table::<B>();
 }
 
 unsafe extern "C" fn open<B: Block>(

@@ -23,6 +23,7 @@
 //! * Functions return 0, or a negative errno with the reason in `error`, which is never null.
 use crate::{
     host_v1::HostV1,
+    plugin::InterfaceTable,
     text::{Text, TextBuffer},
 };
 use abi_stable::StableAbi;
@@ -249,6 +250,10 @@ pub struct BlockV1 {
 impl BlockV1 {
     /// The interface's name in a plugin's list.
     pub const NAME: &'static str = "block/1";
+}
+
+impl InterfaceTable for BlockV1 {
+    const NAME: &'static str = BlockV1::NAME;
 }
 
 const _: () = {

@@ -33,6 +33,22 @@ unsafe impl Send for Interface {}
 // SAFETY: as above.
 unsafe impl Sync for Interface {}
 
+/// A table of functions that the host finds by its name.
+///
+/// It is `repr(C)` and begins with its size, as a `u32`, and 32 bits that are zero. Functions alone follow, none of
+/// which may be null.
+pub trait InterfaceTable: StableAbi + 'static {
+    /// The interface's name and number.
+    const NAME: &'static str;
+}
+
+/// A type whose table of the interface `T` can be exported. Every [`Block`](crate::block::Block) provides that of
+/// `block/1`.
+pub trait Provides<T: InterfaceTable> {
+    /// The table.
+    const TABLE: T;
+}
+
 /// What a plugin is: its name, its version and its interfaces. A static of the plugin's.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, StableAbi)]

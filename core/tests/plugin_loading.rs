@@ -69,6 +69,11 @@ fn a_c_plugin_comes_in_by_the_c_door_and_serves_data() {
 }
 
 #[test]
+fn a_plugin_that_offers_another_interface_beside_it_serves_block_1() {
+    serves_a_guest(&plugin("pollux-fixture-unruly"), "{}");
+}
+
+#[test]
 fn a_file_is_loaded_once_and_two_files_are_two_plugins() {
     let mut registry = Registry::default();
     let (null, mem) = (plugin("pollux-null"), plugin("pollux-fixture-unruly"));
