@@ -7,6 +7,8 @@
 //! | `in_order` | what a driver remembers of chains whose device keeps their order |
 //! | `split`, `packed`, `either` | the driver of a split ring, of a packed ring, of a ring of either kind |
 //!
+//! What tests drive rings with is here; [`slots`] has what `pollux bench` measures with.
+//!
 //! Unsafe code is in the modules that are marked so below.
 #![deny(unsafe_code)]
 
@@ -16,6 +18,8 @@ mod layout;
 #[allow(unsafe_code)]
 mod packed;
 mod place;
+#[allow(unsafe_code)]
+pub mod slots;
 #[allow(unsafe_code)]
 mod split;
 

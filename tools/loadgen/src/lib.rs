@@ -3,7 +3,6 @@
 //! | module | holds |
 //! |---|---|
 //! | [`frontend`] | the front end: negotiation, shared memory, queues, coming back after a crash of the backend |
-//! | [`ring`] | the driver's side of a virtqueue |
 //! | [`slots`] | the memory of requests: header, status, data |
 //! | [`queue`] | a queue with its requests: submit, publish and kick, pop |
 //! | [`workload`] | what is asked for: the mix, the range, the order |
@@ -28,8 +27,6 @@ pub mod load;
 pub mod machine;
 pub mod queue;
 pub mod report;
-#[allow(unsafe_code)]
-pub mod ring;
 pub mod roundtrip;
 pub mod series;
 #[allow(unsafe_code)]

@@ -1,9 +1,9 @@
 //! A queue as the load drives it: a ring, the memory of its requests, a kick and a call.
 use crate::{
-    ring::{EitherRing, Ring, RingError},
     slots::{Operation, Slots},
     wait,
 };
+use pollux_driver::slots::{EitherRing, Ring, RingError};
 use std::{io, time::Duration};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 

@@ -1,6 +1,7 @@
 //! Guest memory of requests: header, status and data of each have a fixed place.
-use crate::{ring::Chain, workload::SECTOR_BYTES};
+use crate::workload::SECTOR_BYTES;
 use pollux_core::memory::{GuestMemory, Translator};
+use pollux_driver::slots::Chain;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 
 /// Header and status of a request share a cache line, as in Linux.

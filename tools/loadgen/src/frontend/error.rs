@@ -1,6 +1,6 @@
 //! Why a front end, or a load on it, cannot go on.
-use crate::ring::RingError;
 use pollux_core::memory::MemoryError;
+use pollux_driver::slots::RingError;
 use std::{io, path::PathBuf, time::Duration};
 
 /// Why a backend cannot be measured. Every message names the socket and what to do.

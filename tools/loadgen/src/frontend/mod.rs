@@ -7,12 +7,7 @@ mod link;
 pub use error::Error;
 pub use facts::Facts;
 
-use crate::{
-    ideal,
-    queue::Queue,
-    ring::{CHAIN_LENGTH, EitherRing, Ring},
-    slots::Slots,
-};
+use crate::{ideal, queue::Queue, slots::Slots};
 use facts::{CONFIG_BYTES, PROTOCOL_FEATURES, TAKEN};
 use inflight::Inflight;
 use link::Link;
@@ -20,6 +15,7 @@ use pollux_core::{
     memory::GuestMemory,
     ring::{MAX_QUEUE_SIZE, RingKind},
 };
+use pollux_driver::slots::{CHAIN_LENGTH, EitherRing, Ring};
 use std::{
     io,
     os::fd::AsRawFd,

@@ -2,12 +2,12 @@
 use super::{Limits, QueueResult};
 use crate::{
     queue::{Completion, Queue, UNKNOWN},
-    ring::RingError,
     slots::Kind,
     verify::Verifier,
     workload::{Generator, Step},
 };
 use pollux_core::stats::clock;
+use pollux_driver::slots::RingError;
 use std::{
     io,
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -340,12 +340,12 @@ impl<'a> Worker<'a> {
 mod tests {
     use super::*;
     use crate::{
-        ring::{EitherRing, Ring},
         slots::Slots,
         workload::{Span, Workload},
     };
     use pollux_core::memory::GuestMemory;
     use pollux_driver::RingKind;
+    use pollux_driver::slots::{EitherRing, Ring};
     use pollux_testing::{
         disk::{self, Behaviour},
         rig,

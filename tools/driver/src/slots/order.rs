@@ -1,6 +1,6 @@
 //! The requests of a device that keeps their order (IN_ORDER; virtio 1.3, 2.7.9 and 2.8.8): it gives a run of them back
 //! by one used element, that of the last one.
-use super::RingError;
+use super::ring::RingError;
 
 /// The requests that the device has, the oldest first.
 #[derive(Debug)]
@@ -72,7 +72,7 @@ impl Order {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ring::{Chain, EitherRing, Ring as _};
+    use crate::slots::{Chain, EitherRing, Ring as _};
     use pollux_abi::block_v1::Segment;
     use pollux_core::{
         memory::GuestMemory,

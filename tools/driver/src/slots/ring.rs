@@ -1,15 +1,4 @@
-//! The driver's side of a virtqueue, made for measuring: requests have fixed places, and nothing is allocated.
-mod either;
-mod order;
-mod packed;
-mod split;
-#[cfg(test)]
-mod tests;
-
-pub use either::EitherRing;
-pub use packed::PackedRing;
-pub use split::SplitRing;
-
+//! What a ring with fixed places for its requests can do.
 use pollux_core::ring::QueueConfig;
 
 /// The buffers of one request, all in guest memory.

@@ -1,10 +1,17 @@
 //! A packed virtqueue (virtio 1.3, 2.8) as the Linux driver runs it.
-use super::{CHAIN_LENGTH, Chain, Ring, RingError, order::Order};
+use super::{
+    order::Order,
+    ring::{CHAIN_LENGTH, Chain, Ring, RingError},
+};
+use crate::{
+    layout::{AVAILABLE, INDIRECT, NEXT, PackedDescriptor, USED, WRITE},
+    packed::PackedDriver,
+    place::Place,
+};
 use pollux_core::{
     memory::{GuestMemory, Translator},
     ring::QueueConfig,
 };
-use pollux_driver::{AVAILABLE, INDIRECT, NEXT, PackedDescriptor, PackedDriver, Place, USED, WRITE};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// Bytes that an indirect table takes: three descriptors, and not two tables in one cache line.

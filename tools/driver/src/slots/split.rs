@@ -1,10 +1,16 @@
 //! A split virtqueue (virtio 1.3, 2.7) as the Linux driver runs it.
-use super::{CHAIN_LENGTH, Chain, Ring, RingError, order::Order};
+use super::{
+    order::Order,
+    ring::{CHAIN_LENGTH, Chain, Ring, RingError},
+};
+use crate::{
+    layout::{Descriptor, INDIRECT, NEXT, WRITE},
+    split::SplitDriver,
+};
 use pollux_core::{
     memory::{GuestMemory, Translator},
     ring::QueueConfig,
 };
-use pollux_driver::{Descriptor, INDIRECT, NEXT, SplitDriver, WRITE};
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 /// Bytes that an indirect table takes: three descriptors, and not two tables in one cache line.

@@ -1,5 +1,8 @@
 //! What both kinds of ring must do, with the device's side of them from the dataplane.
-use super::{Chain, EitherRing, Ring};
+use super::{
+    either::EitherRing,
+    ring::{Chain, Ring},
+};
 use pollux_abi::block_v1::Segment;
 use pollux_core::{
     memory::{GuestMemory, Translator},

@@ -1,5 +1,9 @@
 //! A ring of either kind, chosen when a device has said what it offers.
-use super::{Chain, PackedRing, Ring, RingError, SplitRing};
+use super::{
+    packed::PackedRing,
+    ring::{Chain, Ring, RingError},
+    split::SplitRing,
+};
 use pollux_core::{
     memory::GuestMemory,
     ring::{QueueConfig, RingKind},
