@@ -1,6 +1,6 @@
 //! Whether this process may use io_uring: found out at open, by setting one up as a queue would.
 use crate::{
-    engine::EngineChoice,
+    options::EngineChoice,
     ring::{MAXIMUM_DEPTH, Purpose, Ring, SetUp},
 };
 use io_uring::{cqueue, opcode, squeue};

@@ -5,6 +5,9 @@ use std::{io, ptr};
 /// Bytes that pass through one chunk at a time. A longer request goes through its chunk several times.
 pub(crate) const CHUNK_SIZE: usize = 128 << 10;
 
+/// A bounced request that has no chunk yet.
+pub(crate) const NO_CHUNK: u32 = u32::MAX;
+
 /// Most bytes of zeroes that are written at a time.
 pub(crate) const ZEROES_SIZE: usize = 1 << 20;
 

@@ -1,8 +1,8 @@
 //! Which way requests go: io_uring, or system calls that `submit` makes itself.
 use crate::{
-    Options,
     availability::{self, try_ring},
     geometry::{Geometry, disk_names, file_system},
+    options::{EngineChoice, Options},
 };
 use io_uring::{cqueue, squeue};
 use pollux_abi::{
@@ -15,19 +15,6 @@ use std::{
     io,
     os::{fd::AsRawFd, unix::fs::MetadataExt},
 };
-
-/// The option `engine`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum EngineChoice {
-    /// The one that suits the medium.
-    #[default]
-    Auto,
-    /// io_uring in any case.
-    IoUring,
-    /// System calls in any case: a medium that makes them wait stops the worker, and with it all its queues.
-    Sync,
-}
 
 /// The way to the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

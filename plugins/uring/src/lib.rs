@@ -10,35 +10,44 @@
 //! medium is memory, requests are system calls instead: on a tmpfs a tenth of the time at depth 1, a third at depth 32.
 //! Registered memory gained nothing that could be measured on a loop device, so it is off by default.
 //!
+//! A module imports only modules that stand above it:
+//!
 //! | module | holds |
 //! |---|---|
-//! | `nvme` | requests as NVMe commands |
-//! | `namespace` | opening an NVMe namespace for them |
-//! | `polling` | whether the worker asks the device |
-//! | `registered` | guest memory that is registered with the kernel |
-//! | `protocol` | how calls become entries of a ring |
-//! | `image` | the open medium, and the messages for one that cannot be used |
+//! | `options` | the options of the configuration |
+//! | `counters` | what the queues of an instance count |
+//! | `access` | opening a path that another process may hold |
+//! | `lock` | the lock against other processes |
+//! | `ring` | the io_uring itself, and how a worker sleeps on it |
+//! | `background` | where the kernel's threads of io_uring run |
+//! | `availability` | whether this process may use io_uring |
 //! | `geometry` | sizes, alignments and identity, as the kernel tells them |
 //! | `end` | where the medium ends, and what is lost beyond |
 //! | `discard` | which way of discarding the medium knows |
-//! | `lock` | the lock against other processes |
-//! | `engine` | which way requests go |
-//! | `availability` | whether this process may use io_uring |
-//! | `sync_turns` | the syncs of a queue |
-//! | `background` | where the kernel's threads of io_uring run |
-//! | `fallback` | a thread for calls that io_uring has none for |
-//! | `queue` | one queue, whichever way its requests go |
-//! | `ring_queue` | the hot path through io_uring: submit, poll, completions |
-//! | `inline` | reads that are tried on the page cache first |
-//! | `sync_queue` | the hot path by system calls |
-//! | `rules` | how a request begins |
 //! | `call` | one call to the kernel, as a ring's entry or at once |
-//! | `slot` | one request in flight: its steps, and what follows a result |
+//! | `fallback` | a thread for calls that io_uring has none for |
+//! | `registered` | guest memory that is registered with the kernel |
+//! | `protocol` | how calls become entries of a ring |
+//! | `nvme` | requests as NVMe commands |
+//! | `engine` | which way requests go |
+//! | `polling` | whether the worker asks the device |
 //! | `write_order` | which writes may be under way together, where a guest's block is a part of the medium's |
-//! | `ring` | the io_uring itself, and how a worker sleeps on it |
+//! | `image` | the open medium |
+//! | `namespace` | opening an NVMe namespace |
+//! | `opening` | opening what `path` names, and the messages for what cannot be used |
 //! | `bounce` | aligned memory for segments that direct I/O does not take |
+//! | `step` | the steps in which a request is done |
+//! | `rules` | how a request begins |
+//! | `slot` | one request in flight: the call of each step, and what follows a result |
+//! | `inline` | reads that are tried on the page cache first |
+//! | `sync_turns` | the syncs of a queue |
+//! | `ring_queue` | the hot path through io_uring: submit, poll, completions |
+//! | `sync_queue` | the hot path by system calls |
+//! | `queue` | one queue, whichever way its requests go |
+//!
 #![deny(unsafe_code)]
 
+mod access;
 mod availability;
 #[allow(unsafe_code)]
 mod background;
@@ -46,6 +55,7 @@ mod background;
 mod bounce;
 #[allow(unsafe_code)]
 mod call;
+mod counters;
 #[allow(unsafe_code)]
 mod discard;
 mod end;
@@ -61,6 +71,8 @@ mod lock;
 mod namespace;
 #[allow(unsafe_code)]
 mod nvme;
+mod opening;
+mod options;
 mod polling;
 mod protocol;
 mod queue;
@@ -73,6 +85,7 @@ mod ring_queue;
 mod rules;
 #[allow(unsafe_code)]
 mod slot;
+mod step;
 #[allow(unsafe_code)]
 mod sync_queue;
 mod sync_turns;
@@ -85,10 +98,9 @@ mod tests;
 mod write_order;
 
 use crate::{
-    engine::EngineChoice,
     image::Image,
     nvme::NvmeCommands,
-    polling::PollChoice,
+    options::Options,
     protocol::Files,
     queue::{UringQueue, Way},
     registered::{MemoryRegistry, RegisteredMemory},
@@ -98,41 +110,11 @@ use crate::{
 use pollux_abi::{
     block::{Block, BlockInfo, Error, MemoryRegion, OpenContext},
     host::{Host, Level},
-    image_format::FormatChoice,
-    options::BlockSize,
 };
-use std::{
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
-
-/// The options of the configuration.
-#[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Options {
-    path: PathBuf,
-    #[serde(default)]
-    format: FormatChoice,
-    block_size: Option<BlockSize>,
-    #[serde(default = "yes")]
-    direct: bool,
-    queue_depth: Option<u32>,
-    #[serde(default = "yes")]
-    lock: bool,
-    #[serde(default)]
-    engine: EngineChoice,
-    #[serde(default)]
-    poll: PollChoice,
-    #[serde(default)]
-    register_memory: bool,
-}
-
-fn yes() -> bool {
-    true
-}
 
 /// The backend: one open image or block device.
 #[derive(Debug)]
@@ -161,7 +143,7 @@ impl Block for Uring {
                 ring::MAXIMUM_DEPTH
             )));
         }
-        let image = Image::open(&options, context)?;
+        let image = opening::open(&options, context)?;
         context.host.log(Level::Info, &image);
         let (host, is_of_use) = (context.host, image.direct && image.namespace.is_none() && !image.engine.is_sync);
         let registry = match options.register_memory && !context.probe {

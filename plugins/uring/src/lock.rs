@@ -11,7 +11,7 @@
 //! of them could come after a newer write of the next process, to the same block. So a writer holds a second lock by
 //! the descriptor that its requests go through, which the kernel keeps open until the last of them is done. It is on a
 //! byte of its own, far behind the end of any file; a clean close takes it off, as nothing is in flight any more.
-use crate::image::cannot_open;
+use crate::access::cannot_open;
 use pollux_abi::{
     block::Error,
     file_lock::{Access, FileLock, LockError, PATIENCE},

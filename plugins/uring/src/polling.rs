@@ -2,22 +2,9 @@
 //!
 //! Only a queue of the device without interrupts makes that worth while, and a driver has such queues only if it was
 //! told to when it was loaded. On any other the kernel either refuses or spins for an interrupt.
-use crate::{engine::Engine, geometry::queue_limit};
+use crate::{engine::Engine, geometry::queue_limit, options::PollChoice};
 use pollux_abi::block::Error;
 use std::path::Path;
-
-/// The option `poll`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum PollChoice {
-    /// Where the device has queues for it.
-    #[default]
-    Auto,
-    /// In any case: where it has none, nothing is opened.
-    On,
-    /// Interrupts tell.
-    Off,
-}
 
 impl PollChoice {
     /// Decides for a medium whose disk is the block device of this number, if it has one.

@@ -11,15 +11,16 @@ mod tests;
 use self::ordered::Ordered;
 use crate::{
     availability,
-    bounce::BouncePool,
+    bounce::{BouncePool, NO_CHUNK},
     call::Call,
     fallback::Deferred,
     image::Image,
     inline::InlineReads,
     protocol::Protocol,
     ring::{MAXIMUM_DEPTH, Purpose, Ring, SetUp},
-    rules::{NO_CHUNK, Rules},
-    slot::{Slot, Step},
+    rules::Rules,
+    slot::Slot,
+    step::Step,
     sync_turns::{SyncTurns, reopened},
 };
 use io_uring::{cqueue, squeue};
@@ -159,7 +160,9 @@ impl<P: Protocol> BlockQueue for RingQueue<P> {
             polled.ring.disable(left == 0);
         }
         if left == 0 {
-            self.abandon_order();
+            if let (Some(ordered), Some(order)) = (&mut self.ordered, &self.image.write_order) {
+                ordered.abandon(order);
+            }
             return Ok(());
         }
         Err(match drained {
@@ -356,7 +359,9 @@ impl<P: Protocol> RingQueue<P> {
 
     /// Waits until the kernel has let go of everything. There is nothing, unless the host gives up a queue that failed.
     fn drain(&mut self) -> io::Result<()> {
-        self.stop_waiting();
+        if let (Some(ordered), Some(order)) = (&mut self.ordered, &self.image.write_order) {
+            ordered.stop_waiting(order, &mut self.free);
+        }
         self.free.extend(self.waiting.drain(..));
         self.free.extend(self.syncs.iter_mut().flat_map(SyncTurns::drain_idle));
         if let Some(thread) = &self.image.fallback {

@@ -1,10 +1,7 @@
 //! What the medium lets a request do, and so how each begins.
-use crate::{discard::DiscardMethod, end::NOTHING_LOST, image::Image, slot::Step, write_order::Change};
+use crate::{discard::DiscardMethod, end::NOTHING_LOST, image::Image, step::Step, write_order::Change};
 use pollux_abi::block::{EIO, ENOTSUP, EROFS, Operation, Request};
 use std::fs::File;
-
-/// A bounced request that has no chunk yet.
-pub(crate) const NO_CHUNK: u32 = u32::MAX;
 
 /// For [`Rules::checked_from`]: no request is checked.
 const NEVER: u32 = u32::MAX;

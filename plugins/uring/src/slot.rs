@@ -4,10 +4,12 @@
 //! bounced one, another way of writing zeroes when the file system does not know the first. A bounced write of a part
 //! of a unit reads the unit first.
 use crate::{
-    bounce::{self, BouncePool, CHUNK_SIZE, ZEROES_SIZE},
+    bounce::{self, BouncePool, CHUNK_SIZE, NO_CHUNK, ZEROES_SIZE},
     call::{Call, Memory, Transfer},
-    image::{Counters, MAXIMUM_SEGMENTS},
-    rules::{NO_CHUNK, Rules},
+    counters::Counters,
+    image::MAXIMUM_SEGMENTS,
+    rules::Rules,
+    step::Step,
     write_order::Hold,
 };
 use pollux_abi::block::{EIO, Operation, Request};
@@ -24,27 +26,6 @@ const RETRY_TIME: Duration = Duration::from_secs(5);
 
 const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 const ZERO_RANGE: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
-
-/// What the kernel is asked for next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Step {
-    /// Read or write, straight between the medium and the segments.
-    Transfer,
-    /// A write that must be durable, on a medium where each queue syncs by itself (`sync_turns`).
-    TransferThenSync,
-    /// Read or write through a chunk. Of zeroes too, where they are written to parts of units.
-    Bounce,
-    /// Discard, or zeroes, by a hole.
-    PunchHole,
-    /// Zeroes that keep their blocks.
-    ZeroRange,
-    /// Zeroes that are written.
-    WriteZeroes,
-    /// Discard by the command of block devices.
-    DiscardCommand,
-    /// `fdatasync`: a flush, or the end of a write or of zeroes that must be durable.
-    Sync,
-}
 
 /// What follows a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,8 @@ use crate::{
     call::Call,
     image::Image,
     rules::Rules,
-    slot::{Next, Slot, Step},
+    slot::{Next, Slot},
+    step::Step,
     sync_turns::reopened,
     write_order::{Hold, Turns},
 };

@@ -1,15 +1,41 @@
-//! What of a slot comes later than its acceptance: the next call, bounce memory that it has waited for, the call of
-//! another thread.
-use super::RingQueue;
-use crate::{
-    call::Call,
-    protocol::Protocol,
-    slot::{Next, Step},
-};
+//! What happens to a slot after its acceptance: its turn in the order of writes, the next call, bounce memory that it
+//! has waited for, the call of another thread.
+use super::{RingQueue, ordered::Ordered};
+use crate::{call::Call, protocol::Protocol, slot::Next, step::Step};
 use pollux_abi::block::{Completions, EIO};
 use std::sync::atomic::Ordering;
 
 impl<P: Protocol> RingQueue<P> {
+    /// Begins a new slot as soon as the order of writes allows it.
+    #[cold]
+    pub(super) fn begin_in_order(&mut self, index: u32, done: &mut Completions) {
+        let slot = self.slots[index as usize].as_mut().expect("the slot was just filled");
+        if let (Some(ordered), Some(order)) = (&mut self.ordered, &self.image.write_order)
+            && let Some(change) = self.rules.change(&slot.request, slot.operation)
+            && !ordered.enter(order, index, slot, change)
+        {
+            return;
+        }
+        self.begin(index, done);
+    }
+
+    /// A slot has ended, and with it its place in the order of writes.
+    #[cold]
+    pub(super) fn leave_order(&mut self, index: u32) {
+        let slot = self.slots[index as usize].as_mut().expect("only filled slots end");
+        if let (Some(ordered), Some(order)) = (&mut self.ordered, &self.image.write_order) {
+            ordered.leave(order, index, slot);
+        }
+    }
+
+    /// Begins the slots whose turn has come.
+    #[cold]
+    pub(super) fn take_turns(&mut self, done: &mut Completions) {
+        for index in self.ordered.as_mut().map(Ordered::granted).unwrap_or_default() {
+            self.begin_later(index, done);
+        }
+    }
+
     /// What follows a result that is not the whole of a transfer.
     #[inline(never)]
     pub(super) fn go_on(&mut self, index: u32, next: Next, done: &mut Completions) {

@@ -1,13 +1,11 @@
 //! A ring's queue in the order of writes (`write_order`), where the image has one.
-use super::RingQueue;
 use crate::{
     image::Image,
-    protocol::Protocol,
     ring::Ring,
-    write_order::{Hold, Turns},
+    slot::Slot,
+    write_order::{Change, Hold, Turns, WriteOrder},
 };
 use io_uring::{cqueue, squeue};
-use pollux_abi::block::Completions;
 use std::{io, sync::Arc};
 
 /// The queue's part.
@@ -45,63 +43,43 @@ impl Ordered {
     pub(super) fn idle(&self) -> usize {
         self.waiting.len()
     }
-}
 
-impl<P: Protocol> RingQueue<P> {
-    /// Begins a new slot as soon as the order allows it.
-    #[cold]
-    pub(super) fn begin_in_order(&mut self, index: u32, done: &mut Completions) {
-        let slot = self.slots[index as usize].as_mut().expect("the slot was just filled");
-        if let (Some(ordered), Some(order)) = (&mut self.ordered, &self.image.write_order)
-            && let Some(change) = self.rules.change(&slot.request, slot.operation)
-        {
-            let (hold, is_granted) = order.enter(&ordered.turns, index, change);
-            slot.hold = hold;
-            ordered.counted += u32::from(hold == Hold::Counted);
-            if !is_granted {
-                ordered.waiting.push(index);
-                return;
-            }
+    /// Asks for leave to make a slot's change, and returns whether it may begin. If not, it is among
+    /// [`granted`](Self::granted) when its turn has come.
+    pub(super) fn enter(&mut self, order: &WriteOrder, index: u32, slot: &mut Slot, change: Change) -> bool {
+        let (hold, is_granted) = order.enter(&self.turns, index, change);
+        slot.hold = hold;
+        self.counted += u32::from(hold == Hold::Counted);
+        if !is_granted {
+            self.waiting.push(index);
         }
-        self.begin(index, done);
+        is_granted
     }
 
     /// A slot has ended.
-    #[cold]
-    pub(super) fn leave_order(&mut self, index: u32) {
-        let slot = self.slots[index as usize].as_mut().expect("only filled slots end");
+    pub(super) fn leave(&mut self, order: &WriteOrder, index: u32, slot: &mut Slot) {
         let hold = std::mem::take(&mut slot.hold);
-        if let (Some(ordered), Some(order)) = (&mut self.ordered, &self.image.write_order) {
-            ordered.counted -= u32::from(hold == Hold::Counted);
-            order.leave(&ordered.turns, index, hold);
-        }
+        self.counted -= u32::from(hold == Hold::Counted);
+        order.leave(&self.turns, index, hold);
     }
 
-    /// Begins the slots whose turn has come.
-    #[cold]
-    pub(super) fn take_turns(&mut self, done: &mut Completions) {
-        let Some(ordered) = &mut self.ordered else { return };
-        let granted = ordered.turns.take();
-        ordered.waiting.retain(|index| !granted.contains(index));
-        for index in granted {
-            self.begin_later(index, done);
-        }
+    /// The slots whose turn has come.
+    pub(super) fn granted(&mut self) -> Vec<u32> {
+        let granted = self.turns.take();
+        self.waiting.retain(|index| !granted.contains(index));
+        granted
     }
 
-    /// The queue is given up: what waits never begins.
-    pub(super) fn stop_waiting(&mut self) {
-        if let (Some(ordered), Some(order)) = (&mut self.ordered, &self.image.write_order) {
-            for index in ordered.waiting.drain(..) {
-                order.leave(&ordered.turns, index, Hold::InLine);
-                self.free.push(index);
-            }
+    /// The queue is given up: what waits never begins, and its slots are free.
+    pub(super) fn stop_waiting(&mut self, order: &WriteOrder, free: &mut Vec<u32>) {
+        for index in self.waiting.drain(..) {
+            order.leave(&self.turns, index, Hold::InLine);
+            free.push(index);
         }
     }
 
     /// The kernel has let go of everything.
-    pub(super) fn abandon_order(&mut self) {
-        if let (Some(ordered), Some(order)) = (&mut self.ordered, &self.image.write_order) {
-            order.abandon(&ordered.turns, std::mem::take(&mut ordered.counted));
-        }
+    pub(super) fn abandon(&mut self, order: &WriteOrder) {
+        order.abandon(&self.turns, std::mem::take(&mut self.counted));
     }
 }

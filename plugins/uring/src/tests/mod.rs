@@ -2,6 +2,7 @@
 use crate::{
     Options, Uring,
     image::Image,
+    opening,
     protocol::Files,
     ring::SetUp,
     ring_queue::RingQueue,
@@ -89,7 +90,7 @@ impl<const SET_UP: usize> Block for Older<SET_UP> {
     type Queue = RingQueue<Files>;
 
     fn open(options: Options, context: &OpenContext) -> Result<Self, Error> {
-        Ok(Older(Arc::new(Image::open(&options, context)?)))
+        Ok(Older(Arc::new(opening::open(&options, context)?)))
     }
     fn info(&self) -> BlockInfo {
         self.0.info()

@@ -155,7 +155,6 @@ const CIRCLES_TO_MEND: &[&str] = &[
     "fuzz/src/rings/",
     "guard/src/",
     "plugins/mem/src/",
-    "plugins/uring/src/",
     "tools/cli/src/",
     "tools/loadgen/src/",
     "tools/xtask/src/",
