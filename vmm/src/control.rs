@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::vcpu_error::VcpuError;
+
 /// Why a run of the machine ended.
 #[derive(Debug)]
 pub(crate) enum Ending {
@@ -15,7 +17,7 @@ pub(crate) enum Ending {
     /// The guest asked for a reset, or broke down in the way that resets a PC (triple fault).
     Reset,
     /// A vCPU cannot go on.
-    Failed(crate::vcpu::Error),
+    Failed(VcpuError),
 }
 
 /// The ending of one run. Shared by its vCPUs, its platform devices and the machine.

@@ -6,6 +6,7 @@
 //! | [`machine`] | the machine: memory and devices that stay |
 //! | `cycle` | one run of it, from power-on to power-off or reset |
 //! | [`vm`], `vcpu`, [`irq`] | KVM's virtual machine, its processors, its interrupt routing |
+//! | `vcpu_error` | why a processor could not go on |
 //! | [`boot`] | kernel, initrd, registers, processor identification |
 //! | `acpi` | the tables by which a kernel finds everything |
 //! | [`layout`] | every address and port |
@@ -43,6 +44,7 @@ pub mod spec;
 mod terminal;
 #[allow(unsafe_code)] // kvm_run, signals
 mod vcpu;
+mod vcpu_error;
 #[allow(unsafe_code)] // guest memory given to KVM
 pub mod vm;
 

@@ -24,6 +24,7 @@ use crate::layout::{MEMORY_BYTES_MIN, MMIO_DEVICES_MAX, VCPUS_MAX, memory_region
 use crate::pci::{self, FunctionError};
 use crate::shutdown::Shutdown;
 use crate::spec::{MachineSpec, Reboot};
+use crate::vcpu_error::VcpuError;
 use crate::{bus, mmio, vcpu, vm};
 
 /// Why a machine could not be made or could not go on.
@@ -116,7 +117,7 @@ pub enum Error {
         /// The machine's name.
         machine: String,
         /// Why.
-        source: vcpu::Error,
+        source: VcpuError,
     },
 }
 

@@ -15,77 +15,12 @@ use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use pollux_core::cpus::{self, Pin};
 use pollux_core::log_budget::LogBudget;
-use thiserror::Error;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::bus::Bus;
 use crate::control::{Control, Ending};
 use crate::exits::{ExitCounters, ExitKind};
-
-/// Why a vCPU could not go on.
-#[derive(Debug, Error)]
-pub enum Error {
-    /// `KVM_RUN` failed.
-    #[error("vCPU {index}: KVM_RUN failed: {source}")]
-    Run {
-        /// Which vCPU.
-        index: usize,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// The host has no memory for an address that is the guest's.
-    #[error(
-        "vCPU {index}: the host has no memory behind the guest's ({source}); most likely memory or huge pages ran out: \
-         free or reserve more of them, or give the machine less memory"
-    )]
-    Memory {
-        /// Which vCPU.
-        index: usize,
-        /// What the kernel said.
-        source: io::Error,
-    },
-    /// KVM could not do what the guest asked for, mostly an instruction that it cannot emulate.
-    #[error(
-        "vCPU {index}: KVM gave up at rip {rip:#x} (suberror {suberror}: {meaning}); the guest did something \
-         that this host's KVM does not emulate"
-    )]
-    Internal {
-        /// Which vCPU.
-        index: usize,
-        /// Address of the instruction.
-        rip: u64,
-        /// KVM's number for what went wrong.
-        suberror: u32,
-        /// The number in words.
-        meaning: &'static str,
-    },
-    /// The processor refused the guest's state.
-    #[error("vCPU {index}: the processor refused to enter the guest (reason {reason:#x}, on CPU {cpu})")]
-    Entry {
-        /// Which vCPU.
-        index: usize,
-        /// The processor's reason.
-        reason: u64,
-        /// The host CPU on which it happened.
-        cpu: u32,
-    },
-    /// An exit that this machine has no use for and did not ask for.
-    #[error("vCPU {index}: unexpected exit {exit}")]
-    Unexpected {
-        /// Which vCPU.
-        index: usize,
-        /// The exit and its details.
-        exit: String,
-    },
-    /// Our own mistake.
-    #[error("vCPU {index}: its thread panicked: {message}")]
-    Panicked {
-        /// Which vCPU.
-        index: usize,
-        /// What it panicked with.
-        message: String,
-    },
-}
+use crate::vcpu_error::VcpuError;
 
 /// What a vCPU's thread works with.
 pub(crate) struct Vcpu {
@@ -142,7 +77,7 @@ impl Vcpu {
     }
 
     /// Once into the guest, and what it came out for.
-    fn enter(&mut self, run: *mut kvm_run) -> Result<Next, Error> {
+    fn enter(&mut self, run: *mut kvm_run) -> Result<Next, VcpuError> {
         let index = self.index;
         let exit = match self.fd.run() {
             Ok(exit) => exit,
@@ -190,20 +125,20 @@ impl Vcpu {
             VcpuExit::InternalError => return Err(self.internal_error(run)),
             VcpuExit::MemoryFault { .. } => {
                 self.exits.count(ExitKind::Other);
-                return Err(Error::Memory { index, source: io::Error::from_raw_os_error(libc::EFAULT) });
+                return Err(VcpuError::Memory { index, source: io::Error::from_raw_os_error(libc::EFAULT) });
             }
-            VcpuExit::FailEntry(reason, cpu) => return Err(Error::Entry { index, reason, cpu }),
+            VcpuExit::FailEntry(reason, cpu) => return Err(VcpuError::Entry { index, reason, cpu }),
             other => {
                 let exit = format!("{other:?}");
                 self.exits.count(ExitKind::Other);
-                return Err(Error::Unexpected { index, exit });
+                return Err(VcpuError::Unexpected { index, exit });
             }
         }
         Ok(Next::Again)
     }
 
     /// `KVM_RUN` came back without an exit: our kick, another signal, or a failure.
-    fn interrupted(&mut self, error: io::Error) -> Result<Next, Error> {
+    fn interrupted(&mut self, error: io::Error) -> Result<Next, VcpuError> {
         match error.raw_os_error() {
             // EAGAIN: a vCPU that was not started yet got a signal while it waited.
             Some(libc::EINTR | libc::EAGAIN) => {
@@ -211,17 +146,17 @@ impl Vcpu {
                 self.fd.set_kvm_immediate_exit(0);
                 Ok(Next::Again)
             }
-            Some(libc::EFAULT | libc::ENOMEM) => Err(Error::Memory { index: self.index, source: error }),
-            _ => Err(Error::Run { index: self.index, source: error }),
+            Some(libc::EFAULT | libc::ENOMEM) => Err(VcpuError::Memory { index: self.index, source: error }),
+            _ => Err(VcpuError::Run { index: self.index, source: error }),
         }
     }
 
-    fn internal_error(&self, run: *mut kvm_run) -> Error {
+    fn internal_error(&self, run: *mut kvm_run) -> VcpuError {
         self.exits.count(ExitKind::Other);
         // SAFETY: `run` is this vCPU's mapping, alive as long as its fd, and the kernel filled `internal`
         // because the exit is an internal error.
         let suberror = unsafe { (*run).__bindgen_anon_1.internal.suberror };
-        Error::Internal {
+        VcpuError::Internal {
             index: self.index,
             rip: self.fd.get_regs().map_or(0, |registers| registers.rip),
             suberror,
@@ -256,7 +191,7 @@ impl VcpuThread {
             if let Err(panic) = outcome {
                 KICK_TARGET.set(ptr::null_mut());
                 vcpu.control
-                    .end(Ending::Failed(Error::Panicked { index: vcpu.index, message: panic_message(&*panic) }));
+                    .end(Ending::Failed(VcpuError::Panicked { index: vcpu.index, message: panic_message(&*panic) }));
             }
         })?;
         Ok(VcpuThread(handle))

@@ -17,7 +17,6 @@ use pollux_abi::{
         POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_INFO_READ_ONLY, POLLUX_BLOCK_INFO_VOLATILE_CACHE,
         POLLUX_BLOCK_READ, POLLUX_BLOCK_WRITE, POLLUX_BLOCK_WRITE_ZEROES,
     },
-    file_lock::PATIENCE,
     flush_latch::FlushLatch,
     host::{Host, Level},
     image_format::mark_raw,

@@ -7,7 +7,7 @@ use acpi_tables::aml::{
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
 
-use super::{MmioDevice, OEM, OEM_REVISION, OEM_TABLE};
+use super::oem::{OEM, OEM_REVISION, OEM_TABLE};
 use crate::layout::{
     ECAM_BYTES, ECAM_START, MMIO_STRIDE, PCI_WINDOW_BYTES, PCI_WINDOW_START, SERIAL_LINE, SERIAL_PORT, SLEEP_TYPE_OFF,
 };
@@ -15,6 +15,15 @@ use crate::layout::{
 const DSDT_REVISION: u8 = 6;
 /// Length of a table's header.
 const HEADER_BYTES: u32 = 36;
+
+/// A virtio-mmio device as the tables describe it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MmioDevice {
+    /// Guest-physical address of its registers.
+    pub(crate) address: u64,
+    /// Its line on the I/O APIC.
+    pub(crate) line: u32,
+}
 
 pub(super) fn dsdt(vcpus: usize, mmio: &[MmioDevice]) -> impl Aml {
     let mut dsdt = Sdt::new(*b"DSDT", HEADER_BYTES, DSDT_REVISION, OEM, OEM_TABLE, OEM_REVISION);

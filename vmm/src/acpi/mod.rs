@@ -5,25 +5,16 @@
 //! management block that a kernel would have to probe, and nothing of the kind is emulated.
 
 mod dsdt;
+mod oem;
 mod tables;
 
 use acpi_tables::{Aml, rsdp::Rsdp, xsdt::XSDT};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use crate::layout::{ACPI_BYTES, ACPI_START};
+use oem::{OEM, OEM_REVISION, OEM_TABLE};
 
-const OEM: [u8; 6] = *b"POLLUX";
-const OEM_TABLE: [u8; 8] = *b"POLLUXVM";
-const OEM_REVISION: u32 = 1;
-
-/// A virtio-mmio device as the tables describe it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct MmioDevice {
-    /// Guest-physical address of its registers.
-    pub(crate) address: u64,
-    /// Its line on the I/O APIC.
-    pub(crate) line: u32,
-}
+pub(crate) use dsdt::MmioDevice;
 
 /// Writes all tables into guest memory and returns where the root pointer is.
 pub(crate) fn write(

@@ -6,7 +6,7 @@ use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::mcfg::MCFG;
 use acpi_tables::sdt::Sdt;
 
-use super::{OEM, OEM_REVISION, OEM_TABLE};
+use super::oem::{OEM, OEM_REVISION, OEM_TABLE};
 use crate::layout::{
     ECAM_START, IOAPIC_START, LAPIC_START, RESET_PORT, RESET_VALUE, SERIAL_LINE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT,
 };

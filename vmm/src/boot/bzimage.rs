@@ -8,8 +8,10 @@ use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header
 use linux_loader::loader::{BzImage, Error as LoaderError, KernelLoader};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
+use super::initrd::{Initrd, load_initrd, low_memory_end};
+use super::kernel::{Error, KernelSpec};
 use super::memory_map::memory_map;
-use super::{Entry, Error, Initrd, KernelSpec, load_initrd, low_memory_end};
+use super::registers::Entry;
 use crate::layout::{BOOT_PAGE_TABLES, COMMAND_LINE, HIGH_LOAD_ADDRESS, ZERO_PAGE};
 
 /// xloadflags: the kernel has a 64-bit entry, 0x200 behind its start.

@@ -9,8 +9,10 @@ use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_
 use linux_loader::loader::{Elf, KernelLoader, PvhBootCapability};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
+use super::initrd::{Initrd, load_initrd, low_memory_end};
+use super::kernel::{Error, KernelSpec};
 use super::memory_map::memory_map;
-use super::{Entry, Error, Initrd, KernelSpec, load_initrd, low_memory_end};
+use super::registers::Entry;
 use crate::layout::{COMMAND_LINE, PVH_MEMORY_MAP, PVH_MODULES, PVH_START_INFO};
 
 /// "xEn3" with the highest bit set.

@@ -5,8 +5,17 @@ use kvm_ioctls::VcpuFd;
 use vm_memory::{Address, Bytes, GuestMemoryMmap};
 use vmm_sys_util::errno::Error as Errno;
 
-use super::{Entry, Error};
+use super::kernel::Error;
 use crate::layout::{BOOT_GDT, BOOT_PAGE_TABLES, BOOT_STACK};
+
+/// How the boot processor starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Entry {
+    /// 64-bit mode with identity-mapped memory; rsi points to the zero page.
+    LongMode { rip: u64, zero_page: u64 },
+    /// 32-bit protected mode without paging; rbx points to the start info.
+    Pvh { rip: u64, start_info: u64 },
+}
 
 const CR0_PROTECTED: u64 = 1 << 0;
 const CR0_EXTENSION_TYPE: u64 = 1 << 4;

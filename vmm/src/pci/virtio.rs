@@ -11,7 +11,7 @@ use pollux_core::transport::pci::{
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::Function;
+use super::bus::Function;
 use super::config::{ConfigSpace, Identity};
 use super::msix::{self, Msix};
 use crate::irq::InterruptRouter;

@@ -111,8 +111,9 @@ const ROOMS: &[(&str, &[Room])] = &[
             ("spec", &["boot", "console"]),
             ("mmio", &["acpi", "bus", "layout"]),
             ("pci", &["bus", "irq", "layout"]),
-            ("control", &[]),
-            ("vcpu", &["bus", "control", "exits"]),
+            ("vcpu_error", &[]),
+            ("control", &["vcpu_error"]),
+            ("vcpu", &["bus", "control", "exits", "vcpu_error"]),
             ("platform", &["bus", "control", "layout"]),
             (
                 "cycle",
@@ -124,7 +125,18 @@ const ROOMS: &[(&str, &[Room])] = &[
             (
                 "machine",
                 &[
-                    "boot", "bus", "console", "cycle", "exits", "layout", "mmio", "pci", "shutdown", "spec", "vcpu",
+                    "boot",
+                    "bus",
+                    "console",
+                    "cycle",
+                    "exits",
+                    "layout",
+                    "mmio",
+                    "pci",
+                    "shutdown",
+                    "spec",
+                    "vcpu",
+                    "vcpu_error",
                     "vm",
                 ],
             ),
@@ -137,7 +149,6 @@ const ROOMS_TO_MEND: &[(&str, &str, &str)] = &[
     ("core/src/lib.rs", "ring", "worker"),
     ("tools/loadgen/src/lib.rs", "slots", "workload"),
     ("tools/loadgen/src/lib.rs", "frontend", "ideal"),
-    ("vmm/src/lib.rs", "control", "vcpu"),
     ("vmm/src/lib.rs", "cycle", "machine"),
 ];
 
