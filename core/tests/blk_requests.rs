@@ -1,5 +1,5 @@
 //! Every request type of a block device does what virtio 1.3, 5.2.6 says, however the driver cuts it into buffers.
-use pollux_core::{device::DeviceModel, stats::QueueStats};
+use pollux_core::{device::DeviceModel, stats::BlkStats};
 use pollux_driver::RingKind;
 use pollux_testing::{
     blk::{self, Cut, GET_ID, IN, IOERR, OK, OUT, UNSUPP, pattern, range},
@@ -228,10 +228,10 @@ fn the_backends_error_becomes_the_status(kind: RingKind) {
     assert_eq!(rig.request(OUT, 0, &[0; 512], &Cut::plain(512, 0)).status, IOERR);
     assert_eq!(rig.request(IN, 0, &[], &Cut::plain(0, 512)).status, IOERR);
     assert!(!rig.interrupts.has_failed(), "a failed request is no failed device");
-    let stats = rig.stats.records().next().expect("stats");
-    assert_eq!((stats.errors.get(), stats.requests()), (2, 2));
-    assert_eq!((stats.bytes_read.get(), stats.bytes_written.get()), (0, 0), "nothing was moved");
-    assert_eq!(stats.errors_by_number().collect::<Vec<_>>(), [(libc::ENOSPC as u16, 2)]);
+    let stats = rig.stats.blk_queues().next().expect("stats");
+    assert_eq!((stats.errors.get(), stats.requests.get()), (2, 2));
+    assert_eq!((stats.block.bytes_read.get(), stats.block.bytes_written.get()), (0, 0), "nothing was moved");
+    assert_eq!(stats.block.errors_by_number().collect::<Vec<_>>(), [(libc::ENOSPC as u16, 2)]);
 }
 
 fn what_the_device_refuses_is_counted_apart_from_what_its_medium_fails(kind: RingKind) {
@@ -240,9 +240,9 @@ fn what_the_device_refuses_is_counted_apart_from_what_its_medium_fails(kind: Rin
     assert_eq!(rig.request(OUT, end, &[0; 512], &Cut::plain(512, 0)).status, IOERR);
     assert_eq!(rig.request(77, 0, &[], &Cut::plain(0, 0)).status, UNSUPP);
     assert_eq!(rig.request(GET_ID, 0, &[], &Cut::plain(0, 0)).status, IOERR);
-    let stats = rig.stats.records().next().expect("stats");
-    assert_eq!((stats.errors.get(), stats.bytes_written.get()), (3, 0));
-    assert_eq!(stats.errors_by_number().collect::<Vec<_>>(), [(QueueStats::REFUSED, 3)]);
+    let stats = rig.stats.blk_queues().next().expect("stats");
+    assert_eq!((stats.errors.get(), stats.block.bytes_written.get()), (3, 0));
+    assert_eq!(stats.block.errors_by_number().collect::<Vec<_>>(), [(BlkStats::REFUSED, 3)]);
 }
 
 fn a_backend_that_fails_as_a_whole_has_moved_nothing(kind: RingKind) {
@@ -250,8 +250,8 @@ fn a_backend_that_fails_as_a_whole_has_moved_nothing(kind: RingKind) {
     let mut rig = Rig::new(kind, disk, 256, true);
     rig.driver.submit(OUT, 0, &[0; 512], &Cut::plain(512, 0)).expect("room");
     rig.wait_for_failure();
-    let stats = rig.stats.records().next().expect("stats");
-    assert_eq!((stats.writes.get(), stats.errors.get(), stats.bytes_written.get()), (1, 1, 0));
+    let stats = rig.stats.blk_queues().next().expect("stats");
+    assert_eq!((stats.block.writes.get(), stats.errors.get(), stats.block.bytes_written.get()), (1, 1, 0));
 }
 
 fn a_backend_that_takes_few_requests_at_a_time_gets_them_all(kind: RingKind) {
@@ -279,13 +279,19 @@ fn statistics_count_what_the_guest_did(kind: RingKind) {
     rig.request(IN, 0, &[], &Cut::plain(0, 4096));
     rig.request(blk::FLUSH, 0, &[], &Cut::plain(0, 0));
     rig.request(GET_ID, 0, &[], &Cut::plain(0, 20));
-    let stats = rig.stats.records().next().expect("stats");
-    let counts = (stats.writes.get(), stats.reads.get(), stats.flushes.get(), stats.others.get(), stats.requests());
+    let stats = rig.stats.blk_queues().next().expect("stats");
+    let counts = (
+        stats.block.writes.get(),
+        stats.block.reads.get(),
+        stats.block.flushes.get(),
+        stats.block.others.get(),
+        stats.requests.get(),
+    );
     assert_eq!(counts, (10, 1, 1, 1, 13));
-    assert_eq!((stats.bytes_written.get(), stats.bytes_read.get()), (5120, 4096));
+    assert_eq!((stats.block.bytes_written.get(), stats.block.bytes_read.get()), (5120, 4096));
     assert_eq!(stats.batches.get(), 13);
-    assert_eq!(stats.latency.count(), 13, "each batch was sampled");
-    assert!(stats.latency.quantile(0.5).is_some_and(|median| median > 0));
+    assert_eq!(stats.block.latency.count(), 13, "each batch was sampled");
+    assert!(stats.block.latency.quantile(0.5).is_some_and(|median| median > 0));
 }
 
 /// The model disk checks that it gets no more than it takes.
@@ -329,8 +335,8 @@ fn a_portion_that_fails_fails_its_request_and_is_the_last(kind: RingKind) {
     let mut rig = Rig::new(kind, disk::open_with("portions-failing", &json, false).expect("disk"), 256, true);
     assert_eq!(rig.request(IN, 0, &[], &Cut::plain(0, 65536)).status, IOERR);
     assert_eq!(rig.request(IN, 0, &[], &Cut::plain(0, 65536)).status, IOERR);
-    let stats = rig.stats.records().next().expect("stats");
-    assert_eq!((stats.reads.get(), stats.errors.get(), stats.in_flight.get()), (2, 2, 0));
+    let stats = rig.stats.blk_queues().next().expect("stats");
+    assert_eq!((stats.block.reads.get(), stats.errors.get(), stats.in_flight.get()), (2, 2, 0));
 }
 
 /// 768 portions pass the list of those that wait, which the device checks the length of.

@@ -44,7 +44,7 @@ fn clearing_the_bit_waits_for_requests_in_flight_and_nothing_is_taken_after_it(k
     let mut guest = guest(kind, "bit-held", Behaviour::Held, &worker);
     guest.start();
     let before: Vec<u16> = (0..8).map(|sector| guest.submit(0, IN, sector, &[], &Cut::plain(0, 512))).collect();
-    let stats = guest.stats.records().next().expect("stats");
+    let stats = guest.stats.blk_queues().next().expect("stats");
     wait_for("requests in the backend", || (stats.in_flight.get() == 8).then_some(()));
     thread::scope(|scope| {
         let device = &mut guest.device;
@@ -86,7 +86,7 @@ fn toggling_under_load_loses_and_doubles_nothing(kind: RingKind) {
         assert!(guest.drivers[1].pop().is_none(), "round {round}");
         assert!(guest.request(0, IN, round, &[], &Cut::plain(0, 512)).data == data, "round {round}");
     }
-    assert_eq!(guest.stats.records().map(|queue| queue.requests()).sum::<u64>(), 100 * 42);
+    assert_eq!(guest.stats.blk_queues().map(|queue| queue.requests.get()).sum::<u64>(), 100 * 42);
     assert_eq!(guest.device.status() & STATUS_NEEDS_RESET, 0);
 }
 

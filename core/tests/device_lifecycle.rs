@@ -83,7 +83,7 @@ fn a_reset_waits_for_requests_in_flight_and_nothing_touches_memory_after_it(kind
     let mut guest = guest(kind, "reset-held", Behaviour::Held, &worker);
     assert_eq!(guest.start() & STATUS_NEEDS_RESET, 0);
     let heads: Vec<u16> = (0..8).map(|sector| guest.submit(0, IN, sector, &[], &Cut::plain(0, 512))).collect();
-    let stats = guest.stats.records().next().expect("stats");
+    let stats = guest.stats.blk_queues().next().expect("stats");
     wait_for("requests in the backend", || (stats.in_flight.get() == 8).then_some(()));
     let control = disk::control(&unique(kind, "reset-held"));
     thread::scope(|scope| {
@@ -208,7 +208,7 @@ fn four_queues_over_two_workers_serve_one_disk(kind: RingKind) {
         let queue = (sector % 4) as usize;
         assert!(guest.request(queue, IN, sector, &[], &Cut::plain(0, 512)).data == pattern(sector, 512), "{sector}");
     }
-    let counts: Vec<u64> = guest.stats.records().map(|record| record.writes.get()).collect();
+    let counts: Vec<u64> = guest.stats.blk_queues().map(|record| record.block.writes.get()).collect();
     assert_eq!(counts, [100; 4]);
 }
 

@@ -113,7 +113,7 @@ impl Bench {
 
     /// Interrupts sent, merged, not wanted, as the statistics have them.
     fn counts(&self) -> [u64; 3] {
-        let stats = self.rig.stats.records().next().expect("a queue");
+        let stats = self.rig.stats.blk_queues().next().expect("a queue");
         [stats.interrupts.get(), stats.interrupts_merged.get(), stats.interrupts_suppressed.get()]
     }
 

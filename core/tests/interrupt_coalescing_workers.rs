@@ -89,10 +89,10 @@ fn sleep_on_a_worker(kind: RingKind, policy: IdlePolicy, behaviour: Behaviour, c
         }
     }
     guest.device.set_status(0);
-    let stats = guest.stats.records().map(|queue| {
+    let stats = guest.stats.blk_queues().map(|queue| {
         let counts = [&queue.interrupts, &queue.interrupts_merged, &queue.interrupts_suppressed].map(|it| it.get());
-        assert!(counts.iter().sum::<u64>() <= queue.requests(), "{counts:?} of {}", queue.requests());
-        queue.requests()
+        assert!(counts.iter().sum::<u64>() <= queue.requests.get(), "{counts:?} of {}", queue.requests.get());
+        queue.requests.get()
     });
     assert_eq!(stats.sum::<u64>(), requests);
 }
@@ -126,7 +126,7 @@ fn over_vhost_user_queues_hold_their_interrupts_and_send_them(kind: RingKind) {
     let cut = Cut::plain(0, 512);
     for queue in 0..2 {
         let counts = || {
-            let queue = stats.records().nth(queue).expect("a queue");
+            let queue = stats.blk_queues().nth(queue).expect("a queue");
             [queue.interrupts.get(), queue.interrupts_merged.get()]
         };
         // Of a call that came with the start of the ring.

@@ -176,8 +176,8 @@ fn no_wake_up_is_lost(kind: RingKind, policy: IdlePolicy, behaviour: Behaviour, 
     });
     let counts = guests.iter_mut().map(|guest| {
         guest.device.set_status(0);
-        let stats = guest.stats.records().next().expect("stats");
-        (stats.requests(), stats.kicks.get())
+        let stats = guest.stats.blk_queues().next().expect("stats");
+        (stats.requests.get(), stats.kicks.get())
     });
     let (requests, kicks) = counts.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
     assert_eq!(requests, ROUNDS as u64);

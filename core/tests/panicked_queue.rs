@@ -73,7 +73,7 @@ fn a_queue_that_panicked_is_served_again_after_a_reset_however_often() {
             assert_eq!(guest.start() & STATUS_NEEDS_RESET, 0, "{kind:?}, round {round}");
             // Something is in flight that the backend never ends by itself.
             guest.submit(0, IN, 0, &[], &Cut::plain(0, 512));
-            let stats = guest.stats.records().next().expect("stats");
+            let stats = guest.stats.blk_queues().next().expect("stats");
             wait_for("a request in the backend", || (stats.in_flight.get() == 1).then_some(()));
             panic_at_the_next_broken_ring();
             guest.drivers[0].ring.break_rules();

@@ -113,9 +113,11 @@ fn a_front_end_reads_and_writes_on_every_queue_and_queues_are_dealt_to_the_worke
     assert_eq!(front.request(2, FLUSH, 0, &[], &Cut::plain(0, 0)).status, OK);
     let id = front.request(3, GET_ID, 0, &[], &Cut::plain(0, 20));
     assert_eq!(id.data, b"serial-of-this-disk-");
-    let names: Vec<String> = host.stats.records().map(|record| record.name()).collect();
-    assert_eq!(names, ["vu-io/0 io0", "vu-io/1 io1", "vu-io/2 io0", "vu-io/3 io1"]);
-    assert!(host.stats.records().all(|record| record.requests() >= 100), "each queue has its own counts");
+    let queues = host.stats.blk_queues();
+    let queues: Vec<_> = queues.map(|queue| (queue.device(), queue.index(), queue.worker())).collect();
+    let expected = [(0, "io0"), (1, "io1"), (2, "io0"), (3, "io1")];
+    assert_eq!(queues, expected.map(|(index, worker)| ("vu-io".into(), index, worker.into())));
+    assert!(host.stats.blk_queues().all(|record| record.requests.get() >= 100), "each queue has its own counts");
 }
 
 fn what_is_negotiated_is_what_is_offered(kind: RingKind) {
@@ -203,8 +205,8 @@ fn a_ring_that_is_stopped_says_where_it_stands_and_goes_on_there(kind: RingKind)
         front.submit(1, IN, 0, &[], &Cut::plain(0, 4096));
     }
     wait_for("all five to be taken", || {
-        let record = host.stats.records().nth(1)?;
-        (record.requests() + record.in_flight.get() == 25).then_some(())
+        let record = host.stats.blk_queues().nth(1)?;
+        (record.requests.get() + record.in_flight.get() == 25).then_some(())
     });
     // Stopping drains: all five are done.
     let base = front.stop(1);
@@ -278,7 +280,7 @@ fn a_request_in_flight_ends_in_the_memory_that_it_was_made_in(kind: RingKind) {
     front.start();
     front.submit(0, IN, 0, &[], &Cut::plain(0, 4096));
     wait_for("the request to be in flight", || {
-        host.stats.records().next().filter(|record| record.in_flight.get() == 1).map(|_| ())
+        host.stats.blk_queues().next().filter(|record| record.in_flight.get() == 1).map(|_| ())
     });
     let more = GuestMemory::create(&[(1 << 33, 1 << 20)], None).expect("memory to plug");
     for _ in 0..10 {
@@ -465,7 +467,7 @@ fn a_server_that_stops_drains_and_flushes_before_it_closes(kind: RingKind) {
     for sector in 0..20 {
         front.submit(0, OUT, sector, &pattern(sector, 512), &Cut::plain(512, 0));
     }
-    wait_for("the requests to be taken", || host.stats.records().next().filter(|r| r.batches.get() > 0).map(|_| ()));
+    wait_for("the requests to be taken", || host.stats.blk_queues().next().filter(|r| r.batches.get() > 0).map(|_| ()));
     let path = host.path.clone();
     drop(host);
     let taken = front.drivers[0].ring.used_count();

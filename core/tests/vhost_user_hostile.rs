@@ -294,7 +294,7 @@ fn a_front_end_may_go_with_requests_in_flight() {
         guest.driver.submit(IN, sector, &[], &Cut::plain(0, 512)).expect("room");
     }
     guest.kick.write(1).expect("a kick");
-    wait_for("requests in flight", || both.stats.records().any(|record| record.in_flight.get() == 4).then_some(()));
+    wait_for("requests in flight", || both.stats.blk_queues().any(|record| record.in_flight.get() == 4).then_some(()));
     drop((raw, guest));
     (0..20).for_each(|_| both.neighbour_works());
     control("hostile-held").release();

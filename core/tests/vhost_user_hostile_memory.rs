@@ -167,7 +167,7 @@ fn mappings(file: RawFd, offset: u64) -> usize {
 fn request_in_flight(both: &Neighbours) -> (RawFrontEnd, RawGuest) {
     let (raw, mut guest) = RawGuest::started(&both.path, 0);
     guest.read_first_sector();
-    wait_for("a request in flight", || both.stats.records().any(|record| record.in_flight.get() == 1).then_some(()));
+    wait_for("a request in flight", || both.stats.blk_queues().any(|record| record.in_flight.get() == 1).then_some(()));
     (raw, guest)
 }
 

@@ -1,6 +1,6 @@
 //! Any file as the statistics of another process, which changes its length while it is read.
 use crate::{file, input::Input};
-use pollux_core::stats::{Capacity, SegmentReader, Snapshot, StatsSegment};
+use pollux_core::stats::{BlkStats, COUNTERS, Capacity, QueueIdentity, SegmentReader, Snapshot, StatsSegment};
 use std::{fs::File, os::unix::fs::FileExt};
 
 /// Changes of a true segment.
@@ -34,10 +34,16 @@ pub fn run(data: &[u8]) {
 /// A true segment with words of it changed, and its length.
 fn changed(input: &mut Input<'_>) -> File {
     let file = file::in_memory(&[]);
-    let capacity = Capacity { workers: 1 + input.below(2), queues: 1 + input.below(2) };
+    let room = 1 + input.below(2);
+    let capacity = Capacity { workers: room, queues: 1 + input.below(2), backends: room };
     let segment = StatsSegment::create(file.try_clone().expect("a descriptor"), capacity).expect("a segment");
     // A reader finds as many as were added.
-    let records = (segment.add_worker("io0"), segment.add("blk0/0 io0"));
+    let queue = QueueIdentity { device: "blk0", index: 0, worker: "io0" };
+    let records = (segment.add_worker("io0"), segment.add_queue::<BlkStats>(queue));
+    let mut backend = segment.add_backend("disk", "mem").expect("room");
+    backend.publish([("reads", 1)]);
+    // They are in use in what is read.
+    segment.keep_records();
     let length = file.metadata().expect("a file").len();
     for _ in 0..CHANGES_MAX {
         if input.is_empty() {
@@ -60,12 +66,17 @@ fn look(snapshot: &Snapshot) {
         worker.busy_share();
     }
     for queue in &snapshot.queues {
-        queue.name();
-        queue.requests();
+        queue.device();
+        queue.worker();
         queue.kicks_avoided();
-        let latency = &queue.latency;
-        assert!(latency.quantile(0.5) <= latency.quantile(0.999), "quantiles ascend");
-        latency.buckets().chain(queue.batches.sizes().map(|(size, count)| (size.unwrap_or(0), count))).for_each(drop);
+        queue.batches.sizes().for_each(drop);
+        let Some(blk) = queue.blk() else { continue };
+        blk.errors_by_number().for_each(drop);
+        assert!(blk.latency.quantile(0.5) <= blk.latency.quantile(0.999), "quantiles ascend");
+        blk.latency.buckets().for_each(drop);
+    }
+    for backend in &snapshot.backends {
+        assert!(backend.counters.len() <= COUNTERS, "no more than there is room for");
     }
     snapshot.nanoseconds(u64::MAX);
 }

@@ -1,5 +1,5 @@
 //! Distributions: of latencies, and of the sizes of batches.
-use super::Counter;
+use super::counter::Counter;
 
 /// Histogram precision: 8 buckets for each power of two, which is within 12.5 %.
 const SUB_BITS: u32 = 3;

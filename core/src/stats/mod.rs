@@ -1,7 +1,18 @@
 //! Statistics: counters and histograms of every worker and queue in one shared file, which another process maps and
 //! reads without a word to the workers.
 //!
-//! # Layout, version 2
+//! | module | holds |
+//! |---|---|
+//! | [`clock`] | the clock of the hot path |
+//! | `counter`, `header` | one word; the header of a segment |
+//! | `record` | what all records have: a name, a life, copies, differences |
+//! | `worker`, `queue`, `blk`, `backend` | the records of a worker, of any device's queue, of a block device's queue, of a backend |
+//! | `histogram` | distributions of latencies and of the sizes of batches |
+//! | `segment`, `slots` | the segment as its writer has it; which records of it are in use |
+//! | `reader`, `places` | the segment as another process reads it; where records lie |
+//! | `snapshot`, `process` | the numbers at one moment; what the kernel says of the process and its threads |
+//!
+//! # Layout, version 3
 //!
 //! Everything is made of 64-bit words in the byte order of the machine, little-endian on those that there are. Offsets
 //! and sizes are in bytes. A reader takes what it needs to know of places from the header, checks magic and version
@@ -18,13 +29,32 @@
 //! | 32 | process that writes, as it sees its own number |
 //! | 40 | when that process was started: field 22 of `/proc/PID/stat`; tells it from a later one of the same number |
 //! | 48 | 1 once the writer has ended in order |
-//! | 64, 72, 80, 88 | workers: offset of the first record, size of a record, room for so many, number of records |
+//! | 64, 72, 80, 88 | workers: offset of the first record, distance from one record to the next, room for so many, number of records that have been used at least once |
 //! | 96, 104, 112, 120 | the same of queues |
-//! | 128, 136 | latency histograms: number of buckets, and linear buckets in each power of two |
+//! | 128, 136, 144, 152 | the same of backends |
+//! | 160, 168 | latency histograms: number of buckets, and linear buckets in each power of two |
 //!
-//! A record is written by one thread alone, each word by a plain store. A reader sees every word whole, but the words
-//! of one record may be a few requests apart. Records come and do not go; their number is written after the record.
-//! Names are padded with zeroes to 64 bytes. What counts up never goes down; a reader takes differences for rates.
+//! Names are padded with zeroes to 64 bytes, unless another length is given. What counts up never goes down; a reader
+//! takes differences for rates. Words that are not named are 0. They may get a name without a new version, and are 0
+//! where an older program writes. Records may lie farther apart than they are long here: a newer program has kinds with
+//! more to say.
+//!
+//! # Lives of records
+//!
+//! Records come and go with what they are about. The word *life* of a record is 0 while it is free, and otherwise a
+//! number that no other record of the segment has had or will have. A record is cleared and described before it gets
+//! its life, and loses it before anything else of it changes. So a reader
+//!
+//! 1. loads the life, with acquire ordering, and leaves out a record that has none,
+//! 2. copies the record,
+//! 3. loads the life again, after an acquire fence, and throws the copy away if it has changed,
+//! 4. takes differences only between copies of one life.
+//!
+//! While a record lives, its counters are written by one thread alone, each word by a plain store. A reader sees every
+//! word whole, but the words of one record may be a few requests apart. When the process ends, records in use keep
+//! their lives: they hold its last numbers.
+//!
+//! # Records
 //!
 //! A worker, at a multiple of 128 bytes. Its thread updates the numbers of turns about once in 250 turns, and before it
 //! sleeps:
@@ -37,6 +67,7 @@
 //! | 80 | idle policy: 0 spin, 1 adaptive, 2 interrupt |
 //! | 88 | 1 once its thread has ended |
 //! | 96, 104 | number of tasks; of those, at rest (looked at in one turn of several) |
+//! | 112 | life |
 //! | 128, 136 | turns; those of them without work |
 //! | 144, 152 | ticks spent in sampled turns with work; without. Their ratio is that of busy time to idle time awake |
 //! | 160, 168 | sleeps; ticks slept |
@@ -49,98 +80,81 @@
 //! While the thread runs, the last four are in `/proc/PID/task/TID/schedstat` (the first two numbers) and `status`: the
 //! worker does not have to look. Time ready and not on a CPU is time stolen from a polling worker.
 //!
-//! A queue, at a multiple of 128 bytes:
+//! A queue, at a multiple of 128 bytes: 384 bytes that the queues of all devices have, and a block of the device's
+//! kind. A reader leaves out a block of a kind that it does not know, and takes a block that is shorter than it knows
+//! as if zeroes followed.
 //!
 //! | offset | holds |
 //! |---|---|
-//! | 0 | name: device, index of the queue and worker, such as `blk0/1 io0` |
-//! | 64, 72, 80, 88 | requests completed: reads, writes, flushes, others |
-//! | 96, 104 | bytes read, bytes written, of requests that did not fail |
-//! | 112, 120 | requests that failed; requests in flight (goes down, too) |
-//! | 128, 136, 144 | kicks received; interrupts sent; times that the driver wanted none |
-//! | 152 | times that completed requests were left to an interrupt that was being held for earlier ones |
-//! | 160 | the first three errnos with which requests failed, 16 bits each, the first one lowest; 0: none yet; 65535: refused by the device |
-//! | 168, 176, 184 | requests that failed with each of these; what is left of the word at 112 failed otherwise |
-//! | 192 to 255 | batches of new requests by their size: 1, 2, to 4, to 8, to 16, to 32, to 64, more |
-//! | 256 | latencies of sampled requests, in nanoseconds, from the ring to the used ring: a histogram each of reads, writes, flushes, others |
+//! | 0 | life |
+//! | 8, 16 | kind of the device, by its virtio device ID (virtio 1.3, section 5; 2: block); size of the block of that kind |
+//! | 24 | index of the queue in its device |
+//! | 64 | name of the device |
+//! | 128 | name of the worker that serves the queue; empty if none does |
+//! | 192, 200 | requests completed; those of them that failed |
+//! | 208 | requests in flight (goes down, too) |
+//! | 216 | kicks received |
+//! | 224, 232 | interrupts sent; times that the driver wanted none |
+//! | 240 | times that completed requests were left to an interrupt that was being held for earlier ones |
+//! | 256 to 319 | batches of new requests by their size: 1, 2, to 4, to 8, to 16, to 32, to 64, more |
+//! | 384 | the block of the device's kind |
 //!
-//! Each time that requests are given back to a driver is counted by exactly one of the words at 136, 144 and 152, at
-//! 136 when the interrupt is sent. Words that are not named are 0. They may get a name without a new version, and are 0
-//! where an older program writes.
+//! Each time that requests are given back to a driver is counted by exactly one of the words at 224, 232 and 240, at
+//! 224 when the interrupt is sent.
+//!
+//! The block of a block device's queue, 128 bytes and histograms, at these offsets in the block:
+//!
+//! | offset | holds |
+//! |---|---|
+//! | 0, 8, 16, 24 | requests completed: reads, writes, flushes, others |
+//! | 32, 40 | bytes read, bytes written, of requests that did not fail |
+//! | 64 | the first three errnos with which requests failed, 16 bits each, the first one lowest; 0: none yet; 65535: refused by the device |
+//! | 72, 80, 88 | requests that failed with each of these; what is left of the failed ones failed otherwise |
+//! | 128 | latencies of sampled requests, in nanoseconds, from the ring to the used ring: a histogram each of reads, writes, flushes, others |
 //!
 //! A histogram is as many buckets as the header says, a word each. With `s` linear buckets in each power of two (8),
 //! bucket `i` below `s` holds the values of exactly `i`; another the values from `(s + i % s) << (i / s - 1)` up to
 //! where the next one begins. The last takes all greater ones.
+//!
+//! A backend, at a multiple of 128 bytes, has what its plugin counts for itself, under the plugin's own names. It is
+//! written by a control thread now and then. Whether a number counts up is known to the plugin alone:
+//!
+//! | offset | holds |
+//! |---|---|
+//! | 0 | life |
+//! | 8 | sequence: odd while the counters are being written, and another number after each time. A reader copies the record between two equal even ones |
+//! | 16, 24 | number of counters; of further ones that there was no room for |
+//! | 32 | when they were written: milliseconds since 1970 (UTC); 0: never |
+//! | 64 | name of the backend |
+//! | 128 | name of its plugin |
+//! | 256 | counters, 60 of 64 bytes: a name of 56 bytes, UTF-8, and its value |
+mod backend;
+mod blk;
 pub mod clock;
+mod counter;
+mod header;
 mod histogram;
+mod places;
+mod process;
+mod queue;
 mod reader;
 mod record;
 mod segment;
+mod slots;
 mod snapshot;
+mod worker;
 
+pub use backend::{BackendSnapshot, BackendStats, COUNTERS, PluginCounter};
+pub use blk::BlkStats;
+pub use counter::Counter;
+pub use header::{LAYOUT_VERSION, MAGIC};
 pub use histogram::{BUCKETS, BatchSizes, Histogram, OperationLatency, SUB_BUCKETS};
+pub use places::Capacity;
+pub use process::{Schedule, Thread, Writer};
+pub use queue::{QueueIdentity, QueueKind, QueueStats};
 pub use reader::{ReadError, SegmentReader};
-pub use record::{QueueStats, WorkerStats};
-pub use segment::{Capacity, QueueStatsHandle, StatsSegment, WorkerStatsHandle};
-pub use snapshot::{Schedule, Snapshot, Thread, Writer};
-
-use std::sync::atomic::{AtomicU64, Ordering};
-
-/// First eight bytes of the file: `POLLUXST`.
-pub const MAGIC: u64 = u64::from_le_bytes(*b"POLLUXST");
-/// Version of the layout. A reader refuses others.
-pub const LAYOUT_VERSION: u64 = 2;
-
-/// A counter with one writer: a plain load and store, no locked instruction.
-#[repr(transparent)]
-#[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
-
-impl Counter {
-    /// Adds. Only the owner of the record may.
-    #[inline(always)]
-    pub fn add(&self, amount: u64) {
-        // Relaxed: the reader wants each number whole, no order between them.
-        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
-    }
-
-    /// The value.
-    #[inline(always)]
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    /// Sets the value. Only the owner of the record may.
-    #[inline(always)]
-    pub fn set(&self, value: u64) {
-        self.0.store(value, Ordering::Relaxed);
-    }
-}
-
-/// The header, of which every word is accessed atomically.
-#[repr(C, align(256))]
-#[derive(Debug)]
-struct Header {
-    magic: Counter,
-    version: Counter,
-    length: Counter,
-    ticks_per_second: Counter,
-    process: Counter,
-    process_started: Counter,
-    ended: Counter,
-    reserved: Counter,
-    workers: Table,
-    queues: Table,
-    buckets: Counter,
-    sub_buckets: Counter,
-}
-
-/// Where records of one kind are.
-#[repr(C)]
-#[derive(Debug)]
-struct Table {
-    offset: Counter,
-    size: Counter,
-    capacity: Counter,
-    count: AtomicU64,
-}
+pub use segment::{
+    BackendStatsHandle, BlkStatsHandle, QueueRecord, QueueStatsHandle, StatsHandle, StatsSegment, WorkerStatsHandle,
+};
+pub use snapshot::{KindSnapshot, QueueSnapshot, Snapshot};
+pub use worker::WorkerStats;

@@ -1,6 +1,9 @@
 //! The segment as another process reads it.
 use super::{
-    Header, LAYOUT_VERSION, MAGIC, QueueStats, Snapshot, Table, WorkerStats, record::Record, snapshot::Writer,
+    header::{Header, LAYOUT_VERSION, MAGIC},
+    places::{self, Places},
+    process::Writer,
+    snapshot::Snapshot,
 };
 use crate::memory::ForeignMapping;
 use std::{
@@ -8,7 +11,6 @@ use std::{
     io,
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
-    sync::atomic::Ordering,
 };
 
 /// Why a segment cannot be read.
@@ -22,8 +24,8 @@ pub enum ReadError {
     Magic(String),
     /// It was made by another version.
     #[error(
-        "{0}: its layout is version {1}, and this program reads version {LAYOUT_VERSION}: read it with the program \
-         that made it"
+        "{0}: cannot be read: its layout is version {1}, made by another release of pollux, and this one reads version \
+         {LAYOUT_VERSION}: read it with the pollux that made it, or restart that process with this one"
     )]
     Version(String, u64),
     /// It is not as long as it says, or its parts do not lie within it.
@@ -39,17 +41,9 @@ pub enum ReadError {
 #[derive(Debug)]
 pub struct SegmentReader {
     map: ForeignMapping,
-    workers: Place,
-    queues: Place,
+    places: Places,
     name: String,
     file: File,
-}
-
-/// Where records of one kind lie, checked once: what the file says of it later does not count.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    offset: usize,
-    capacity: usize,
 }
 
 /// Segments are smaller; files that are not may be disks, which are not opened for a look.
@@ -111,20 +105,15 @@ impl SegmentReader {
             return Err(damaged(format!("it has {length} bytes and says that it has {}", word(2))));
         }
         let map = ForeignMapping::map(&file, 0, length, false).map_err(|error| open(io::Error::other(error)))?;
-        let header = header(&map);
-        let place = |what: &str, table: &Table, size: usize| {
-            table.place(size, length).map_err(|reason| damaged(format!("the records of {what} {reason}")))
-        };
-        let workers = place("workers", &header.workers, size_of::<WorkerStats>())?;
-        let queues = place("queues", &header.queues, size_of::<QueueStats>())?;
-        let reader = SegmentReader { map, workers, queues, name, file };
+        let places = Places::read(places::header(&map), length).map_err(damaged)?;
+        let reader = SegmentReader { map, places, name, file };
         reader.check_whole()?;
         Ok(reader)
     }
 
     /// Who writes it; process 0 if the file has become shorter.
     pub fn writer(&self) -> Writer {
-        Writer::of(header(&self.map))
+        Writer::of(places::header(&self.map))
     }
 
     /// All numbers as they are now.
@@ -132,9 +121,7 @@ impl SegmentReader {
     /// # Errors
     /// The file has become shorter.
     pub fn snapshot(&self) -> Result<Snapshot, ReadError> {
-        let header = header(&self.map);
-        let workers = self.records(self.workers, &header.workers);
-        let snapshot = Snapshot::take(header, workers, self.records(self.queues, &header.queues));
+        let snapshot = Snapshot::take(&self.map, &self.places);
         self.check_whole()?;
         Ok(snapshot)
     }
@@ -148,38 +135,6 @@ impl SegmentReader {
             return Err(ReadError::Damaged(self.name.clone(), "it was truncated".into()));
         }
         Ok(())
-    }
-
-    fn records<'r, R: Record + 'r>(&'r self, place: Place, table: &Table) -> impl Iterator<Item = &'r R> {
-        // Partner: the writer's store of the number, after it has set the name.
-        let count = (table.count.load(Ordering::Acquire) as usize).min(place.capacity);
-        (0..count).map(move |index| {
-            let record = self.map.as_ptr().wrapping_add(place.offset + index * size_of::<R>()).cast_const().cast();
-            // SAFETY: `Table::place` has checked that it lies within the mapping and is aligned; all of it is accessed
-            // atomically.
-            unsafe { &*record }
-        })
-    }
-}
-
-fn header(map: &ForeignMapping) -> &Header {
-    assert!(map.len() >= size_of::<Header>());
-    // SAFETY: the mapping is long enough and page-aligned; all of it is accessed atomically.
-    unsafe { &*map.as_ptr().cast_const().cast() }
-}
-
-impl Table {
-    /// Where its records lie in a file of `length` bytes, or what is wrong.
-    fn place(&self, size: usize, length: u64) -> Result<Place, String> {
-        let (offset, capacity) = (self.offset.get(), self.capacity.get());
-        if self.size.get() != size as u64 {
-            return Err(format!("have {} bytes each, not {size}", self.size.get()));
-        }
-        let end = capacity.checked_mul(size as u64).and_then(|bytes| bytes.checked_add(offset));
-        if end.is_none_or(|end| end > length) || !offset.is_multiple_of(128) {
-            return Err("do not lie in it".into());
-        }
-        Ok(Place { offset: offset as usize, capacity: capacity as usize })
     }
 }
 

@@ -1,85 +1,19 @@
 //! The numbers of a segment at one moment, in memory of one's own: to be shown, or compared with later ones.
-use super::{Header, QueueStats, WorkerStats, record::Record};
-use std::{fs, path::PathBuf};
-
-/// The process that writes a segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Writer {
-    /// Its number.
-    pub process: u32,
-    /// When it was started, as in field 22 of `/proc/PID/stat`.
-    started: u64,
-    /// Whether it has ended in order.
-    pub has_ended: bool,
-}
-
-impl Writer {
-    pub(super) fn of(header: &Header) -> Self {
-        Writer {
-            process: header.process.get() as u32,
-            started: header.process_started.get(),
-            has_ended: header.ended.get() != 0,
-        }
-    }
-
-    /// Whether the process is still there.
-    pub fn is_alive(&self) -> bool {
-        process_started(self.process) == Some(self.started)
-    }
-}
-
-/// When a process was started, in the kernel's clock ticks since its own start.
-pub(super) fn process_started(process: u32) -> Option<u64> {
-    let text = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The second field is the name in parentheses, which may hold anything; the rest begins with the third.
-    text.rsplit_once(')')?.1.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
-}
-
-/// What the kernel's scheduler did with a thread.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Schedule {
-    /// Nanoseconds on a CPU.
-    pub run_ns: u64,
-    /// Nanoseconds ready and not on a CPU: what was stolen from a thread that polls.
-    pub stolen_ns: u64,
-    /// Context switches because it waited.
-    pub switches_voluntary: u64,
-    /// Context switches because something else was to run.
-    pub switches_involuntary: u64,
-}
-
-/// A thread, of this process or another.
-#[derive(Clone, Debug)]
-pub struct Thread(PathBuf);
-
-impl Thread {
-    /// Thread `thread` of `process`.
-    pub fn new(process: u32, thread: u32) -> Self {
-        Thread(format!("/proc/{process}/task/{thread}").into())
-    }
-
-    /// The calling thread.
-    pub fn current() -> Self {
-        Thread("/proc/thread-self".into())
-    }
-
-    /// What the scheduler did with it. `None`: it is gone, or the kernel keeps no account.
-    pub fn schedule(&self) -> Option<Schedule> {
-        let times = fs::read_to_string(self.0.join("schedstat")).ok()?;
-        let mut times = times.split_ascii_whitespace().map(|word| word.parse().ok());
-        let status = fs::read_to_string(self.0.join("status")).ok()?;
-        let switches = |key: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
-            line.and_then(|value| value.trim().parse().ok())
-        };
-        Some(Schedule {
-            run_ns: times.next()??,
-            stolen_ns: times.next()??,
-            switches_voluntary: switches("voluntary_ctxt_switches")?,
-            switches_involuntary: switches("nonvoluntary_ctxt_switches")?,
-        })
-    }
-}
+use super::{
+    backend::{BackendSnapshot, BackendStats},
+    blk::BlkStats,
+    places::{self, Places},
+    process::{Schedule, Thread, Writer},
+    queue::{QueueKind, QueueStats},
+    record::{Record, Words},
+    worker::WorkerStats,
+};
+use crate::memory::ForeignMapping;
+use std::{
+    collections::HashMap,
+    ops::Deref,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 /// All numbers at one moment.
 #[derive(Debug)]
@@ -91,45 +25,122 @@ pub struct Snapshot {
     /// What was counted of each worker.
     pub workers: Vec<Box<WorkerStats>>,
     /// What was counted of each queue.
-    pub queues: Vec<Box<QueueStats>>,
+    pub queues: Vec<QueueSnapshot>,
+    /// What plugins counted of each backend.
+    pub backends: Vec<BackendSnapshot>,
     /// What the scheduler did with each worker. `None`: it cannot be known.
     pub schedules: Vec<Option<Schedule>>,
 }
 
+/// What was counted of a queue.
+#[derive(Debug)]
+pub struct QueueSnapshot {
+    common: Box<QueueStats>,
+    /// What the queues of its kind count besides.
+    pub kind: KindSnapshot,
+}
+
+/// What the queues of one kind of device count besides.
+#[derive(Debug)]
+pub enum KindSnapshot {
+    /// Of a block device.
+    Blk(Box<BlkStats>),
+    /// Of a kind that this program does not know: its virtio device ID.
+    Unknown(u64),
+}
+
+impl KindSnapshot {
+    /// Of a record whose block has these words.
+    fn read(kind: u64, words: &[AtomicU64]) -> Self {
+        match u32::try_from(kind) {
+            Ok(BlkStats::KIND) => KindSnapshot::Blk(BlkStats::copy_of(words)),
+            _ => KindSnapshot::Unknown(kind),
+        }
+    }
+
+    fn since(&self, earlier: Option<&Self>) -> Self {
+        match (self, earlier) {
+            (KindSnapshot::Blk(now), Some(KindSnapshot::Blk(then))) => KindSnapshot::Blk(now.since(then)),
+            (KindSnapshot::Blk(now), _) => KindSnapshot::Blk(now.copy()),
+            (KindSnapshot::Unknown(kind), _) => KindSnapshot::Unknown(*kind),
+        }
+    }
+}
+
+impl QueueSnapshot {
+    /// What was counted of it as a queue of a block device. `None`: it is of another kind.
+    pub fn blk(&self) -> Option<&BlkStats> {
+        match &self.kind {
+            KindSnapshot::Blk(blk) => Some(blk),
+            KindSnapshot::Unknown(_) => None,
+        }
+    }
+
+    /// What was counted since `earlier`, which is of the same life.
+    fn since(&self, earlier: Option<&Self>) -> Self {
+        let common = earlier.map_or_else(|| self.common.copy(), |earlier| self.common.since(&earlier.common));
+        QueueSnapshot { common, kind: self.kind.since(earlier.map(|earlier| &earlier.kind)) }
+    }
+}
+
+impl Deref for QueueSnapshot {
+    type Target = QueueStats;
+    fn deref(&self) -> &QueueStats {
+        &self.common
+    }
+}
+
 impl Snapshot {
-    pub(super) fn take<'s>(
-        header: &Header,
-        workers: impl Iterator<Item = &'s WorkerStats>,
-        queues: impl Iterator<Item = &'s QueueStats>,
-    ) -> Self {
+    pub(super) fn take(map: &ForeignMapping, places: &Places) -> Self {
+        let header = places::header(map);
         let writer = Writer::of(header);
-        let workers: Vec<Box<WorkerStats>> = workers.map(Record::copy).collect();
+        let workers = read(map, places, |worker: &WorkerStats, _| worker.copy());
+        let queues = read(map, places, |queue: &QueueStats, words| {
+            let common = queue.copy();
+            let block = &words[QueueStats::WORDS..];
+            let length = usize::try_from(common.block_bytes() / 8).unwrap_or(usize::MAX).min(block.len());
+            QueueSnapshot { kind: KindSnapshot::read(common.kind(), &block[..length]), common }
+        });
         Snapshot {
             writer,
             ticks_per_second: header.ticks_per_second.get().max(1),
             schedules: workers.iter().map(|worker| schedule(writer, worker)).collect(),
             workers,
-            queues: queues.map(Record::copy).collect(),
+            queues,
+            backends: read(map, places, |backend: &BackendStats, _| backend.snapshot()),
         }
     }
 
-    /// What was counted since `earlier`, a snapshot of the same segment. What does not count up is as it is now.
+    /// What was counted since `earlier`, a snapshot of the same segment. What does not count up is as it is now, and so
+    /// is what has come since.
     pub fn since(&self, earlier: &Snapshot) -> Snapshot {
-        let difference = |index: usize, now: &Option<Schedule>| {
-            let (now, then) = ((*now)?, (*earlier.schedules.get(index)?)?);
-            Some(Schedule {
-                run_ns: now.run_ns.saturating_sub(then.run_ns),
-                stolen_ns: now.stolen_ns.saturating_sub(then.stolen_ns),
-                switches_voluntary: now.switches_voluntary.saturating_sub(then.switches_voluntary),
-                switches_involuntary: now.switches_involuntary.saturating_sub(then.switches_involuntary),
-            })
-        };
+        let workers: HashMap<u64, usize> = lives(earlier.workers.iter().map(|worker| &**worker));
+        let queues: HashMap<u64, usize> = lives(earlier.queues.iter().map(|queue| &*queue.common));
+        let worker_then = |worker: &WorkerStats| workers.get(&life(worker)).copied();
         Snapshot {
             writer: self.writer,
             ticks_per_second: self.ticks_per_second,
-            workers: records_since(&self.workers, &earlier.workers),
-            queues: records_since(&self.queues, &earlier.queues),
-            schedules: self.schedules.iter().enumerate().map(|(index, now)| difference(index, now)).collect(),
+            workers: self
+                .workers
+                .iter()
+                .map(|now| worker_then(now).map_or_else(|| now.copy(), |then| now.since(&earlier.workers[then])))
+                .collect(),
+            queues: self
+                .queues
+                .iter()
+                .map(|now| now.since(queues.get(&life(&*now.common)).map(|&then| &earlier.queues[then])))
+                .collect(),
+            backends: self.backends.clone(),
+            schedules: self
+                .workers
+                .iter()
+                .zip(&self.schedules)
+                .map(|(worker, now)| {
+                    let then = worker_then(worker).map(|then| earlier.schedules.get(then).copied().flatten());
+                    // What a worker that has come since was given by the scheduler was all given to it since.
+                    Some((*now)?.since(then.unwrap_or_else(|| Some(Schedule::default()))?))
+                })
+                .collect(),
         }
     }
 
@@ -139,10 +150,24 @@ impl Snapshot {
     }
 }
 
-/// Records come and do not go: those without a partner are new.
-fn records_since<R: Record>(now: &[Box<R>], earlier: &[Box<R>]) -> Vec<Box<R>> {
-    let records = now.iter().enumerate();
-    records.map(|(index, now)| earlier.get(index).map_or_else(|| now.copy(), |then| now.since(then))).collect()
+/// Reads all records of kind `R` that are in use; `read_one` is given all words of the record as well.
+fn read<R: Record, T>(map: &ForeignMapping, places: &Places, read_one: impl Fn(&R, &[AtomicU64]) -> T) -> Vec<T> {
+    let place = places.of::<R>();
+    let indices = 0..places::header(map).table::<R>().count(place);
+    let read_alive = |index: usize| {
+        let record: &R = place.record(map, index, 0);
+        record.read_alive(|| read_one(record, place.words(map, index)))
+    };
+    indices.filter_map(read_alive).collect()
+}
+
+fn life<R: Record>(record: &R) -> u64 {
+    record.life().load(Ordering::Relaxed)
+}
+
+/// Where the record with each life is.
+fn lives<'r, R: Record + 'r>(records: impl Iterator<Item = &'r R>) -> HashMap<u64, usize> {
+    records.enumerate().map(|(index, record)| (life(record), index)).collect()
 }
 
 fn schedule(writer: Writer, worker: &WorkerStats) -> Option<Schedule> {

@@ -88,7 +88,7 @@ impl Worker {
     /// # Errors
     /// No thread, or the CPU is not one that this process may use.
     pub fn spawn(name: &str, cpu: Option<usize>, policy: IdlePolicy) -> Result<Self, WorkerError> {
-        let segment = StatsSegment::anonymous_with(Capacity { workers: 1, queues: 0 });
+        let segment = StatsSegment::anonymous_with(Capacity { workers: 1, queues: 0, backends: 0 });
         let segment = segment.map_err(|error| WorkerError::Thread(name.into(), error))?;
         let stats = segment.add_worker(name).expect("there is room for one");
         Self::spawn_counted(name, cpu, policy, stats)

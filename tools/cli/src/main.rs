@@ -15,7 +15,7 @@
 //! | [`mod@start`] | what `run` and `serve` do alike, from a file to how it ended |
 //! | [`stats`] | `pollux stats` |
 //! | [`stats_output`] | where statistics go |
-//! | [`stats_table`] | how statistics are shown |
+//! | [`stats_table`], [`stats_json`] | how statistics are shown to people, to programs |
 //! | [`targets`] | what `pollux bench` measures: sockets, and devices that it starts |
 //!
 //! Exit status: 0 success, 1 failure, 2 a bad command line or configuration; of `pollux bench` also 128 + the number of
@@ -35,6 +35,7 @@ mod service_manager;
 mod signals;
 mod start;
 mod stats;
+mod stats_json;
 mod stats_output;
 mod stats_table;
 mod targets;

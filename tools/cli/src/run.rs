@@ -51,6 +51,7 @@ fn run_machine(examined: &Examined, stats: StatsPlan) -> Result<(), Error> {
     }
     let stats = assembly.dataplane.stats.clone();
     let exits = assembly.machine.exit_counts();
+    stats.keep_records();
     // Devices end here, workers after them: whatever is in flight is drained and flushed before the numbers are read.
     drop(assembly);
     output.write(&stats.snapshot(), &exits)?;

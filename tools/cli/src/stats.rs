@@ -1,5 +1,5 @@
 //! `pollux stats`
-use crate::{Status, fail, report, stats_table};
+use crate::{Status, fail, report, stats_json, stats_table};
 use pollux_core::stats::{ReadError, SegmentReader, Snapshot};
 use serde_json::{Value, json};
 use std::{
@@ -100,13 +100,13 @@ fn page(stats: &Snapshot, period: Option<f64>) -> String {
 /// The numbers as they stand; and what was counted in the last period, if there is one.
 fn as_json(stats: &Snapshot, period: Option<(&Snapshot, f64)>) -> Value {
     let writer = &stats.writer;
-    let mut value = stats_table::json(stats, &[]);
+    let mut value = stats_json::json(stats, &[]);
     value["process"] = json!({ "pid": writer.process, "alive": writer.is_alive(), "ended": writer.has_ended });
     if let Some((difference, seconds)) = period {
         value["period"] = json!({
             "seconds": seconds,
-            "queues": stats_table::queues_json(difference),
-            "workers": stats_table::workers_json(difference),
+            "queues": stats_json::queues_json(difference),
+            "workers": stats_json::workers_json(difference),
         });
     }
     value

@@ -1,5 +1,5 @@
 //! Where statistics go: while a command runs, and when it ends.
-use crate::{report, stats_table};
+use crate::{report, stats_json, stats_table};
 use pollux_core::stats::{Capacity, MAGIC, Snapshot, StatsSegment};
 use pollux_vmm::ExitCounts;
 use std::{
@@ -87,7 +87,7 @@ impl StatsOutput {
             report::print(&stats_table::tables(stats, None));
         }
         let Some((path, file)) = self.file else { return Ok(()) };
-        serde_json::to_writer_pretty(&file, &stats_table::json(stats, exits))
+        serde_json::to_writer_pretty(&file, &stats_json::json(stats, exits))
             .map_err(|error| Error::File(path, error.into()))
     }
 }

@@ -1,13 +1,11 @@
-//! How statistics are shown: rows for devices and for workers, or JSON records for queues and workers.
+//! How statistics are shown to people: rows for devices and for workers, a line for each backend.
 use crate::units;
 use nix::errno::Errno;
-use pollux_core::stats::{QueueStats, Schedule, Snapshot, WorkerStats};
-use pollux_vmm::ExitCounts;
-use serde_json::{Map, Value, json};
+use pollux_core::stats::{BackendSnapshot, BlkStats, QueueSnapshot, Schedule, Snapshot, WorkerStats};
 use std::{collections::BTreeMap, num::Saturating};
 
 /// The quantiles that are shown, and their names in JSON.
-const QUANTILES: [(f64, &str); 3] = [(0.5, "p50"), (0.99, "p99"), (0.999, "p99_9")];
+pub(crate) const QUANTILES: [(f64, &str); 3] = [(0.5, "p50"), (0.99, "p99"), (0.999, "p99_9")];
 
 /// What the queues of one device did that one worker serves. The counts of another process may be anything.
 #[derive(Default)]
@@ -20,8 +18,8 @@ struct Row {
     errors_by_number: BTreeMap<u16, Saturating<u64>>,
     batches: Saturating<u64>,
     in_flight: Saturating<u64>,
-    bytes_read: Saturating<u64>,
-    bytes_written: Saturating<u64>,
+    /// Read and written. `None`: it is of a kind that this program knows nothing more of.
+    bytes: Option<[Saturating<u64>; 2]>,
     kicks: Saturating<u64>,
     kicks_avoided: Saturating<u64>,
     interrupts: Saturating<u64>,
@@ -32,22 +30,29 @@ struct Row {
 }
 
 impl Row {
-    fn add(&mut self, queue: &QueueStats) {
-        self.requests += queue.requests();
+    fn add(&mut self, queue: &QueueSnapshot) {
+        self.requests += queue.requests.get();
         self.errors += queue.errors.get();
-        for (number, count) in queue.errors_by_number() {
-            *self.errors_by_number.entry(number).or_default() += count;
-        }
         self.batches += queue.batches.get();
         self.in_flight += queue.in_flight.get();
-        self.bytes_read += queue.bytes_read.get();
-        self.bytes_written += queue.bytes_written.get();
         self.kicks += queue.kicks.get();
         self.kicks_avoided += queue.kicks_avoided();
         self.interrupts += queue.interrupts.get();
         self.interrupts_suppressed += queue.interrupts_suppressed.get();
         self.interrupts_merged += queue.interrupts_merged.get();
-        for (value, count) in queue.latency.buckets().filter(|(_, count)| *count > 0) {
+        if let Some(blk) = queue.blk() {
+            self.add_blk(blk);
+        }
+    }
+
+    fn add_blk(&mut self, blk: &BlkStats) {
+        for (number, count) in blk.errors_by_number() {
+            *self.errors_by_number.entry(number).or_default() += count;
+        }
+        let [read, written] = self.bytes.get_or_insert_default();
+        *read += blk.bytes_read.get();
+        *written += blk.bytes_written.get();
+        for (value, count) in blk.latency.buckets().filter(|(_, count)| *count > 0) {
             *self.latency.entry(value).or_default() += count;
         }
     }
@@ -81,14 +86,18 @@ impl Row {
     fn cells(&self, period: Option<f64>) -> Vec<String> {
         let count = |number: Saturating<u64>| units::count(rate(number.0, period));
         let pair = |one, other| format!("{} ({})", count(one), count(other));
+        let bytes = |index: usize| match &self.bytes {
+            Some(bytes) => units::bytes(rate(bytes[index].0, period)),
+            None => "-".into(),
+        };
         let mut cells = vec![
             self.device.clone(),
             self.worker.clone(),
             count(self.requests),
             units::count(self.errors.0),
             count(self.batches),
-            units::bytes(rate(self.bytes_read.0, period)),
-            units::bytes(rate(self.bytes_written.0, period)),
+            bytes(0),
+            bytes(1),
             pair(self.kicks, self.kicks_avoided),
             format!(
                 "{} ({}/{})",
@@ -108,13 +117,13 @@ impl Row {
 /// What a request has failed of: `with ENOSPC (No space left on device)`.
 fn error_words(number: u16) -> String {
     match number {
-        QueueStats::REFUSED => "refused by the device".into(),
+        BlkStats::REFUSED => "refused by the device".into(),
         number => format!("with {} ({})", error_name(number), Errno::from_raw(number.into()).desc()),
     }
 }
 
 /// The name of an errno, or its number if it has none.
-fn error_name(number: u16) -> String {
+pub(crate) fn error_name(number: u16) -> String {
     match Errno::from_raw(number.into()) {
         Errno::UnknownErrno => format!("errno {number}"),
         errno => format!("{errno:?}"),
@@ -174,25 +183,40 @@ const WORKER_HEADINGS: [&str; 11] = [
     "preempted",
 ];
 
-/// A table of the devices, and one of the workers: as they stand, or of a `period` in seconds, with rates. Empty
-/// without either.
+/// A table of the devices, one of the workers, and a line for each backend whose plugin counts something: as they
+/// stand, or of a `period` in seconds, with rates. Empty without any. What plugins count is as it stands in any case:
+/// whether a number counts up is known to the plugin alone.
 pub(crate) fn tables(stats: &Snapshot, period: Option<f64>) -> String {
     let mut text = table(stats, period);
     if !stats.workers.is_empty() {
         text += if text.is_empty() { "" } else { "\n" };
         text += &workers_table(stats, period);
     }
+    let backends: String = stats.backends.iter().filter_map(backend_line).collect();
+    if !backends.is_empty() {
+        text += if text.is_empty() { "" } else { "\n" };
+        text += &backends;
+    }
     text
+}
+
+/// `backend disk (uring): submissions 12, retries 0`, if there is anything.
+fn backend_line(backend: &BackendSnapshot) -> Option<String> {
+    let counters = backend.counters.iter().map(|counter| format!("{} {}", counter.name, units::count(counter.value)));
+    let omitted = (backend.omitted > 0).then(|| format!("and {} more", units::count(backend.omitted)));
+    let counters: Vec<String> = counters.chain(omitted).collect();
+    let line = || format!("backend {} ({}): {}\n", backend.backend, backend.plugin, counters.join(", "));
+    (!counters.is_empty()).then(line)
 }
 
 /// A row for each device and worker; empty without queues.
 fn table(stats: &Snapshot, period: Option<f64>) -> String {
     let mut rows: Vec<Row> = Vec::new();
     for queue in &stats.queues {
-        let name = queue.name();
-        let (device, _, worker) = parts(&name);
-        let index = rows.iter().position(|row| row.device == device && row.worker == worker).unwrap_or_else(|| {
-            rows.push(Row { device: device.into(), worker: worker.into(), ..Row::default() });
+        let (device, worker) = (queue.device(), queue.worker());
+        let index = rows.iter().position(|row| row.device == device && row.worker == worker);
+        let index = index.unwrap_or_else(|| {
+            rows.push(Row { device, worker, ..Row::default() });
             rows.len() - 1
         });
         rows[index].add(queue);
@@ -254,7 +278,7 @@ fn worker_cells(
     ]
 }
 
-fn policy(worker: &WorkerStats) -> &'static str {
+pub(crate) fn policy(worker: &WorkerStats) -> &'static str {
     ["spin", "adaptive", "interrupt"].get(worker.policy.get() as usize).copied().unwrap_or("?")
 }
 
@@ -274,129 +298,30 @@ fn align(lines: &[Vec<String>], names: usize) -> String {
     text
 }
 
-/// The device, queue index and worker in a record's name, such as `blk0/1 io0`.
-fn parts(name: &str) -> (&str, usize, &str) {
-    let (queue, worker) = name.split_once(' ').unwrap_or((name, ""));
-    let (device, index) = queue.rsplit_once('/').unwrap_or((queue, "0"));
-    (device, index.parse().unwrap_or(0), worker)
-}
-
-/// `{"queues": […], "workers": […], "vcpus": […]}`: latencies are in nanoseconds, of sampled requests; exits are those
-/// to this process.
-pub(crate) fn json(stats: &Snapshot, exits: &[ExitCounts]) -> Value {
-    let vcpus: Vec<Value> = exits.iter().map(|counts| json!({ "exits": counts.total() })).collect();
-    json!({ "queues": queues_json(stats), "workers": workers_json(stats), "vcpus": vcpus })
-}
-
-pub(crate) fn queues_json(stats: &Snapshot) -> Vec<Value> {
-    stats.queues.iter().map(|queue| queue_json(queue)).collect()
-}
-
-pub(crate) fn workers_json(stats: &Snapshot) -> Vec<Value> {
-    let workers = stats.workers.iter().zip(&stats.schedules);
-    workers.map(|(worker, schedule)| worker_json(stats, worker, *schedule)).collect()
-}
-
-fn worker_json(stats: &Snapshot, worker: &WorkerStats, schedule: Option<Schedule>) -> Value {
-    json!({
-        "worker": worker.name(),
-        "thread": worker.thread.get(),
-        "cpu": worker.cpu.get().checked_sub(1),
-        "idle": policy(worker),
-        "ended": worker.ended.get() != 0,
-        "tasks": worker.tasks.get(),
-        "tasks_resting": worker.resting.get(),
-        "turns": worker.turns.get(),
-        "turns_empty": worker.empty_turns.get(),
-        "busy_share": worker.busy_share(),
-        "sleeps": worker.sleeps.get(),
-        "sleeps_refused": worker.sleeps_refused.get(),
-        "slept_ns": stats.nanoseconds(worker.slept_ticks.get()),
-        "wakes_by_kick": worker.wakes_by_kick.get(),
-        "wakes_by_backend": worker.wakes_by_backend.get(),
-        "wakes_by_command": worker.wakes_by_command.get(),
-        "commands": worker.commands.get(),
-        "spin_ns": stats.nanoseconds(worker.spin_ticks.get()),
-        "run_ns": schedule.map(|schedule| schedule.run_ns),
-        "stolen_ns": schedule.map(|schedule| schedule.stolen_ns),
-        "switches_voluntary": schedule.map(|schedule| schedule.switches_voluntary),
-        "switches_involuntary": schedule.map(|schedule| schedule.switches_involuntary),
-    })
-}
-
-fn queue_json(queue: &QueueStats) -> Value {
-    let name = queue.name();
-    let (device, index, worker) = parts(&name);
-    let mut latency = json!({ "samples": queue.latency.count() });
-    for (share, key) in QUANTILES {
-        latency[key] = queue.latency.quantile(share).into();
-    }
-    for (histogram, operation) in queue.latency.operations().iter().zip(["read", "write", "flush", "other"]) {
-        latency[operation] = json!({ "samples": histogram.count() });
-        for (share, key) in QUANTILES {
-            latency[operation][key] = histogram.quantile(share).into();
-        }
-    }
-    let sizes = queue.batches.sizes();
-    let sizes: Vec<Value> = sizes.map(|(size, batches)| json!({ "up_to": size, "batches": batches })).collect();
-    json!({
-        "device": device,
-        "queue": index,
-        "worker": worker,
-        "requests": queue.requests(),
-        "reads": queue.reads.get(),
-        "writes": queue.writes.get(),
-        "flushes": queue.flushes.get(),
-        "others": queue.others.get(),
-        "errors": queue.errors.get(),
-        "errors_by_errno": errors_json(queue),
-        "bytes_read": queue.bytes_read.get(),
-        "bytes_written": queue.bytes_written.get(),
-        "in_flight": queue.in_flight.get(),
-        "batches": queue.batches.get(),
-        "batch_sizes": sizes,
-        "kicks": queue.kicks.get(),
-        "kicks_avoided": queue.kicks_avoided(),
-        "interrupts": queue.interrupts.get(),
-        "interrupts_suppressed": queue.interrupts_suppressed.get(),
-        "interrupts_merged": queue.interrupts_merged.get(),
-        "latency_ns": latency,
-    })
-}
-
-/// `{"ENOSPC": 17, "refused": 2, "other": 1}`
-fn errors_json(queue: &QueueStats) -> Value {
-    let mut object = Map::new();
-    let mut others = queue.errors.get();
-    for (number, count) in queue.errors_by_number() {
-        let name = if number == QueueStats::REFUSED { "refused".into() } else { error_name(number) };
-        object.insert(name, count.into());
-        others = others.saturating_sub(count);
-    }
-    if others > 0 {
-        object.insert("other".into(), others.into());
-    }
-    object.into()
-}
-
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
-    use pollux_core::stats::StatsSegment;
+    use crate::stats_json;
+    use pollux_core::stats::{QueueIdentity, StatsSegment};
 
-    fn segment() -> StatsSegment {
+    /// The numbers stay as a process that has ended leaves them.
+    pub(crate) fn segment() -> StatsSegment {
         let segment = StatsSegment::anonymous(4).expect("segment");
-        for (name, requests) in [("blk0/0 io0", 1000), ("blk0/1 io1", 0), ("blk0/2 io0", 234_000), ("a/b/0 io0", 1)] {
-            let queue = segment.add(name).expect("room");
-            queue.reads.add(requests);
-            queue.bytes_read.add(requests * 4096);
+        segment.keep_records();
+        let queues =
+            [("blk0", 0, "io0", 1000), ("blk0", 1, "io1", 0), ("blk0", 2, "io0", 234_000), ("a/b 0", 0, "io0", 1)];
+        for (device, index, worker, requests) in queues {
+            let queue = segment.add_queue::<BlkStats>(QueueIdentity { device, index, worker }).expect("room");
+            queue.requests.add(requests);
+            queue.block.reads.add(requests);
+            queue.block.bytes_read.add(requests * 4096);
             (0..requests / 10).for_each(|_| queue.batches.record(10));
             queue.kicks.add(requests / 1000);
             queue.interrupts.add(requests / 100);
             queue.interrupts_suppressed.add(requests / 50);
             queue.interrupts_merged.add(requests / 500);
             for index in 0..requests {
-                queue.latency.record(0, if index % 100 < 98 { 1000 } else { 50_000 });
+                queue.block.latency.record(0, if index % 100 < 98 { 1000 } else { 50_000 });
             }
         }
         segment
@@ -412,9 +337,8 @@ mod tests {
     #[test]
     fn counts_that_no_process_can_have_are_shown_all_the_same() {
         let segment = segment();
-        for queue in segment.records() {
-            let counts =
-                [&queue.reads, &queue.writes, &queue.errors, &queue.bytes_read, &queue.kicks, &queue.interrupts];
+        for queue in segment.blk_queues() {
+            let counts = [&queue.requests, &queue.errors, &queue.block.bytes_read, &queue.kicks, &queue.interrupts];
             counts.into_iter().for_each(|count| count.set(u64::MAX));
         }
         segment.workers().for_each(|worker| worker.slept_ticks.set(u64::MAX));
@@ -422,35 +346,25 @@ mod tests {
         let greatest = units::count(u64::MAX);
         assert!(tables(&snapshot, None).contains(&greatest), "{}", tables(&snapshot, None));
         assert!(tables(&snapshot, Some(0.1)).contains("blk0"));
-        assert_eq!(json(&snapshot, &[])["queues"][0]["errors"], u64::MAX);
-    }
-
-    #[test]
-    fn json_has_a_record_a_queue() {
-        let json = json(&segment().snapshot(), &[ExitCounts::default()]);
-        assert_eq!(json["queues"].as_array().map(Vec::len), Some(4));
-        let queue = &json["queues"][2];
-        assert_eq!((&queue["device"], &queue["queue"], &queue["worker"]), (&"blk0".into(), &2.into(), &"io0".into()));
-        assert_eq!((&queue["requests"], &queue["kicks_avoided"]), (&234_000.into(), &23_166.into()));
-        assert_eq!(queue["latency_ns"]["p50"], 1023);
-        assert_eq!(json["queues"][1]["latency_ns"]["p50"], Value::Null);
-        assert_eq!(json["vcpus"][0]["exits"], 0);
+        assert_eq!(stats_json::json(&snapshot, &[])["queues"][0]["errors"], u64::MAX);
     }
 
     #[test]
     fn failed_requests_are_told_apart_by_their_errno() {
         let segment = StatsSegment::anonymous(2).expect("segment");
-        for name in ["blk0/0 io0", "blk0/1 io0"] {
-            let queue = segment.add(name).expect("room");
+        segment.keep_records();
+        for index in 0..2 {
+            let queue = QueueIdentity { device: "blk0", index, worker: "io0" };
+            let queue = segment.add_queue::<BlkStats>(queue).expect("room");
             queue.errors.add(5);
-            [28, 28, 5, QueueStats::REFUSED].iter().for_each(|&number| queue.count_error(number));
+            [28, 28, 5, BlkStats::REFUSED].iter().for_each(|&number| queue.block.count_error(number));
         }
         let text = tables(&segment.snapshot(), None);
         let line = "blk0 on io0: failed: 4 with ENOSPC (No space left on device), 2 with EIO (I/O error), \
                     2 refused by the device, 2 for another reason";
         assert_eq!(text.lines().last(), Some(line));
-        let numbers = json(&segment.snapshot(), &[]);
-        let expected = json!({ "ENOSPC": 2, "EIO": 1, "refused": 1, "other": 1 });
+        let numbers = stats_json::json(&segment.snapshot(), &[]);
+        let expected = serde_json::json!({ "ENOSPC": 2, "EIO": 1, "refused": 1, "other": 1 });
         assert_eq!(numbers["queues"][1]["errors_by_errno"], expected);
     }
 
@@ -458,11 +372,11 @@ mod tests {
     fn a_period_is_shown_with_rates() {
         let segment = segment();
         let before = segment.snapshot();
-        let queue = segment.records().next().expect("a queue");
-        queue.reads.add(500);
-        queue.bytes_read.add(500 * 4096);
+        let queue = segment.blk_queues().next().expect("a queue");
+        queue.requests.add(500);
+        queue.block.bytes_read.add(500 * 4096);
         queue.in_flight.set(7);
-        queue.latency.record(0, 2000);
+        queue.block.latency.record(0, 2000);
         let worker = segment.add_worker("io0").expect("room");
         worker.cpu.set(4);
         worker.policy.set(1);
@@ -479,5 +393,19 @@ mod tests {
         assert_eq!(row("device"), RATE_HEADINGS.join("|"));
         assert_eq!(row("blk0 "), "blk0|io0|1,000|0|0|3.91 MiB|0 B|0 (0)|0 (0/0)|7|2.05 µs|2.05 µs|2.05 µs");
         assert!(row("io0").starts_with("io0|3|adaptive|4 (0 at rest)|2,000|25.0 %|0.0 %|0|12/0/0|"), "{}", row("io0"));
+    }
+    #[test]
+    fn what_a_plugin_counts_is_a_line_of_its_backend() {
+        let segment = StatsSegment::anonymous(2).expect("segment");
+        let mut backend = segment.add_backend("disk", "uring").expect("room");
+        let _silent = segment.add_backend("other", "null").expect("room");
+        backend.publish([("submissions", 12_000), ("retries", 0)]);
+        let before = segment.snapshot();
+        let text = tables(&before, None);
+        assert_eq!(text, "backend disk (uring): submissions 12,000, retries 0\n");
+        assert_eq!(tables(&segment.snapshot().since(&before), Some(1.0)), text, "as it stands in a period, too");
+        let json = stats_json::json(&before, &[]);
+        assert_eq!(json["backends"][0]["counters"]["submissions"], 12_000);
+        assert_eq!(json["backends"][1]["counters"], serde_json::json!({}));
     }
 }

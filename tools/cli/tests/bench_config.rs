@@ -82,7 +82,7 @@ fn requests_of_a_mebibyte_in_one_piece_are_within_what_a_device_offers() {
 /// Whether the process has devices that have done so many requests.
 fn has_done(process: u32, requests: u64) -> bool {
     let snapshot = SegmentReader::of_process(process).and_then(|reader| reader.snapshot());
-    snapshot.is_ok_and(|snapshot| snapshot.queues.iter().map(|queue| queue.reads.get()).sum::<u64>() >= requests)
+    snapshot.is_ok_and(|snapshot| snapshot.queues.iter().map(|queue| queue.requests.get()).sum::<u64>() >= requests)
 }
 
 #[test]

@@ -38,14 +38,14 @@ fn bench(folder: &Folder, socket: &str, arguments: &[&str]) -> Ran {
 /// Requests that a device of this process has completed.
 fn done(process: u32, device: &str) -> u64 {
     let snapshot = SegmentReader::of_process(process).and_then(|reader| reader.snapshot()).expect("statistics");
-    let queues = snapshot.queues.iter().filter(|queue| queue.name().starts_with(&format!("{device}/")));
-    queues.map(|queue| queue.reads.get() + queue.writes.get()).sum()
+    let queues = snapshot.queues.iter().filter(|queue| queue.device() == device);
+    queues.filter_map(|queue| queue.blk()).map(|blk| blk.reads.get() + blk.writes.get()).sum()
 }
 
 /// Requests that it has taken and not completed.
 fn in_flight(process: u32, device: &str) -> u64 {
     let snapshot = SegmentReader::of_process(process).and_then(|reader| reader.snapshot()).expect("statistics");
-    let queues = snapshot.queues.iter().filter(|queue| queue.name().starts_with(&format!("{device}/")));
+    let queues = snapshot.queues.iter().filter(|queue| queue.device() == device);
     queues.map(|queue| queue.in_flight.get()).sum()
 }
 
@@ -82,9 +82,9 @@ fn failures_are_a_line_an_episode_in_the_log_and_numbers_by_errno_in_the_statist
     let table = folder.run(&["stats", &server.id().to_string()]).stdout;
     assert!(table.contains("\nbad on io0: failed: 123 with ENOSPC (No space left on device)\n"), "{table}");
     let snapshot = SegmentReader::of_process(server.id()).and_then(|reader| reader.snapshot()).expect("statistics");
-    let queue = snapshot.queues.iter().find(|queue| queue.name().starts_with("bad/")).expect("a queue");
+    let queue = snapshot.queues.iter().find(|queue| queue.device() == "bad").expect("a queue");
     assert_eq!(
-        (queue.errors.get(), queue.bytes_written.get()),
+        (queue.errors.get(), queue.blk().expect("a block device").bytes_written.get()),
         (123, (2000 - 123) * 4096),
         "what failed moved nothing"
     );

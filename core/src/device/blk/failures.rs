@@ -5,7 +5,7 @@ use super::{
     request::{Data, Header, Status},
     tally::Tally,
 };
-use crate::{block::DiskQueue, log_budget::LogBudget, ring::Ring, stats::QueueStats};
+use crate::{block::DiskQueue, log_budget::LogBudget, ring::Ring, stats::BlkStats};
 use std::{
     io,
     sync::{
@@ -230,7 +230,7 @@ impl<R: Ring, Q: DiskQueue> BlkQueue<R, Q> {
         // Whatever part of it was moved, the driver cannot know of it.
         slot.length = 0;
         let (operation, errno) = (slot.operation as usize, result.saturating_neg());
-        self.stats.count_error(errno.try_into().unwrap_or(0));
+        self.blk_stats.count_error(errno.try_into().unwrap_or(0));
         self.failures().note(operation, offset, Cause::Errno(errno));
         self.complete(head, Status::from_result(result), tally);
     }
@@ -246,7 +246,7 @@ impl<R: Ring, Q: DiskQueue> BlkQueue<R, Q> {
         }
         if status != Status::Ok {
             let (operation, offset, reason) = header.refusal(data, self.limits());
-            self.stats.count_error(QueueStats::REFUSED);
+            self.blk_stats.count_error(BlkStats::REFUSED);
             self.failures().note(operation, offset, Cause::Refused(reason));
         }
         self.complete_alone(head, status);

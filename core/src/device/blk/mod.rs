@@ -23,7 +23,7 @@ use crate::{
     memory::GuestMemory,
     queue::{Position, QueueSet, QueueUpdate, coalescing::Coalescing},
     ring::{InOrder, PackedRing, QueueConfig, Ring, RingError, RingKind, SplitRing},
-    stats::{QueueStatsHandle, StatsSegment},
+    stats::{BlkStats, QueueIdentity, QueueRecord, StatsSegment},
     worker::{Task, WorkerHandle},
 };
 use config::Config;
@@ -89,7 +89,7 @@ pub struct Blk {
     limits: Limits,
     config: Config,
     shared: Arc<Shared>,
-    stats: Vec<QueueStatsHandle>,
+    stats: Vec<QueueRecord<BlkStats>>,
     queues: QueueSet,
     /// What the queues run with, while the device is active.
     activation: Option<Activation>,
@@ -102,9 +102,9 @@ impl Blk {
         let features = features(disk.info(), &limits, &options);
         let config = Config::new(disk.info(), &limits, features, options.queues);
         let queues = QueueSet::new(&options.name, &options.workers);
-        let stats = (0..options.queues)
-            .filter_map(|index| segment.add(&format!("{}/{index} {}", options.name, queues.worker_name(index))))
-            .collect();
+        let device = &options.name;
+        let identity = |index| QueueIdentity { device, index, worker: queues.worker_name(index) };
+        let stats = (0..options.queues).filter_map(|index| segment.add_queue(identity(index))).collect();
         let capacity_sectors = AtomicU64::new(limits.capacity_sectors);
         Blk {
             queue_sizes: vec![options.queue_size; options.queues],

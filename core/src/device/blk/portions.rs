@@ -10,7 +10,7 @@ use super::{
     request::{Limits, Status, Transfer},
     tally::Tally,
 };
-use crate::{block::DiskQueue, ring::Ring, stats::QueueStats};
+use crate::{block::DiskQueue, ring::Ring, stats::BlkStats};
 use pollux_abi::block_v1::{BlockRequest, POLLUX_BLOCK_READ, Segment};
 use std::ops::Range;
 
@@ -128,7 +128,7 @@ impl<R: Ring, Q: DiskQueue> BlkQueue<R, Q> {
     }
 
     fn note_impossible(&self, operation: u32, offset: u64) {
-        self.stats.count_error(QueueStats::REFUSED);
+        self.blk_stats.count_error(BlkStats::REFUSED);
         let reason = "the segments that the backend takes at once are less than a block together";
         self.failures().note(operation as usize, offset, Cause::Refused(reason));
     }

@@ -20,7 +20,7 @@ use crate::{
     memory::{DirtyLog, GuestMemory, Translator},
     queue::coalescing::{Coalescer, Coalescing},
     ring::{QueueConfig, Ring, RingError, RingStart},
-    stats::{QueueStatsHandle, clock},
+    stats::{BlkStats, BlkStatsHandle, QueueRecord, QueueStatsHandle, clock},
     worker::{SleepFds, Task, Watch},
 };
 use pollux_abi::block_v1::{BlockRequest, POLLUX_BLOCK_FLUSH};
@@ -53,7 +53,7 @@ pub(super) struct QueueSetup<Q> {
     pub(super) kick: Option<EventFd>,
     pub(super) notifier: Notifier,
     pub(super) interrupts: Arc<InterruptState>,
-    pub(super) stats: QueueStatsHandle,
+    pub(super) stats: QueueRecord<BlkStats>,
     pub(super) latency_sample: u32,
     pub(super) coalescing: Coalescing,
 }
@@ -116,6 +116,7 @@ pub struct BlkQueue<R, Q> {
     sample_countdown: u32,
     scale: clock::Scale,
     pub(super) stats: QueueStatsHandle,
+    pub(super) blk_stats: BlkStatsHandle,
     pub(super) notifier: Notifier,
     pub(super) shared: Arc<Shared>,
     pub(super) interrupts: Arc<InterruptState>,
@@ -163,7 +164,8 @@ impl<R: Ring, Q: DiskQueue> BlkQueue<R, Q> {
             latency_sample: setup.latency_sample,
             sample_countdown: setup.latency_sample,
             scale: clock::Scale::new(),
-            stats: setup.stats,
+            stats: setup.stats.common,
+            blk_stats: setup.stats.block,
             notifier: setup.notifier,
             shared: setup.shared,
             interrupts: setup.interrupts,
@@ -270,7 +272,7 @@ impl<R: Ring, Q: DiskQueue> BlkQueue<R, Q> {
                 _ => self.finish_flush(completion.result),
             }
         }
-        tally.add_to(&self.stats);
+        tally.add_to(&self.stats, &self.blk_stats);
         self.stats.in_flight.set(self.backend.in_flight().into());
         if self.log.is_some() {
             self.log_completed(completed);
@@ -304,7 +306,7 @@ impl<R: Ring, Q: DiskQueue> BlkQueue<R, Q> {
         tally.count(operation, slot.length.into(), status);
         self.ring.push_used(head, written);
         if started != 0 {
-            self.stats.latency.record(operation, self.scale.nanoseconds(clock::ticks().wrapping_sub(started)));
+            self.blk_stats.latency.record(operation, self.scale.nanoseconds(clock::ticks().wrapping_sub(started)));
         }
     }
 
@@ -394,7 +396,7 @@ impl<R: Ring, Q: DiskQueue> BlkQueue<R, Q> {
         }
         let mut tally = Tally::default();
         self.complete(head, status, &mut tally);
-        tally.add_to(&self.stats);
+        tally.add_to(&self.stats, &self.blk_stats);
         if self.log.is_some() {
             self.log_request(head);
         }

@@ -1,6 +1,6 @@
 //! What a batch adds to the statistics.
 use super::request::Status;
-use crate::stats::QueueStats;
+use crate::stats::{BlkStats, QueueStats};
 use pollux_abi::block_v1::{POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_READ, POLLUX_BLOCK_WRITE};
 
 /// Counts of one batch, kept in registers until its end.
@@ -22,14 +22,15 @@ impl Tally {
     }
 
     #[inline(always)]
-    pub(super) fn add_to(&self, stats: &QueueStats) {
+    pub(super) fn add_to(&self, common: &QueueStats, stats: &BlkStats) {
         stats.reads.add(self.requests[0]);
         stats.writes.add(self.requests[1]);
         stats.flushes.add(self.requests[2]);
         stats.others.add(self.requests[3]);
         stats.bytes_read.add(self.bytes[0]);
         stats.bytes_written.add(self.bytes[1]);
-        stats.errors.add(self.errors);
+        common.requests.add(self.requests.iter().sum());
+        common.errors.add(self.errors);
     }
 }
 

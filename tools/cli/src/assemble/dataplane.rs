@@ -57,7 +57,7 @@ fn taken_cpus(config: &Config) -> Vec<usize> {
 
 /// What there is to count.
 pub(crate) fn capacity(config: &Config) -> Capacity {
-    Capacity { workers: config.workers.len(), queues: queue_count(config) }
+    Capacity { workers: config.workers.len(), queues: queue_count(config), backends: config.devices.len() }
 }
 
 /// Number of queues of all devices.

@@ -77,6 +77,7 @@ impl Exports {
     /// Drains and flushes every device, closes all connections, removes the sockets that were made. What is left is
     /// what they did.
     pub(crate) fn stop(mut self) -> StatsSegment {
+        self.dataplane.stats.keep_records();
         // All begin before any is waited for: a slow backend holds up its own device alone.
         self.servers.iter().for_each(Server::begin_stop);
         self.servers.iter_mut().for_each(Server::stop);

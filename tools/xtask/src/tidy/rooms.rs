@@ -160,7 +160,6 @@ const CIRCLES_TO_MEND: &[&str] = &[
     "core/src/device/blk/",
     "core/src/plugin/block_v1/",
     "core/src/ring/",
-    "core/src/stats/",
     "core/src/transport/",
     "core/src/worker/",
     "fuzz/src/rings/",
