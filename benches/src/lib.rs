@@ -27,7 +27,7 @@ use std::{
     time::Duration,
 };
 
-pub use pollux_loadgen::roundtrip::{median, pin};
+pub use pollux_loadgen::{pinning::pin, roundtrip::median};
 
 /// Bytes of a request's data.
 pub const BLOCK_BYTES: u64 = 4096;

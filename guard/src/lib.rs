@@ -30,8 +30,10 @@ mod pages;
 #[allow(unsafe_code)]
 mod ranges;
 #[allow(unsafe_code)]
+mod registration;
+#[allow(unsafe_code)]
 mod spares;
 
 pub use handler::{damage_count, damage_event};
 pub use pages::FileSystem;
-pub use ranges::Registration;
+pub use registration::Registration;

@@ -1,5 +1,5 @@
 //! A driver, or whoever keeps the region for requests in flight, that follows no rule.
-use super::DEPTH;
+use super::request::DEPTH;
 use crate::input::Input;
 use pollux_core::ring::RingKind;
 use pollux_driver::{AVAILABLE, Descriptor, INDIRECT, NEXT, PackedDescriptor, RingDriver, USED, WRITE, ring_bytes};

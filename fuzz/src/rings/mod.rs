@@ -15,12 +15,10 @@ use pollux_testing::{
     disk::{Behaviour, Control},
     rig::{Rig, options},
 };
-use request::Request;
+use request::{DEPTH, Request};
 use std::{fs::File, sync::Arc};
 use vm_memory::{Bytes, GuestAddress};
 
-/// Requests that the driver can have in flight.
-const DEPTH: usize = 16;
 const STEPS_MAX: usize = 200;
 /// Turns after which nothing may be in flight any more, once the backend holds nothing back.
 const TURNS_MAX: usize = 2000;

@@ -2,6 +2,8 @@
 use crate::{disk, input::Input};
 use pollux_testing::blk::{Cut, DISCARD, FLUSH, GET_ID, IN, OUT, WRITE_ZEROES, pattern, range};
 
+/// Requests that the driver can have in flight.
+pub(super) const DEPTH: usize = 16;
 /// Longest data, in sectors.
 const SECTORS_MAX: usize = 24;
 

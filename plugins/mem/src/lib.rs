@@ -18,6 +18,7 @@ mod flush_tests;
 mod lost_pages_tests;
 #[allow(unsafe_code)]
 mod medium;
+mod options;
 mod queue;
 // Written for the tests of both plugins; this one needs less of it.
 #[cfg(test)]
@@ -27,34 +28,12 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-use crate::{medium::Medium, queue::MemQueue};
+use crate::{medium::Medium, options::Options, queue::MemQueue};
 use pollux_abi::{
     block::{Block, BlockInfo, Error, OpenContext},
     host::Level,
-    image_format::FormatChoice,
-    options::{BlockSize, Size},
 };
-use std::{path::PathBuf, sync::Arc};
-
-/// The options of the configuration.
-#[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Options {
-    size: Option<Size>,
-    path: Option<PathBuf>,
-    #[serde(default)]
-    format: FormatChoice,
-    #[serde(default)]
-    block_size: BlockSize,
-    #[serde(default)]
-    sparse: bool,
-    #[serde(default = "yes")]
-    lock: bool,
-}
-
-fn yes() -> bool {
-    true
-}
+use std::sync::Arc;
 
 /// The backend: one piece of memory.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //!
 //! Several queues, on several threads, work on the same memory without locks, as they do on a disk: what overlapping
 //! requests leave behind is for the guest to avoid. So the memory is only ever reached through raw pointers.
-use crate::Options;
+use crate::options::Options;
 use memmap2::{MmapOptions, MmapRaw, UncheckedAdvice};
 use pollux_abi::{
     block::{BlockInfo, EIO, ENOTSUP, Error, OpenContext, Segment},

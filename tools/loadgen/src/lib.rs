@@ -9,6 +9,7 @@
 //! | [`verify`] | records in blocks, and whether they came back |
 //! | [`load`] | a workload on a front end: a thread a queue, warm-up, time |
 //! | [`latency`], [`series`] | latencies; throughput over time |
+//! | [`pinning`] | threads on CPUs of their own |
 //! | [`ideal`] | the device that no other can beat, to measure others against |
 //! | [`roundtrip`], [`machine`] | what the machine is worth at the moment |
 //! | [`campaign`] | rounds: several depths, one target or two in turn |
@@ -25,6 +26,7 @@ pub mod ideal;
 pub mod latency;
 pub mod load;
 pub mod machine;
+pub mod pinning;
 pub mod queue;
 pub mod report;
 pub mod roundtrip;

@@ -1,6 +1,7 @@
 //! What a cache line costs from one CPU to another and back: everything that goes between driver and device is bound by
 //! it.
-use pollux_core::stats::clock;
+use crate::pinning::pin;
+use pollux_core::{cpus, stats::clock};
 use std::{
     sync::{
         Arc,
@@ -16,7 +17,8 @@ const ROUNDS: u64 = 41;
 /// measurements. On a virtual machine it changes while one watches: print it beside every result. `None`: there is no
 /// such CPU.
 pub fn round_trip_ns(first: usize, second: usize) -> Option<f64> {
-    if first == second || crate::load::check_cpus(&[first, second]).is_err() {
+    let usable = cpus::usable();
+    if first == second || ![first, second].iter().all(|cpu| usable.contains(cpu)) {
         return None;
     }
     let ball = Arc::new(AtomicU64::new(0));
@@ -53,11 +55,6 @@ fn wait_for(ball: &AtomicU64, value: u64) {
     }
 }
 
-/// Pins the calling thread.
-pub fn pin(cpu: usize) {
-    pollux_core::cpus::pin(cpu).unwrap_or_else(|error| panic!("CPU {cpu} cannot be used: {error}"));
-}
-
 /// The median: of an even number, the greater of the two in the middle. Sorts the values.
 pub fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
@@ -70,7 +67,7 @@ mod tests {
 
     #[test]
     fn a_round_trip_takes_time_and_needs_two_cpus() {
-        let cpus = crate::load::usable_cpus();
+        let cpus = cpus::current();
         assert_eq!(round_trip_ns(cpus[0], cpus[0]), None);
         assert_eq!(round_trip_ns(cpus[0], 100_000), None);
         if let [first, second, ..] = cpus[..] {

@@ -1,8 +1,10 @@
 //! Guest memory of requests: header, status and data of each have a fixed place.
-use crate::workload::SECTOR_BYTES;
 use pollux_core::memory::{GuestMemory, Translator};
 use pollux_driver::slots::Chain;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
+
+/// The unit of addresses in requests (virtio 1.3, 5.2.6).
+pub const SECTOR_BYTES: u64 = 512;
 
 /// Header and status of a request share a cache line, as in Linux.
 const META_BYTES: u64 = 64;

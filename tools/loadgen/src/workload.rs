@@ -1,9 +1,7 @@
 //! What is asked of a device: reads and writes of one size, in some order, over some range.
+pub use crate::slots::SECTOR_BYTES;
 use crate::slots::{Kind, Operation};
 use serde::Serialize;
-
-/// The unit of addresses in requests (virtio 1.3, 5.2.6).
-pub const SECTOR_BYTES: u64 = 512;
 
 /// The order of blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -1,6 +1,7 @@
 //! A virtio block device and what the tests do with it (virtio 1.3, 5.2).
 
 use crate::check;
+use crate::failure::fail;
 use crate::low::{self, plan, read, report_add, report_set, write};
 use crate::mailbox::{plan as p, report as r};
 use crate::mmio::Mmio;
@@ -16,9 +17,6 @@ const DATA_STRIDE: u64 = 0x1000;
 const READ: u32 = 0;
 const WRITE: u32 = 1;
 const NO_STATUS: u8 = 0xaa;
-
-/// FLUSH, EVENT_IDX and VERSION_1: what this driver knows.
-pub const FEATURES: u64 = 1 << 9 | 1 << 29 | 1 << 32;
 
 pub enum Registers {
     Pci(Pci),
@@ -74,7 +72,7 @@ impl Disk {
 
     /// One request while its interrupt is masked: it stays pending, and arrives when it is unmasked.
     pub fn masked_request(&mut self) {
-        let Registers::Pci(pci) = &self.registers else { crate::fail(line!(), 0) };
+        let Registers::Pci(pci) = &self.registers else { fail(line!(), 0) };
         pci.mask(true);
         check!(!pci.is_pending(), 0);
         let before = low::interrupts();
@@ -85,7 +83,7 @@ impl Disk {
         self.wait_until(|disk| matches!(&disk.registers, Registers::Pci(pci) if pci.is_pending()));
         report_set(r::PENDING, 1);
         check!(low::interrupts() == before, low::interrupts());
-        let Registers::Pci(pci) = &self.registers else { crate::fail(line!(), 0) };
+        let Registers::Pci(pci) = &self.registers else { fail(line!(), 0) };
         pci.mask(false);
         self.wait_until(|_| low::interrupts() > before);
         check!(self.ring.pop() == Some(0), 0);
@@ -93,7 +91,7 @@ impl Disk {
 
     /// One request while the device may not access memory: it is not looked at, and is done when the device may.
     pub fn request_without_bus_master(&mut self) {
-        let Registers::Pci(pci) = &self.registers else { crate::fail(line!(), 0) };
+        let Registers::Pci(pci) = &self.registers else { fail(line!(), 0) };
         pci.set_bus_master(false);
         let before = low::interrupts();
         self.ring.want_interrupt(true);
@@ -105,7 +103,7 @@ impl Disk {
             check!(!self.ring.is_ready() && read::<u8>(STATUSES) == NO_STATUS, 0);
             check!(low::interrupts() == before, low::interrupts());
         }
-        let Registers::Pci(pci) = &self.registers else { crate::fail(line!(), 0) };
+        let Registers::Pci(pci) = &self.registers else { fail(line!(), 0) };
         pci.set_bus_master(true);
         self.wait_until(|disk| disk.ring.is_ready() && low::interrupts() > before);
         check!(self.ring.pop() == Some(0) && read::<u8>(STATUSES) == 0, 0);
@@ -118,7 +116,7 @@ impl Disk {
             while submitted < requests && submitted - done < self.depth as u64 {
                 // Slots are reused in order of completion, so look for one whose request is finished.
                 let slot =
-                    (0..self.depth).find(|slot| owners[*slot as usize] == 0).unwrap_or_else(|| crate::fail(line!(), 0));
+                    (0..self.depth).find(|slot| owners[*slot as usize] == 0).unwrap_or_else(|| fail(line!(), 0));
                 owners[slot as usize] = submitted + 1;
                 self.submit(slot, submitted, kind, checked);
                 submitted += 1;

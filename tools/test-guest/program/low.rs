@@ -46,7 +46,7 @@ global_asm!(
     "push {stack}",
     "push 0x3202",
     "push 0x23",
-    "lea rax, [rip + {main}]",
+    "lea rax, [rip + guest_main]",
     "push rax",
     "iretq",
     "interrupt:",
@@ -90,15 +90,10 @@ global_asm!(
     lapic = const LAPIC,
     stack = const STACK_TOP - 8,
     report = const REPORT,
-    main = sym main,
     count = sym INTERRUPT_COUNT,
 );
 
 static mut INTERRUPT_COUNT: u64 = 0;
-
-extern "C" fn main() -> ! {
-    crate::run()
-}
 
 /// Interrupts received so far.
 pub fn interrupts() -> u64 {

@@ -7,6 +7,9 @@
 #![no_main]
 
 mod block;
+#[macro_use]
+mod failure;
+mod features;
 mod low;
 #[allow(dead_code)] // the other half is the test's
 mod mailbox;
@@ -15,17 +18,17 @@ mod pci;
 mod ring;
 
 use block::Disk;
+use failure::{fail, power_off};
 use low::{plan, report_add, report_set};
 use mailbox::{plan as p, report as r};
 
 /// Ports, see `pollux_vmm::layout`.
-const SLEEP_CONTROL_PORT: u16 = 0x600;
-const SLEEP_VALUE_OFF: u8 = 0x34;
 const RESET_PORT: u16 = 0xcf9;
 const RESET_VALUE: u8 = 6;
 
-/// Called by `low` at level 3.
-pub fn run() -> ! {
+/// Called by `low`, by this name, at level 3.
+#[unsafe(no_mangle)]
+extern "C" fn guest_main() -> ! {
     for _ in 0..plan(p::SESSIONS) {
         let mut disk = Disk::start();
         match plan(p::ACTION) {
@@ -88,33 +91,13 @@ fn abuse() {
 
 fn end() -> ! {
     match plan(p::END) {
-        0 => low::outb(SLEEP_CONTROL_PORT, SLEEP_VALUE_OFF),
+        0 => power_off(),
         1 => low::outb(RESET_PORT, RESET_VALUE),
         _ => {}
     }
     loop {
         core::hint::spin_loop();
     }
-}
-
-/// Reports what went wrong and powers off.
-pub fn fail(line: u32, detail: u64) -> ! {
-    report_set(r::ERROR, line as u64);
-    report_set(r::DETAIL, detail);
-    low::outb(SLEEP_CONTROL_PORT, SLEEP_VALUE_OFF);
-    loop {
-        core::hint::spin_loop();
-    }
-}
-
-/// Fails the run unless the condition holds.
-#[macro_export]
-macro_rules! check {
-    ($condition:expr, $detail:expr) => {
-        if !$condition {
-            $crate::fail(line!(), $detail as u64)
-        }
-    };
 }
 
 #[panic_handler]

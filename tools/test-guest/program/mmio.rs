@@ -1,7 +1,7 @@
 //! The device as an MMIO block (virtio 1.3, 4.2).
 
-use crate::block::FEATURES;
 use crate::check;
+use crate::features::FEATURES;
 use crate::low::{open_line, read, write};
 use crate::ring;
 

@@ -1,7 +1,7 @@
 //! The device as a PCI function (virtio 1.3, 4.1).
 
-use crate::block::FEATURES;
 use crate::check;
+use crate::features::FEATURES;
 use crate::low::{VECTOR, read, write};
 use crate::ring;
 

@@ -3,19 +3,20 @@
 //!
 //! It trusts the driver, which is ours: nothing is checked, and an address is a pointer minus a constant.
 mod packed;
+mod queue;
 mod split;
 
-use crate::roundtrip::pin;
+use crate::pinning::pin;
 use packed::PackedQueue;
 use pollux_core::{
     memory::GuestMemory,
     ring::{QueueConfig, RingKind},
 };
+use queue::Queue;
 use split::SplitQueue;
 use std::{
     hint::spin_loop,
     io,
-    ptr::{copy_nonoverlapping, read_volatile, write_volatile},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -35,12 +36,6 @@ pub enum Kind {
 /// Bytes of the device.
 pub const CAPACITY: u64 = 256 << 20;
 
-const SECTOR_BYTES: usize = 512;
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
-/// Most chains of a turn.
-const BATCH: u16 = 64;
 const PAGE_BYTES: usize = 4096;
 
 /// A running device: a thread that polls all queues.
@@ -96,13 +91,6 @@ impl Drop for Device {
     }
 }
 
-/// One queue, device side.
-trait Queue {
-    fn new(memory: &GuestMemory, config: &QueueConfig) -> Self;
-    /// Does what there is to do, at most [`BATCH`] requests. Returns how many there were.
-    fn turn(&mut self, medium: &mut [u8]) -> u16;
-}
-
 /// The loop.
 fn run<Q: Queue>(memory: &GuestMemory, rings: &[QueueConfig], medium: &mut [u8], ended: &AtomicBool) {
     let mut queues: Vec<Q> = rings.iter().map(|config| Q::new(memory, config)).collect();
@@ -111,65 +99,5 @@ fn run<Q: Queue>(memory: &GuestMemory, rings: &[QueueConfig], medium: &mut [u8],
         if work == 0 {
             spin_loop();
         }
-    }
-}
-
-/// The driver's memory, which begins at guest address 0.
-#[derive(Clone, Copy)]
-struct Memory {
-    origin: *mut u8,
-}
-
-impl Memory {
-    fn new(memory: &GuestMemory) -> Self {
-        Memory { origin: memory.translator().translate(0, 1).expect("the driver's memory begins at 0") }
-    }
-
-    #[inline(always)]
-    fn at(self, address: u64) -> *mut u8 {
-        self.origin.wrapping_add(address as usize)
-    }
-}
-
-/// One request on its way through its buffers: header, data, status.
-struct Request {
-    /// Where in the medium the next data goes to or comes from.
-    offset: usize,
-    /// Bytes that were written.
-    written: u32,
-}
-
-impl Request {
-    /// Reads the header: type, reserved, sector.
-    #[inline(always)]
-    fn begin(header: *const u8) -> Self {
-        // SAFETY: our own driver's header of 16 bytes, in its memory.
-        let sector = unsafe { read_volatile(header.add(8).cast::<u64>()) };
-        Request { offset: sector as usize * SECTOR_BYTES, written: 0 }
-    }
-
-    /// Moves the data of a buffer, if there is a medium. The device writes it: `writes`.
-    #[inline(always)]
-    fn data(&mut self, medium: &mut [u8], buffer: *mut u8, length: u32, writes: bool) {
-        let bytes = length as usize;
-        if let Some(place) = medium.get_mut(self.offset..self.offset + bytes) {
-            // SAFETY: both have `bytes` bytes, and are apart.
-            unsafe {
-                match writes {
-                    false => copy_nonoverlapping(buffer.cast_const(), place.as_mut_ptr(), bytes),
-                    true => copy_nonoverlapping(place.as_ptr(), buffer, bytes),
-                }
-            }
-            self.offset += bytes;
-        }
-        self.written += if writes { length } else { 0 };
-    }
-
-    /// Writes the status. Returns the number of bytes written.
-    #[inline(always)]
-    fn end(self, status: *mut u8) -> u32 {
-        // SAFETY: the last buffer is the status byte.
-        unsafe { write_volatile(status, 0) };
-        self.written + 1
     }
 }

@@ -1,5 +1,5 @@
 //! The packed ring (virtio 1.3, 2.8) as the ideal device reads it.
-use super::{BATCH, INDIRECT, Memory, NEXT, Queue, Request, WRITE};
+use super::queue::{BATCH, INDIRECT, Memory, NEXT, Queue, Request, WRITE};
 use pollux_core::{memory::GuestMemory, ring::QueueConfig};
 use pollux_driver::{AVAILABLE, PackedDescriptor, Place, USED};
 use std::{

@@ -1,5 +1,5 @@
 //! The thread of one queue: the loop that measures.
-use super::{Limits, QueueResult};
+use super::{limits::Limits, result::QueueResult};
 use crate::{
     queue::{Completion, Queue, UNKNOWN},
     slots::Kind,

@@ -1,148 +1,27 @@
 //! A workload on a front end: a thread for each queue, warm-up, measurement, drain.
 mod lane;
+mod limits;
 mod range;
+mod result;
 
+pub use self::{limits::Limits, result::QueueResult};
 use crate::{
     frontend::{Error, FrontEnd},
-    latency::Latencies,
-    queue::{Counters, Queue},
-    series::Series,
+    queue::Queue,
     verify::{Fault, Verifier},
     workload::{Generator, Workload},
 };
 use lane::{Failure, Lane, Source, Worker};
 use pollux_core::cpus;
 use std::{
-    collections::BTreeMap,
     path::Path,
     sync::{
-        Arc, Barrier,
+        Barrier,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
     time::{Duration, Instant},
 };
-
-/// How a load is run, and how long.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// Requests in flight on each queue.
-    pub depth: u16,
-    /// Time before the measurement.
-    pub warm_up: Duration,
-    /// Length of the measurement; with `requests` too, whatever comes first.
-    pub duration: Option<Duration>,
-    /// Requests of all queues together.
-    pub requests: Option<u64>,
-    /// Requests per second of all queues together: each goes out at its time, and its latency counts from then on, even
-    /// if it had to wait for room. `None`: as many as can be.
-    pub rate: Option<f64>,
-    /// Show the device all requests that can go out at once, not one by one.
-    pub batch: bool,
-    /// Sleep until the device interrupts, instead of polling.
-    pub interrupts: bool,
-    /// The CPU of each queue's thread; empty: any.
-    pub cpus: Vec<usize>,
-    /// How long nothing may come back.
-    pub patience: Duration,
-    /// Ends it early once it is true. Clones have it in common.
-    pub stop: Arc<AtomicBool>,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Limits {
-            depth: 32,
-            warm_up: Duration::ZERO,
-            duration: None,
-            requests: None,
-            rate: None,
-            batch: false,
-            interrupts: false,
-            cpus: Vec::new(),
-            patience: Duration::from_secs(20),
-            stop: Arc::default(),
-        }
-    }
-}
-
-/// What one queue did in the measurement.
-#[derive(Clone, Debug, Default)]
-pub struct QueueResult {
-    /// Requests completed.
-    pub requests: u64,
-    /// Of these: reads.
-    pub reads: u64,
-    /// Of these: writes.
-    pub writes: u64,
-    /// Of these: flushes.
-    pub flushes: u64,
-    /// Of these: failed.
-    pub errors: u64,
-    /// How many of those that failed ended with which status, by the status byte.
-    pub errors_by_status: BTreeMap<u8, u64>,
-    /// Bytes read and written, by requests that did not fail.
-    pub bytes: u64,
-    /// Length of the measurement.
-    pub elapsed_ns: u64,
-    /// Latency of each request, from the ring to the ring.
-    pub latencies: Latencies,
-    /// Completions over time.
-    pub series: Series,
-    /// Notifications.
-    pub counters: Counters,
-}
-
-impl QueueResult {
-    /// Adds up all queues; the time is the longest.
-    pub fn sum<'a>(results: impl IntoIterator<Item = &'a QueueResult>) -> QueueResult {
-        let mut sum = QueueResult::default();
-        for result in results {
-            sum.requests += result.requests;
-            sum.reads += result.reads;
-            sum.writes += result.writes;
-            sum.flushes += result.flushes;
-            sum.errors += result.errors;
-            for (&status, count) in &result.errors_by_status {
-                *sum.errors_by_status.entry(status).or_default() += count;
-            }
-            sum.bytes += result.bytes;
-            sum.elapsed_ns = sum.elapsed_ns.max(result.elapsed_ns);
-            sum.latencies.merge(&result.latencies);
-            sum.series.merge(&result.series);
-            sum.counters.kicks += result.counters.kicks;
-            sum.counters.interrupts += result.counters.interrupts;
-            sum.counters.sleeps += result.counters.sleeps;
-        }
-        sum
-    }
-
-    /// A request has failed, with this status.
-    #[cold]
-    fn add_error(&mut self, status: u8) {
-        self.errors += 1;
-        *self.errors_by_status.entry(status).or_default() += 1;
-    }
-
-    /// Requests per second.
-    pub fn iops(&self) -> f64 {
-        self.requests as f64 / self.seconds()
-    }
-
-    /// Bytes per second.
-    pub fn bytes_per_second(&self) -> f64 {
-        self.bytes as f64 / self.seconds()
-    }
-
-    /// Time per request in nanoseconds; `None` without requests.
-    pub fn ns_per_request(&self) -> Option<f64> {
-        (self.requests > 0).then(|| self.elapsed_ns as f64 / self.requests as f64)
-    }
-
-    fn seconds(&self) -> f64 {
-        (self.elapsed_ns as f64 / 1e9).max(1e-9)
-    }
-}
 
 /// How a load ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

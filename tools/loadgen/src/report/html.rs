@@ -1,8 +1,10 @@
 //! The report as one file for a browser: no script, nothing from any network.
 use super::{
-    Report, page,
-    page::escape,
+    content::{Report, letter},
+    page,
     plot::{Axis, Line, Scale, plot},
+    table::verdict,
+    text::escape,
 };
 use crate::{
     campaign::{self, Run},
@@ -25,7 +27,7 @@ pub fn html(report: &Report) -> String {
     let _ =
         writeln!(body, "<p><code>{}</code></p>\n<p>{}</p>", escape(&report.command), escape(&report.machine.line()));
     let _ = writeln!(body, "<pre>{}</pre>", escape(&super::table::about(report)));
-    let verdict = super::verdict(report);
+    let verdict = verdict(report);
     if !verdict.is_empty() {
         let class = if report.fault_count() == 0 { "good" } else { "bad" };
         let _ = writeln!(body, "<pre class=\"{class}\">{}</pre>", escape(&verdict));
@@ -39,7 +41,7 @@ pub fn html(report: &Report) -> String {
 fn series_name(report: &Report, target: usize, depth: u16) -> String {
     match report.plan.targets.len() {
         1 => format!("depth {depth}"),
-        _ => format!("{} depth {depth}", super::letter(target)),
+        _ => format!("{} depth {depth}", letter(target)),
     }
 }
 

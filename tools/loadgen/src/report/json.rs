@@ -1,5 +1,5 @@
 //! The report for machines. Its schema is frozen by a number; a field may be added, none changes.
-use super::{Report, status_name};
+use super::content::{Report, status_name};
 use crate::{
     campaign::{self, Run, Target},
     frontend::Indirect,

@@ -1,5 +1,6 @@
 //! Parts of a page for a browser: no script, nothing from any network.
 use super::plot;
+pub use super::text::escape;
 use std::fmt::Write;
 
 const STYLE: &str = include_str!("report.css");
@@ -13,11 +14,6 @@ pub fn page(title: &str, body: &str) -> String {
          <style>\n{STYLE}</style></head>\n<body>\n\
          <h1>{title}</h1>\n{body}</body></html>\n"
     )
-}
-
-/// Text as it may stand in HTML.
-pub fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 /// A table of text. `class` gives the class of the cell in a row and a column: `good`, `bad` or none.

@@ -154,7 +154,7 @@ fn draw(svg: &mut String, line: &Line, index: usize, across: &Mapping, up: &Mapp
     let (Some(first), Some(last)) = (line.points.first(), line.points.last()) else { return };
     let colour = line.beside.unwrap_or(index) % COLOURS;
     let broken = if line.beside.is_some() { " broken" } else { "" };
-    let name = super::page::escape(&line.name);
+    let name = super::text::escape(&line.name);
     if let [(x, y)] = line.points[..] {
         // A line of one point would not be seen.
         let (x, y) = (across.at(x), up.at(y));

@@ -1,5 +1,5 @@
 //! Tables for a terminal.
-use super::{Report, letter};
+use super::content::{Report, letter};
 use crate::{
     campaign::{self, Run, Spread},
     latency::QUANTILES,

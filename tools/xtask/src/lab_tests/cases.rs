@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::Case;
+use super::case::{Case, Test};
 use super::drive;
-use super::guest::{Bench, Guest, Init, Kernel, Ran};
+use super::guest::{Bench, Guest, Init, Kernel, PLAIN, Ran};
 use super::media;
 use crate::image::Disk;
 
@@ -28,17 +28,9 @@ pub(super) const ALL: &[Case] = &[
     case("nvme", drive::nvme),
 ];
 
-const fn case(name: &'static str, test: super::Test) -> Case {
+const fn case(name: &'static str, test: Test) -> Case {
     Case { name, test, needs: &[] }
 }
-
-pub(super) const PLAIN: Guest<'_> = Guest {
-    config: "one-disk.toml",
-    kernel: Kernel::Elf,
-    init: Init::Script("up.sh"),
-    disks: &[Disk::Blank(16)],
-    host_script: None,
-};
 
 /// A guest that powers off ends the process, with status 0.
 fn power_off(bench: &Bench<'_>) -> Result<(), String> {

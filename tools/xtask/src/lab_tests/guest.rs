@@ -38,6 +38,15 @@ pub(super) struct Guest<'a> {
     pub(super) host_script: Option<&'a str>,
 }
 
+/// A guest with nothing special about it.
+pub(super) const PLAIN: Guest<'_> = Guest {
+    config: "one-disk.toml",
+    kernel: Kernel::Elf,
+    init: Init::Script("up.sh"),
+    disks: &[Disk::Blank(16)],
+    host_script: None,
+};
+
 /// The format of the kernel's file.
 #[derive(Clone, Copy)]
 pub(super) enum Kernel {

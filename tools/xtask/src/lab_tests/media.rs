@@ -1,7 +1,6 @@
 //! Media that misbehave below the kernel of the lab: what a guest sees of each, and how it goes on.
 
-use super::cases::PLAIN;
-use super::guest::{Bench, Guest, Init, Ran};
+use super::guest::{Bench, Guest, Init, PLAIN, Ran};
 use crate::image::Disk;
 use crate::setup::Tool;
 

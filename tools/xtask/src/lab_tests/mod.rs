@@ -4,6 +4,7 @@
 //! guest does is a shell script and what it boots with a configuration, both in `tools/xtask/lab`; what must come of it
 //! stands in [`cases`].
 
+mod case;
 mod cases;
 mod drive;
 mod guest;
@@ -14,20 +15,11 @@ use std::path::Path;
 
 use crate::lab::Lab;
 use crate::project::Project;
-use crate::setup::{self, Tool};
+use crate::setup;
 use crate::summary::{Outcome, Summary};
 
+use case::{Case, Test};
 use guest::Bench;
-
-/// What a test does with the bench that all share.
-type Test = fn(&Bench<'_>) -> Result<(), String>;
-
-/// A test, its name, and what it needs on this machine besides the lab.
-struct Case {
-    name: &'static str,
-    test: Test,
-    needs: &'static [Tool],
-}
 
 /// The names of all steps below.
 pub(crate) fn names() -> Vec<String> {

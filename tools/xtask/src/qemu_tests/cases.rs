@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::Case;
 use super::backend::BackendKind;
 use super::bench::{Bench, Guest, Stage};
-use super::firmware;
+use super::case::{Case, Test};
+use super::firmware_boots;
 use super::machine::Machine;
 use crate::image::{self, Disk};
 use crate::setup::BOOT_DISK_TOOLS;
@@ -28,17 +28,17 @@ pub(super) const ALL: &[Case] = &[
         ..case("crash", crash)
     },
     case("sigterm", sigterm),
-    firmware("seabios", firmware::seabios),
-    firmware("seabios-legacy", firmware::seabios_legacy),
-    firmware("ovmf", firmware::ovmf),
-    firmware("ovmf-modern", firmware::ovmf_modern),
+    firmware("seabios", firmware_boots::seabios),
+    firmware("seabios-legacy", firmware_boots::seabios_legacy),
+    firmware("ovmf", firmware_boots::ovmf),
+    firmware("ovmf-modern", firmware_boots::ovmf_modern),
 ];
 
-const fn case(name: &'static str, test: super::Test) -> Case {
+const fn case(name: &'static str, test: Test) -> Case {
     Case { name, test, storage_daemon_obstacle: None, needs: &[] }
 }
 
-const fn firmware(name: &'static str, test: super::Test) -> Case {
+const fn firmware(name: &'static str, test: Test) -> Case {
     Case { needs: BOOT_DISK_TOOLS, ..case(name, test) }
 }
 

@@ -8,8 +8,10 @@
 
 mod backend;
 mod bench;
+mod case;
 mod cases;
 mod firmware;
+mod firmware_boots;
 mod machine;
 mod qmp;
 mod service;
@@ -19,23 +21,12 @@ use std::path::Path;
 
 use crate::host::has_program;
 use crate::project::Project;
-use crate::setup::{self, Tool};
+use crate::setup;
 use crate::summary::{Outcome, Summary};
 
 pub(crate) use backend::BackendKind;
 use bench::{Bench, Tools};
-
-/// What a test does with the bench that all share.
-type Test = fn(&Bench<'_>) -> Result<(), String>;
-
-/// A test, its name, and why it cannot run with qemu-storage-daemon, if so.
-struct Case {
-    name: &'static str,
-    test: Test,
-    storage_daemon_obstacle: Option<&'static str>,
-    /// What it needs on this machine besides what all need.
-    needs: &'static [Tool],
-}
+use case::Case;
 
 /// The names of all steps below.
 pub(crate) fn names() -> Vec<String> {

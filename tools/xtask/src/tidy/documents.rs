@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::Source;
+use super::source::{self, Source};
 
 /// Where a reader begins.
 const FRONT_PAGE: &str = "README.md";
@@ -94,7 +94,7 @@ fn follow(files: &[Source], file: &Source, target: &str) -> Result<String, Strin
     let (path, anchor) = target.split_once('#').map_or((target, None), |(path, anchor)| (path, Some(anchor)));
     let path = match path {
         "" => file.path.clone(),
-        _ => super::joined(&file.path, path),
+        _ => source::joined(&file.path, path),
     };
     if !exists(files, &path) {
         return Err(format!("there is no {path}"));
@@ -132,7 +132,7 @@ fn anchors(file: &Source) -> BTreeSet<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::source;
+    use super::super::source::tests::source;
     use super::*;
 
     fn tree() -> Vec<Source> {

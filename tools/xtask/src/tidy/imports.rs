@@ -4,7 +4,10 @@
 //! and hands on their names is imported by nobody. Code that only unit tests compile is left out: a test may look
 //! into its neighbours.
 
-use super::{Source, modules};
+use super::{
+    modules,
+    source::{self, Source},
+};
 use proc_macro2::{LineColumn, TokenStream, TokenTree};
 use serde_json::Value;
 use std::{
@@ -207,7 +210,7 @@ impl Reader<'_> {
             return Ok(Some(self.module(&file, Some(parent), &format!("{children}/{name}"), items)?));
         }
         let places = match explicit_path(module) {
-            Some(path) => vec![super::joined(&self.modules[parent].file, &path)],
+            Some(path) => vec![source::joined(&self.modules[parent].file, &path)],
             None => vec![format!("{children}/{name}.rs"), format!("{children}/{name}/mod.rs")],
         };
         let rust = self.rust;

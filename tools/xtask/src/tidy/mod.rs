@@ -7,6 +7,7 @@
 //! | [`licences`] | what may be linked with |
 //! | [`modules`] | Rust files that nothing compiles |
 //! | [`rooms`] | which room may import which, and circles |
+//! | [`source`] | (no rule: a file of the tree) |
 //! | [`width`] | lines of code and prose |
 
 mod documents;
@@ -14,6 +15,7 @@ mod imports;
 mod licences;
 mod modules;
 mod rooms;
+mod source;
 mod width;
 
 use std::fs;
@@ -23,6 +25,7 @@ use serde_json::Value;
 
 use crate::project::Project;
 use crate::summary::{Outcome, Summary};
+use source::Source;
 
 /// A rule: what is checked, and how: the faults that were found.
 type Rule = (&'static str, fn(&Tree<'_>) -> Vec<String>);
@@ -88,30 +91,6 @@ pub(crate) fn check(project: &Project, summary: &mut Summary) {
             Outcome::Failed(faults.iter().map(|fault| format!("    {fault}")).collect::<Vec<_>>().join("\n"))
         };
         summary.add(&title(name), outcome);
-    }
-}
-
-/// A text file of the project.
-struct Source {
-    /// Relative to the checkout, with slashes.
-    path: String,
-    text: String,
-}
-
-impl Source {
-    /// Lines with their numbers, from 1.
-    fn lines(&self) -> impl Iterator<Item = (usize, &str)> {
-        self.text.lines().enumerate().map(|(index, line)| (index + 1, line))
-    }
-
-    /// Whether this is code that users run, not a test or a fixture of one.
-    fn is_product(&self) -> bool {
-        self.path.ends_with(".rs") && self.path.contains("src/") && !self.path.contains("/tests/")
-    }
-
-    /// Lines without comments of whole lines.
-    fn code(&self) -> impl Iterator<Item = (usize, &str)> {
-        self.lines().filter(|(_, line)| !line.trim_start().starts_with("//"))
     }
 }
 
@@ -312,20 +291,6 @@ fn outside_paths(files: &[Source], root: &Path) -> Vec<String> {
     faults
 }
 
-/// `path`, as it is written in the file `from`, from the top of the checkout.
-fn joined(from: &str, path: &str) -> String {
-    let mut parts: Vec<&str> = from.split('/').collect();
-    parts.pop();
-    for part in path.split('/') {
-        match part {
-            "" | "." => {}
-            ".." => drop(parts.pop()),
-            _ => parts.push(part),
-        }
-    }
-    parts.join("/")
-}
-
 /// The longest run of `../` in a line.
 fn steps_up(line: &str) -> usize {
     let (mut longest, mut rest) = (0, line);
@@ -343,11 +308,7 @@ fn steps_up(line: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    pub(super) fn source(path: &str, text: &str) -> Source {
-        Source { path: path.to_owned(), text: text.to_owned() }
-    }
+    use super::{source::tests::source, *};
 
     #[test]
     fn an_exception_stands_where_the_module_is_declared() {

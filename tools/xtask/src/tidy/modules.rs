@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::Source;
+use super::source::{self, Source};
 
 /// Rust files that nothing compiles.
 pub(super) fn dead(files: &[Source], metadata: &Value, root: &Path) -> Vec<String> {
@@ -55,7 +55,7 @@ fn modules_of(file: &Source, is_root: bool) -> Vec<String> {
             explicit = Some(path);
         } else if let Some(module) = declared(line) {
             match explicit.take() {
-                Some(path) => places.push(super::joined(&file.path, path)),
+                Some(path) => places.push(source::joined(&file.path, path)),
                 None => places.extend([format!("{children}/{module}.rs"), format!("{children}/{module}/mod.rs")]),
             }
         }
@@ -75,7 +75,7 @@ fn declared(line: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::source;
+    use super::super::source::tests::source;
     use super::*;
 
     #[test]

@@ -38,17 +38,18 @@ const ROOMS: &[(&str, &[Room])] = &[
         "tools/loadgen/src/lib.rs",
         &[
             ("latency", &[]),
+            ("pinning", &[]),
             ("series", &[]),
             ("units", &[]),
             ("wait", &[]),
+            ("roundtrip", &["pinning"]),
+            ("ideal", &["pinning"]),
             ("slots", &[]),
             ("workload", &["slots"]),
-            ("verify", &["workload"]),
+            ("verify", &["slots", "workload"]),
             ("queue", &["slots", "wait"]),
-            ("frontend", &["queue", "slots", "wait"]),
+            ("frontend", &["ideal", "queue", "slots", "wait"]),
             ("load", &["frontend", "latency", "queue", "series", "slots", "verify", "workload"]),
-            ("roundtrip", &["load"]),
-            ("ideal", &["roundtrip"]),
             ("machine", &["load", "units"]),
             ("campaign", &["frontend", "ideal", "load", "roundtrip", "verify", "workload"]),
             ("report", &["campaign", "frontend", "latency", "load", "machine", "units"]),
@@ -145,12 +146,8 @@ const ROOMS: &[(&str, &[Room])] = &[
 ];
 
 /// Imports against the table that are still to go. Whoever removes the last of a line removes the line.
-const ROOMS_TO_MEND: &[(&str, &str, &str)] = &[
-    ("core/src/lib.rs", "ring", "worker"),
-    ("tools/loadgen/src/lib.rs", "slots", "workload"),
-    ("tools/loadgen/src/lib.rs", "frontend", "ideal"),
-    ("vmm/src/lib.rs", "cycle", "machine"),
-];
+const ROOMS_TO_MEND: &[(&str, &str, &str)] =
+    &[("core/src/lib.rs", "ring", "worker"), ("vmm/src/lib.rs", "cycle", "machine")];
 
 /// Folders in which files import each other in circles that are still to go. Whoever removes the last circle of a
 /// folder removes its line.
@@ -162,13 +159,7 @@ const CIRCLES_TO_MEND: &[&str] = &[
     "core/src/ring/",
     "core/src/transport/",
     "core/src/worker/",
-    "fuzz/src/rings/",
-    "guard/src/",
-    "plugins/mem/src/",
     "tools/cli/src/",
-    "tools/loadgen/src/",
-    "tools/xtask/src/",
-    "tools/test-guest/program/",
     "vmm/src/",
 ];
 
@@ -352,7 +343,7 @@ fn shortest_circle<'i>(imports: &'i [Import], knot: &BTreeSet<&str>) -> Vec<&'i 
 
 #[cfg(test)]
 mod tests {
-    use super::super::{imports::crates, tests::source};
+    use super::super::{imports::crates, source::tests::source};
     use super::*;
     use serde_json::json;
     use std::path::Path;

@@ -1,6 +1,6 @@
 //! Lines are no wider than a window.
 
-use super::{Source, documents};
+use super::{documents, source::Source};
 
 /// The widest line of code and of prose, in characters.
 const COLUMNS_MAX: usize = 120;
@@ -40,7 +40,7 @@ fn is_row(line: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::source;
+    use super::super::source::tests::source;
     use super::*;
 
     #[test]
