@@ -8,7 +8,7 @@
 use pollux_benches::{backend, median, round_trip_ns};
 use pollux_core::{
     device::blk::{Blk, BlkOptions},
-    queue::coalescing::Coalescing,
+    queue::QueueOptions,
     stats::{StatsSegment, clock},
     worker::{IdlePolicy, Worker},
 };
@@ -55,12 +55,8 @@ fn run(transport: Transport, depth: u64) -> Result<Measured, Box<dyn Error>> {
     let options = BlkOptions {
         name: "blk0".into(),
         serial: String::new(),
-        queues: 1,
-        queue_size: 256,
         workers: vec![worker.handle()],
-        latency_sample: 16,
-        coalescing: Coalescing::Off,
-        in_order: false,
+        queues: QueueOptions::default(),
     };
     machine.attach(Box::new(Blk::new(options, backend("null", "{}"), &stats)), transport)?;
     let (exits, kicks) = run_measured(&mut machine)?;

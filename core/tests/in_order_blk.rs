@@ -1,7 +1,7 @@
 //! A block device whose driver has accepted IN_ORDER: the driver sees the ends of its requests in the order in which it
 //! made them, whatever the backend does, through a stop, a failure, a broken ring and a crash.
 use pollux_core::{
-    device::blk::{Blk, BlkOptions, queue::GROUP},
+    device::blk::{Blk, queue::GROUP},
     queue::position_of,
     stats::StatsSegment,
     transport::{STATUS_NEEDS_RESET, vhost_user::Server},
@@ -57,7 +57,8 @@ fn it_is_offered_to_those_alone_whose_configuration_says_so(kind: RingKind) {
     for in_order in [false, true] {
         let worker = Worker::spawn("order", None, IdlePolicy::Adaptive).expect("worker");
         let disk = disk::open(&unique(kind, "offer"), 1 << 20, Behaviour::Inline).expect("disk");
-        let options = BlkOptions { in_order, ..options("offer", 2, &[worker.handle()]) };
+        let mut options = options("offer", 2, &[worker.handle()]);
+        options.queues.in_order = in_order;
         let mut guest = Guest::with_options(kind, disk, options);
         let offered = u64::from(guest.device.device_features(1)) << 32;
         assert_eq!(offered & ORDER != 0, in_order);
@@ -159,7 +160,8 @@ fn a_request_that_waits_cannot_be_made_again(kind: RingKind) {
 fn requests_of_a_busy_guest_end_in_order_with_their_data(kind: RingKind) {
     let worker = Worker::spawn("busy", None, IdlePolicy::Adaptive).expect("worker");
     let disk = disk::open(&unique(kind, "busy"), 1 << 20, Behaviour::Threaded).expect("disk");
-    let options = BlkOptions { in_order: true, ..options("busy", 2, &[worker.handle()]) };
+    let mut options = options("busy", 2, &[worker.handle()]);
+    options.queues.in_order = true;
     let mut guest = Guest::with_options(kind, disk, options);
     assert_eq!(guest.start() & STATUS_NEEDS_RESET, 0);
     let data = |block: u64| pattern(block, 512);
@@ -188,7 +190,8 @@ fn requests_of_a_busy_guest_end_in_order_with_their_data(kind: RingKind) {
 /// A process that serves the disk on `path`.
 fn serve(kind: RingKind, path: &Path, worker: &Worker, name: &str, behaviour: Behaviour) -> Server {
     let backend = disk::open(&unique(kind, name), 1 << 20, behaviour).expect("a disk");
-    let options = BlkOptions { in_order: true, ..options(name, 1, &[worker.handle()]) };
+    let mut options = options(name, 1, &[worker.handle()]);
+    options.queues.in_order = true;
     let model = Blk::new(options, backend, &StatsSegment::anonymous(1).expect("statistics"));
     front_end::serve(model, path)
 }

@@ -7,7 +7,7 @@ use pollux_core::{
     event::Notifier,
     memory::GuestMemory,
     queue::{
-        QueueUpdate,
+        QueueOptions, QueueUpdate,
         coalescing::{Coalescing, INTERRUPTS_PER_SECOND},
     },
 };
@@ -45,7 +45,7 @@ const BY_COUNT: Coalescing = Coalescing::Limits { count: 4, time_us: u32::MAX };
 const FOR_EVER: Coalescing = Coalescing::Limits { count: u32::MAX, time_us: u32::MAX };
 
 fn with(coalescing: Coalescing, options: BlkOptions) -> BlkOptions {
-    BlkOptions { coalescing, ..options }
+    BlkOptions { queues: QueueOptions { coalescing, ..options.queues }, ..options }
 }
 
 /// A queue turned by hand, and the say in what its disk completes.

@@ -2,7 +2,7 @@
 //! well.
 use pollux_core::{
     device::blk::{Blk, BlkOptions},
-    queue::coalescing::Coalescing,
+    queue::{QueueOptions, coalescing::Coalescing},
     stats::StatsSegment,
     transport::STATUS_NEEDS_RESET,
     worker::{IdlePolicy, Worker},
@@ -24,7 +24,7 @@ pollux_testing::on_both_rings!(
 );
 
 fn with(coalescing: Coalescing, options: BlkOptions) -> BlkOptions {
-    BlkOptions { coalescing, ..options }
+    BlkOptions { queues: QueueOptions { coalescing, ..options.queues }, ..options }
 }
 
 /// Small numbers that look random.

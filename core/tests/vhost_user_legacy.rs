@@ -1,7 +1,7 @@
 //! Legacy drivers: those of firmware and old systems, which a front end such as QEMU's transitional device carries on
 //! without VIRTIO_F_VERSION_1 (virtio 1.3, 1.3.1 and 2.7.3).
 use pollux_core::{
-    device::blk::{Blk, BlkOptions},
+    device::blk::Blk,
     stats::StatsSegment,
     worker::{IdlePolicy, Worker},
 };
@@ -56,7 +56,8 @@ fn features_that_a_legacy_driver_cannot_see_are_refused_without_version_1() {
     let worker = Worker::spawn("io0", None, IdlePolicy::Adaptive).expect("a worker");
     let backend = disk::open("legacy-mixed", 1 << 20, Behaviour::Inline).expect("a disk");
     let stats = StatsSegment::anonymous(1).expect("statistics");
-    let options = BlkOptions { in_order: true, ..options("legacy-mixed", 1, &[worker.handle()]) };
+    let mut options = options("legacy-mixed", 1, &[worker.handle()]);
+    options.queues.in_order = true;
     let _server = front_end::serve(Blk::new(options, backend, &stats), &path);
     for feature in [VIRTIO_F_RING_PACKED, VIRTIO_F_IN_ORDER] {
         let raw = RawFrontEnd::acknowledged(&path);

@@ -117,7 +117,7 @@ impl Registers {
             worker.get_or_init(|| Worker::spawn("fuzz", None, IdlePolicy::Adaptive).expect("a worker")).handle()
         });
         let mut options = options("blk0", QUEUES, &[worker]);
-        options.queue_size = QUEUE_SIZE;
+        options.queues.size = QUEUE_SIZE;
         let device = VirtioDevice::new(Box::new(Blk::new(options, backend, &stats)), memory.clone()).expect("a device");
         let event = || Arc::new(EventFd::new(EFD_NONBLOCK).expect("an event"));
         if kind == Kind::Mmio {

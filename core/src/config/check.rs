@@ -1,6 +1,6 @@
 //! What concerns several tables: references, CPUs, what is shared and what is unused.
 use super::{
-    Blk, Block, Context, Device, DeviceKind, Transport,
+    Block, Context, Device, Transport,
     diagnostic::{Diagnostic, Diagnostics, Span, Spanned},
     suggest,
     tables::{Draft, Entries, Kind},
@@ -134,18 +134,18 @@ fn check_spinning(draft: &Draft, context: &Context<'_>, diagnostics: &Diagnostic
     }
 }
 
-fn blks(draft: &Draft) -> impl Iterator<Item = (&Device, &Blk)> {
-    draft.devices.items.iter().map(|device| {
-        let DeviceKind::Blk(blk) = &device.kind;
-        (device, blk)
-    })
+/// The devices that have a block backend, and its name.
+fn users(draft: &Draft) -> impl Iterator<Item = (&Device, &Spanned<String>)> {
+    draft.devices.items.iter().filter_map(|device| Some((device, device.block()?)))
 }
 
 fn check_references(draft: &Draft, diagnostics: &Diagnostics) {
     let (blocks, workers) = (names(&draft.blocks), names(&draft.workers));
-    for (_, blk) in blks(draft) {
-        check_reference("block", &blk.block, &blocks, diagnostics);
-        for worker in &blk.workers {
+    for device in &draft.devices.items {
+        if let Some(block) = device.block() {
+            check_reference("block", block, &blocks, diagnostics);
+        }
+        for worker in &device.workers {
             check_reference("worker", worker, &workers, diagnostics);
         }
     }
@@ -171,11 +171,11 @@ fn check_reference(section: &str, name: &Spanned<String>, names: &BTreeSet<&str>
 fn check_sharing(draft: &Draft, diagnostics: &Diagnostics) {
     let blocks: HashMap<&str, &Block> =
         draft.blocks.items.iter().map(|block| (block.name.value.as_str(), block)).collect();
-    let mut used: HashMap<&str, (&Device, &Blk)> = HashMap::new();
-    for (device, blk) in blks(draft) {
-        let name = blk.block.value.as_str();
-        let Some((first, first_blk)) = used.get(name) else {
-            used.insert(name, (device, blk));
+    let mut used: HashMap<&str, (&Device, &Spanned<String>)> = HashMap::new();
+    for (device, block_name) in users(draft) {
+        let name = block_name.value.as_str();
+        let Some((first, first_name)) = used.get(name) else {
+            used.insert(name, (device, block_name));
             continue;
         };
         let Some(block) = blocks.get(name) else { continue };
@@ -185,8 +185,8 @@ fn check_sharing(draft: &Draft, diagnostics: &Diagnostics) {
             let help = format!("give each device a block of its own, or write read_only = true in [block.{name}]");
             diagnostics.push(
                 Diagnostic::error(message)
-                    .at(&blk.block.span, "")
-                    .at(&first_blk.block.span, "used here already")
+                    .at(&block_name.span, "")
+                    .at(&first_name.span, "used here already")
                     .help(help),
             );
         }
@@ -236,9 +236,10 @@ fn check_unused(draft: &Draft, diagnostics: &Diagnostics) {
     let warn = |message: String, span: &Span, help: String| {
         diagnostics.push(Diagnostic::warning(message).at(span, "").help(help));
     };
-    let blocks: HashSet<&str> = blks(draft).map(|(_, blk)| blk.block.value.as_str()).collect();
+    let blocks: HashSet<&str> = users(draft).map(|(_, block)| block.value.as_str()).collect();
+    let devices = &draft.devices.items;
     let workers: HashSet<&str> =
-        blks(draft).flat_map(|(_, blk)| blk.workers.iter().map(|worker| worker.value.as_str())).collect();
+        devices.iter().flat_map(|device| device.workers.iter().map(|worker| worker.value.as_str())).collect();
     for block in &draft.blocks.items {
         let name = &block.name.value;
         if !blocks.contains(name.as_str()) {
@@ -253,11 +254,11 @@ fn check_unused(draft: &Draft, diagnostics: &Diagnostics) {
             warn(format!("worker {name} serves no device"), &worker.name.span, help);
         }
     }
-    for (device, blk) in blks(draft) {
-        if let Some(idle) = blk.workers.get(blk.queues.value) {
+    for device in devices {
+        let queues = device.queues.value.count;
+        if let Some(idle) = device.workers.get(queues) {
             let name = &device.name.value;
-            let help = format!("write queues = {}, or name fewer workers", blk.workers.len());
-            let queues = blk.queues.value;
+            let help = format!("write queues = {}, or name fewer workers", device.workers.len());
             let plural = if queues == 1 { "queue" } else { "queues" };
             let message = format!("worker {} gets none of the {queues} {plural} of {name}", idle.value);
             warn(message, &idle.span, help);

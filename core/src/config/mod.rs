@@ -25,7 +25,7 @@ pub use diagnostic::{Diagnostic, Label, Position, Severity, Span, Spanned};
 pub use host::{Host, HugepagePool, Limits};
 pub use options::Options;
 
-use crate::{queue::coalescing::Coalescing, transport::vhost_user::socket::SocketSpec, worker::IdlePolicy};
+use crate::{queue::QueueOptions, transport::vhost_user::socket::SocketSpec, worker::IdlePolicy};
 use diagnostic::Diagnostics;
 use read::Table;
 use std::{fs::File, io, io::Read, path::Path, path::PathBuf};
@@ -125,8 +125,21 @@ pub struct Device {
     pub name: Spanned<String>,
     /// How the guest's driver reaches it.
     pub transport: Transport,
+    /// The workers that its queues are dealt out to, in turn; at least one, none twice.
+    pub workers: Vec<Spanned<String>>,
+    /// How its queues are set up. The place is that of their number.
+    pub queues: Spanned<QueueOptions>,
     /// What it is.
     pub kind: DeviceKind,
+}
+
+impl Device {
+    /// The block backend behind it, if there is one.
+    pub fn block(&self) -> Option<&Spanned<String>> {
+        match &self.kind {
+            DeviceKind::Blk(blk) => Some(&blk.block),
+        }
+    }
 }
 
 /// `transport`
@@ -152,20 +165,8 @@ pub enum DeviceKind {
 pub struct Blk {
     /// The block backend behind it.
     pub block: Spanned<String>,
-    /// The workers that its queues are dealt out to, in turn; at least one, none twice.
-    pub workers: Vec<Spanned<String>>,
-    /// Number of queues.
-    pub queues: Spanned<usize>,
-    /// Size of each queue, a power of two.
-    pub queue_size: u16,
     /// What the guest reads as its serial number, at most 20 bytes; empty: the device's name.
     pub serial: String,
-    /// One batch in so many has its latency measured; 0: none.
-    pub latency_sample: u32,
-    /// How interrupts are merged.
-    pub coalescing: Coalescing,
-    /// Whether IN_ORDER is offered.
-    pub in_order: bool,
 }
 
 /// What a file is read for.

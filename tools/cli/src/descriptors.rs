@@ -1,6 +1,6 @@
 //! The file descriptors that this process may have open.
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use pollux_core::config::{Config, DeviceKind, Diagnostic, Transport};
+use pollux_core::config::{Config, Diagnostic, Transport};
 use tracing::{debug, warn};
 
 /// Of the process itself and of a worker.
@@ -53,13 +53,13 @@ fn needed(config: &Config) -> (u64, u64) {
     let mut start = OF_PROCESS + OF_WORKER * config.workers.len() as u64;
     let mut in_use = 0;
     for device in &config.devices {
-        let DeviceKind::Blk(blk) = &device.kind;
+        let queues = device.queues.value.count as u64;
         start += OF_DEVICE;
-        in_use += OF_MEDIUM + OF_QUEUE * blk.queues.value as u64;
+        in_use += OF_QUEUE * queues + if device.block().is_some() { OF_MEDIUM } else { 0 };
         match device.transport {
             Transport::VhostUser(_) => in_use += OF_FRONT_END,
             // An event for each queue's kicks, and one for each interrupt, before any is in use.
-            Transport::Pci | Transport::Mmio => start += 2 * blk.queues.value as u64,
+            Transport::Pci | Transport::Mmio => start += 2 * queues,
         }
     }
     (start, start + in_use)

@@ -8,10 +8,7 @@ use crate::{
 };
 use pollux_abi::block_v1::BlockInfo;
 use pollux_core::{
-    config::{
-        self, Block, Config, Context, Device, DeviceKind, Diagnostic, Host, Purpose, Span, Spanned, Transport, Vm,
-        suggest,
-    },
+    config::{self, Block, Config, Context, Device, Diagnostic, Host, Purpose, Span, Spanned, Transport, Vm, suggest},
     plugin::{BackendError, BlockBackend, OpenOptions, Plugin, PluginPath, Registry},
 };
 use pollux_vmm::boot;
@@ -177,17 +174,17 @@ impl Probe<'_> {
     fn devices(&mut self, config: &Config, infos: &HashMap<String, BlockInfo>) {
         let mut seen: Vec<(&Device, &Spanned<String>, &Block, &BlockInfo)> = Vec::new();
         for device in &config.devices {
-            let DeviceKind::Blk(blk) = &device.kind;
-            let (Some(block), Some(info)) = (config.block(&blk.block.value), infos.get(&blk.block.value)) else {
+            let Some(name) = device.block() else { continue };
+            let (Some(block), Some(info)) = (config.block(&name.value), infos.get(&name.value)) else {
                 continue;
             };
+            let queues = device.queues.value.count;
             let most = info.maximum_queues as usize;
-            if most != 0 && blk.queues.value > most {
-                let message =
-                    format!("{} has {} queues, but its backend serves {most}", device.name.value, blk.queues.value);
+            if most != 0 && queues > most {
+                let message = format!("{} has {queues} queues, but its backend serves {most}", device.name.value);
                 self.found.push(
                     Diagnostic::error(message)
-                        .at(&blk.queues.span, "")
+                        .at(&device.queues.span, "")
                         .at(&block.plugin.span, "the backend")
                         .help(format!("write queues = {most} or less")),
                 );
@@ -201,7 +198,7 @@ impl Probe<'_> {
             if let Some((other_device, _, other, _)) = clash {
                 self.found.push(same_medium(device, block, other_device, other));
             }
-            seen.push((device, &blk.block, block, info));
+            seen.push((device, name, block, info));
         }
     }
 }

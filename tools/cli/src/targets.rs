@@ -8,7 +8,7 @@ use crate::{
     examine::{self, Examined},
 };
 use pollux_core::{
-    config::{Config, Device, DeviceKind, Purpose, Transport},
+    config::{Config, Device, Purpose, Transport},
     stats::StatsSegment,
     transport::vhost_user::{socket::SocketSpec, socket_activation::InheritedSockets},
 };
@@ -117,10 +117,7 @@ impl Targets {
 
 /// The CPU of the first worker that serves a device and has one of its own.
 fn worker_cpu(config: &Config) -> Option<usize> {
-    let workers = config.devices.iter().flat_map(|device| {
-        let DeviceKind::Blk(blk) = &device.kind;
-        blk.workers.iter()
-    });
+    let workers = config.devices.iter().flat_map(|device| &device.workers);
     let cpu = |name: &str| config.workers.iter().find(|worker| worker.name.value == name)?.cpu.as_ref();
     workers.into_iter().find_map(|name| cpu(&name.value)).map(|cpu| cpu.value)
 }

@@ -8,7 +8,7 @@ use pollux_core::{
     },
     event::{InterruptState, Notifier},
     memory::GuestMemory,
-    queue::coalescing::Coalescing,
+    queue::QueueOptions,
     ring::{QueueConfig, RingStart},
     stats::StatsSegment,
     transport::{STATUS_ACKNOWLEDGE, STATUS_DRIVER, STATUS_DRIVER_OK, STATUS_FEATURES_OK, VirtioDevice},
@@ -30,12 +30,8 @@ pub fn options(name: &str, queues: usize, workers: &[WorkerHandle]) -> BlkOption
     BlkOptions {
         name: name.into(),
         serial: "serial-of-this-disk-is-long".into(),
-        queues,
-        queue_size: 256,
         workers: workers.into(),
-        latency_sample: 1,
-        coalescing: Coalescing::Off,
-        in_order: false,
+        queues: QueueOptions { count: queues, latency_sample: 1, ..QueueOptions::default() },
     }
 }
 
@@ -178,7 +174,7 @@ pub fn prepared_queue(
     config: QueueConfig,
 ) -> Box<dyn Task> {
     let stats = StatsSegment::anonymous(1).expect("statistics");
-    let options = BlkOptions { latency_sample: 16, ..options("blk0", 1, &[]) };
+    let options = BlkOptions { queues: QueueOptions::default(), ..options("blk0", 1, &[]) };
     let device = Blk::new(options, backend, &stats);
     let kick = EventFd::new(EFD_NONBLOCK).expect("eventfd");
     let active =
@@ -236,7 +232,7 @@ impl Guest {
 
     /// As [`with_rings`](Self::with_rings), of a device with these options and queues of 256 entries.
     pub fn with_options(kind: RingKind, backend: Arc<dyn Disk>, options: BlkOptions) -> Self {
-        let queues = options.queues;
+        let queues = options.queues.count;
         let each = BlkDriver::bytes(256, DEPTH).next_multiple_of(4096);
         let memory = GuestMemory::create(&[(0, each * queues as u64)], None).expect("guest memory");
         let stats = StatsSegment::anonymous(queues).expect("statistics");

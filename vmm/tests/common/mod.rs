@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pollux_core::device::blk::{Blk, BlkOptions};
 use pollux_core::plugin::{BlockBackend, OpenOptions, Plugin};
-use pollux_core::queue::coalescing::Coalescing;
+use pollux_core::queue::QueueOptions;
 use pollux_core::stats::StatsSegment;
 use pollux_core::worker::{IdlePolicy, Worker};
 use pollux_test_guest::{TestGuest, machine_spec};
@@ -46,12 +46,8 @@ pub(crate) fn rig(idle: IdlePolicy, plan: &[(usize, u64)]) -> Rig {
         let options = BlkOptions {
             name: name.into(),
             serial: String::new(),
-            queues: 1,
-            queue_size: 256,
             workers: vec![worker.handle()],
-            latency_sample: 0,
-            coalescing: Coalescing::Off,
-            in_order: false,
+            queues: QueueOptions { latency_sample: 0, ..QueueOptions::default() },
         };
         machine.attach(Box::new(Blk::new(options, backend, &stats)), transport).expect("room on the bus");
     }

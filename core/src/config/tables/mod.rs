@@ -4,10 +4,12 @@
 //! |---|---|
 //! | `vm` | `[vm]` |
 //! | `device` | `[device.NAME]` |
+//! | `queues` | the keys of its queues |
 //! | `socket` | the key `socket` of a device |
 //! | `coalesce` | the key `coalesce` of a device |
 mod coalesce;
 mod device;
+mod queues;
 mod socket;
 mod vm;
 

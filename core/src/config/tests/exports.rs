@@ -42,8 +42,7 @@ fn devices_have_sockets_and_no_machine() {
         let path = PathBuf::from("/tmp/b.sock");
         let wanted = SocketSpec { path, mode: Some(0o660), user: Some(0), group: Some(12), any_file: true };
         assert_eq!(*socket_of(&config, 1), wanted);
-        let DeviceKind::Blk(blk) = &config.devices[0].kind;
-        assert_eq!(blk.queue_size, 128, "QEMU's own default");
+        assert_eq!(config.devices[0].queues.value.size, 128, "QEMU's own default");
     }
 }
 

@@ -1,6 +1,7 @@
 mod exports;
 
 use super::*;
+use crate::queue::coalescing::Coalescing;
 use std::fs;
 
 /// A folder with a kernel and an initrd, and a host of four CPUs of which three may be used.
@@ -137,12 +138,12 @@ fn a_whole_file_becomes_typed_values() {
         config.devices.iter().map(|device| (device.name.value.as_str(), device.transport.clone())).collect();
     assert_eq!(devices, [("root", Transport::Pci), ("extra", Transport::Mmio)], "in the order of the file");
     let DeviceKind::Blk(root) = &config.devices[0].kind;
-    assert_eq!((root.queues.value, root.queue_size, root.latency_sample, root.in_order), (4, 1024, 0, true));
     assert_eq!((root.serial.as_str(), root.block.value.as_str()), ("root disk", "disk0"));
-    assert_eq!(root.workers[0].value, "io0");
-    assert_eq!(root.coalescing, Coalescing::Limits { count: 32, time_us: 50 });
-    let DeviceKind::Blk(extra) = &config.devices[1].kind;
-    assert_eq!(extra.coalescing, Coalescing::Adaptive);
+    assert_eq!(config.devices[0].workers[0].value, "io0");
+    let coalescing = Coalescing::Limits { count: 32, time_us: 50 };
+    let queues = QueueOptions { count: 4, size: 1024, latency_sample: 0, coalescing, in_order: true };
+    assert_eq!(config.devices[0].queues.value, queues);
+    assert_eq!(config.devices[1].queues.value.coalescing, Coalescing::Adaptive);
 }
 
 #[test]
@@ -162,8 +163,8 @@ fn what_is_left_out_has_a_default() {
     assert!(!config.blocks[0].read_only);
     assert_eq!(config.devices[0].transport, Transport::Pci);
     let DeviceKind::Blk(blk) = &config.devices[0].kind;
-    assert_eq!((blk.queues.value, blk.queue_size, blk.latency_sample, blk.in_order), (1, 256, 16, false));
-    assert_eq!((blk.serial.as_str(), blk.coalescing), ("", Coalescing::Off));
+    let queues = QueueOptions { count: 1, size: 256, latency_sample: 16, coalescing: Coalescing::Off, in_order: false };
+    assert_eq!((blk.serial.as_str(), config.devices[0].queues.value), ("", queues));
 }
 
 #[test]

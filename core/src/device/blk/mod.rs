@@ -21,7 +21,7 @@ use super::{ActivateError, Activation, ActiveQueue, ConfigFields, DeviceModel, T
 use crate::{
     block::{Disk, DiskQueue, OpenQueue},
     memory::GuestMemory,
-    queue::{Position, QueueSet, QueueUpdate, coalescing::Coalescing},
+    queue::{Position, QueueOptions, QueueSet, QueueUpdate},
     ring::{InOrder, PackedRing, QueueConfig, Ring, RingError, RingKind, SplitRing},
     stats::{BlkStats, QueueIdentity, QueueRecord, StatsSegment},
     worker::{Task, WorkerHandle},
@@ -56,18 +56,10 @@ pub struct BlkOptions {
     pub name: String,
     /// What GET_ID answers, at most 20 bytes; empty for the name.
     pub serial: String,
-    /// Number of queues.
-    pub queues: usize,
-    /// Size of each queue, a power of two.
-    pub queue_size: u16,
     /// The workers that the queues are dealt out to, in turn. At least one, unless the queues are polled by hand.
     pub workers: Vec<WorkerHandle>,
-    /// One batch in so many has its latency measured; 0: none.
-    pub latency_sample: u32,
-    /// How interrupts are merged.
-    pub coalescing: Coalescing,
-    /// Whether the driver may have its requests given back in the order in which it made them (IN_ORDER).
-    pub in_order: bool,
+    /// How its queues are set up.
+    pub queues: QueueOptions,
 }
 
 /// What the transport's thread writes and workers read, once a batch; and what they share of failures.
@@ -98,16 +90,16 @@ pub struct Blk {
 impl Blk {
     /// A device in front of `disk`. Its statistics go to `segment`.
     pub fn new(options: BlkOptions, disk: Arc<dyn Disk>, segment: &StatsSegment) -> Self {
-        let limits = Limits::new(disk.info(), options.queue_size);
+        let limits = Limits::new(disk.info(), options.queues.size);
         let features = features(disk.info(), &limits, &options);
-        let config = Config::new(disk.info(), &limits, features, options.queues);
+        let config = Config::new(disk.info(), &limits, features, options.queues.count);
         let queues = QueueSet::new(&options.name, &options.workers);
         let device = &options.name;
         let identity = |index| QueueIdentity { device, index, worker: queues.worker_name(index) };
-        let stats = (0..options.queues).filter_map(|index| segment.add_queue(identity(index))).collect();
+        let stats = (0..options.queues.count).filter_map(|index| segment.add_queue(identity(index))).collect();
         let capacity_sectors = AtomicU64::new(limits.capacity_sectors);
         Blk {
-            queue_sizes: vec![options.queue_size; options.queues],
+            queue_sizes: vec![options.queues.size; options.queues.count],
             features,
             limits,
             config,
@@ -159,8 +151,7 @@ impl Blk {
             notifier: queue.notifier,
             interrupts: activation.interrupts.clone(),
             stats: self.stats.get(queue.index).cloned().ok_or("there is no room in the statistics")?,
-            latency_sample: self.options.latency_sample,
-            coalescing: self.options.coalescing,
+            options: self.options.queues,
         };
         let in_order = activation.features & 1 << VIRTIO_F_IN_ORDER != 0;
         let task = match (RingKind::of_features(activation.features), in_order) {
@@ -189,8 +180,8 @@ fn features(info: &BlockInfo, limits: &Limits, options: &BlkOptions) -> u64 {
         | 1 << VIRTIO_BLK_F_TOPOLOGY;
     let mut offer = |bit: u32, when: bool| features |= u64::from(when) << bit;
     offer(VIRTIO_BLK_F_RO, !writable);
-    offer(VIRTIO_BLK_F_MQ, options.queues > 1);
-    offer(VIRTIO_F_IN_ORDER, options.in_order);
+    offer(VIRTIO_BLK_F_MQ, options.queues.count > 1);
+    offer(VIRTIO_F_IN_ORDER, options.queues.in_order);
     offer(VIRTIO_BLK_F_FLUSH, info.offers(POLLUX_BLOCK_FLUSH));
     // The cache mode can be changed only where there is a flush to make writes durable with.
     offer(VIRTIO_BLK_F_CONFIG_WCE, writable && info.offers(POLLUX_BLOCK_FLUSH));
@@ -320,7 +311,7 @@ impl DeviceModel for Blk {
         let old = self.limits.capacity_sectors;
         // Only the capacity may change under a driver (virtio 1.3, 5.2.5: capacity, topology by a configuration
         // change).
-        let new = Limits::new(&info, self.options.queue_size);
+        let new = Limits::new(&info, self.options.queues.size);
         let (old_block, new_block) = (self.limits.block_bytes(), new.block_bytes());
         if new_block > old_block {
             warn!(

@@ -18,7 +18,7 @@ use crate::{
     event::{InterruptState, Notifier},
     fallible,
     memory::{DirtyLog, GuestMemory, Translator},
-    queue::coalescing::{Coalescer, Coalescing},
+    queue::{QueueOptions, coalescing::Coalescer},
     ring::{QueueConfig, Ring, RingError, RingStart},
     stats::{BlkStats, BlkStatsHandle, QueueRecord, QueueStatsHandle, clock},
     worker::{SleepFds, Task, Watch},
@@ -54,8 +54,7 @@ pub(super) struct QueueSetup<Q> {
     pub(super) notifier: Notifier,
     pub(super) interrupts: Arc<InterruptState>,
     pub(super) stats: QueueRecord<BlkStats>,
-    pub(super) latency_sample: u32,
-    pub(super) coalescing: Coalescing,
+    pub(super) options: QueueOptions,
 }
 
 /// Where the queue stands on its way to a stop.
@@ -137,7 +136,7 @@ impl<R: Ring, Q: DiskQueue> BlkQueue<R, Q> {
         assert!(setup.backend.depth() > size, "the backend's queue has a slot for the last flush");
         let mut rooms = Rooms::new(size)?;
         rooms.set_recovering(ring.has_left_over());
-        let coalescer = Coalescer::new(setup.coalescing, clock::ticks_per_second());
+        let coalescer = Coalescer::new(setup.options.coalescing, clock::ticks_per_second());
         Ok(BlkQueue {
             data: setup.memory.translator(),
             backend: setup.backend,
@@ -161,8 +160,8 @@ impl<R: Ring, Q: DiskQueue> BlkQueue<R, Q> {
             log,
             retiring: Retiring::default(),
             lost: false,
-            latency_sample: setup.latency_sample,
-            sample_countdown: setup.latency_sample,
+            latency_sample: setup.options.latency_sample,
+            sample_countdown: setup.options.latency_sample,
             scale: clock::Scale::new(),
             stats: setup.stats.common,
             blk_stats: setup.stats.block,

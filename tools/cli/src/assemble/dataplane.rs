@@ -62,10 +62,7 @@ pub(crate) fn capacity(config: &Config) -> Capacity {
 
 /// Number of queues of all devices.
 pub(crate) fn queue_count(config: &Config) -> usize {
-    let queues = |device: &Device| match &device.kind {
-        DeviceKind::Blk(blk) => blk.queues.value,
-    };
-    config.devices.iter().map(queues).sum()
+    config.devices.iter().map(|device| device.queues.value.count).sum()
 }
 
 /// A backend for each device, in their order. Devices that share a medium have an instance each: queues are numbered
@@ -82,9 +79,8 @@ fn open_backends(examined: &Examined) -> Result<Vec<Arc<BlockBackend>>, BackendE
 
 /// Starts the workers that serve a device. Another would burn its CPU for nothing.
 fn spawn_workers(config: &Config, stats: &StatsSegment) -> Result<Vec<Worker>, WorkerError> {
-    let serves = |worker: &config::Worker, device: &Device| match &device.kind {
-        DeviceKind::Blk(blk) => blk.workers.iter().any(|name| name.value == worker.name.value),
-    };
+    let serves =
+        |worker: &config::Worker, device: &Device| device.workers.iter().any(|name| name.value == worker.name.value);
     config
         .workers
         .iter()
@@ -108,12 +104,8 @@ fn model(
     let options = BlkOptions {
         name: device.name.value.clone(),
         serial: blk.serial.clone(),
-        queues: blk.queues.value,
-        queue_size: blk.queue_size,
-        workers: blk.workers.iter().map(|worker| handle(&worker.value).clone()).collect(),
-        latency_sample: blk.latency_sample,
-        coalescing: blk.coalescing,
-        in_order: blk.in_order,
+        workers: device.workers.iter().map(|worker| handle(&worker.value).clone()).collect(),
+        queues: device.queues.value,
     };
     Box::new(Blk::new(options, backend, stats))
 }
