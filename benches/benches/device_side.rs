@@ -8,7 +8,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use pollux_abi::block_v1::Segment;
 use pollux_benches::{Prepared, backend};
 use pollux_core::{
-    device::blk::queue::BATCH,
+    queue::BATCH,
     ring::{PackedRing, Ring, SegmentList, SplitRing},
     worker::Task,
 };

@@ -7,7 +7,7 @@
 #![allow(missing_docs)]
 use pollux_benches::{Prepared, backend, callgrind};
 use pollux_core::{
-    device::blk::queue::BATCH,
+    queue::BATCH,
     worker::{REST_AFTER, Task},
 };
 use pollux_driver::RingKind;

@@ -7,7 +7,7 @@
 //! that the queue was not given, so a lone request is never delayed, and the time counts only while there is something
 //! to merge with.
 //!
-//! An interrupt that the driver has wanted once is owed, and is sent sooner or later, whatever the driver asks for
+//! An interrupt that the driver has wanted once is pending, and is sent sooner or later, whatever the driver asks for
 //! meanwhile: then no wake-up is lost, and drivers have to put up with one too many (virtio 1.3, 2.7.7.1).
 
 /// How interrupts of a queue are merged: `coalesce` in the configuration.
@@ -38,7 +38,7 @@ pub const INTERRUPTS_PER_SECOND: u64 = 50_000;
 /// close together.
 const BURST: u64 = 8;
 
-/// When an interrupt is sent that is owed and that later requests could be merged with.
+/// When a pending interrupt is sent that later requests could be merged with.
 #[derive(Debug)]
 enum Pace {
     AtOnce,
@@ -56,30 +56,30 @@ enum Pace {
     },
 }
 
-/// What a batch that was given back to the driver comes to.
+/// What becomes of the notice to the driver of a batch that was given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
+pub(super) enum BatchNotice {
     /// The driver does not want to be told.
     Unwanted,
-    /// An interrupt is owed from now on.
-    Owed,
-    /// The one that is owed already tells of this batch, too.
+    /// An interrupt is pending from now on.
+    Pending,
+    /// The pending one already tells of this batch, too.
     Merged,
 }
 
 /// The interrupt of one queue, between the time that its driver wants it and that it is sent. The clock is looked at
-/// only while one is owed.
+/// only while one is pending.
 #[derive(Debug)]
-pub(crate) struct Coalescer {
+pub(super) struct Coalescer {
     pace: Pace,
-    owed: bool,
-    /// Requests that the one owed tells of.
+    is_pending: bool,
+    /// Requests that the pending one tells of.
     requests: u32,
 }
 
 impl Coalescer {
     /// The time is counted in ticks of a clock that has so many in a second.
-    pub(crate) fn new(coalescing: Coalescing, ticks_per_second: u64) -> Self {
+    pub(super) fn new(coalescing: Coalescing, ticks_per_second: u64) -> Self {
         let pace = match coalescing {
             Coalescing::Off => Pace::AtOnce,
             Coalescing::Adaptive => {
@@ -90,38 +90,38 @@ impl Coalescer {
                 Pace::Limits { count, ticks: ticks as u64, since: None }
             }
         };
-        Coalescer { pace, owed: false, requests: 0 }
+        Coalescer { pace, is_pending: false, requests: 0 }
     }
 
     /// Whether nothing is ever held.
-    pub(crate) fn is_off(&self) -> bool {
+    pub(super) fn is_off(&self) -> bool {
         matches!(self.pace, Pace::AtOnce)
     }
 
     /// Whether an interrupt is to be sent, now or later.
     #[inline]
-    pub(crate) fn is_owed(&self) -> bool {
-        self.owed
+    pub(super) fn is_pending(&self) -> bool {
+        self.is_pending
     }
 
     /// Notes a batch of `requests` that the driver can see from now on, and whether it wants to be told of it.
     #[inline]
-    pub(crate) fn note(&mut self, requests: u32, is_wanted: bool) -> Fate {
-        if self.owed {
+    pub(super) fn note(&mut self, requests: u32, is_wanted: bool) -> BatchNotice {
+        if self.is_pending {
             self.requests = self.requests.saturating_add(requests);
-            return Fate::Merged;
+            return BatchNotice::Merged;
         }
         if !is_wanted {
-            return Fate::Unwanted;
+            return BatchNotice::Unwanted;
         }
-        (self.owed, self.requests) = (true, requests);
-        Fate::Owed
+        (self.is_pending, self.requests) = (true, requests);
+        BatchNotice::Pending
     }
 
-    /// Whether the one that is owed is to be sent now. `has_more`: requests are in flight that it could yet tell of.
+    /// Whether the pending one is to be sent now. `has_more`: requests are in flight that it could yet tell of.
     #[inline]
-    pub(crate) fn is_due(&mut self, has_more: bool, clock: impl Fn() -> u64) -> bool {
-        debug_assert!(self.owed);
+    pub(super) fn is_due(&mut self, has_more: bool, clock: impl Fn() -> u64) -> bool {
+        debug_assert!(self.is_pending);
         if !has_more {
             return true;
         }
@@ -142,10 +142,10 @@ impl Coalescer {
         }
     }
 
-    /// The one that is owed, if there is one, is sent by the caller now: it is not owed any more.
+    /// The caller sends the pending one now, if there is one.
     #[inline]
-    pub(crate) fn take(&mut self, clock: impl Fn() -> u64) -> bool {
-        if !std::mem::take(&mut self.owed) {
+    pub(super) fn take(&mut self, clock: impl Fn() -> u64) -> bool {
+        if !std::mem::take(&mut self.is_pending) {
             return false;
         }
         match &mut self.pace {
@@ -183,9 +183,9 @@ mod tests {
         let mut coalescer = Coalescer::new(Coalescing::Off, TICKS_PER_SECOND);
         assert!(coalescer.is_off());
         for has_more in [false, true] {
-            assert_eq!(coalescer.note(1, false), Fate::Unwanted);
-            assert!(!coalescer.is_owed());
-            assert_eq!(coalescer.note(1, true), Fate::Owed);
+            assert_eq!(coalescer.note(1, false), BatchNotice::Unwanted);
+            assert!(!coalescer.is_pending());
+            assert_eq!(coalescer.note(1, true), BatchNotice::Pending);
             assert!(coalescer.is_due(has_more, no_clock) && coalescer.take(no_clock) && !coalescer.take(no_clock));
         }
     }
@@ -195,7 +195,7 @@ mod tests {
         for coalescing in [Coalescing::Off, Coalescing::Adaptive, Coalescing::Limits { count: 32, time_us: 50 }] {
             let mut coalescer = Coalescer::new(coalescing, TICKS_PER_SECOND);
             for now in 0..1000 {
-                assert_eq!(coalescer.note(1, true), Fate::Owed);
+                assert_eq!(coalescer.note(1, true), BatchNotice::Pending);
                 assert!(coalescer.is_due(false, no_clock), "{coalescing:?}");
                 assert!(coalescer.take(|| now));
             }
@@ -205,16 +205,16 @@ mod tests {
     #[test]
     fn the_count_is_that_of_all_requests_since_the_first_that_the_driver_was_not_told_of() {
         let mut coalescer = limits(8, 50);
-        assert_eq!(coalescer.note(100, false), Fate::Unwanted, "those before do not count");
+        assert_eq!(coalescer.note(100, false), BatchNotice::Unwanted, "those before do not count");
         for _ in 0..3 {
-            assert_eq!(coalescer.note(3, true), Fate::Owed);
+            assert_eq!(coalescer.note(3, true), BatchNotice::Pending);
             assert!(!coalescer.is_due(true, || 0));
             // Whether the driver asks once more does not matter.
-            assert_eq!(coalescer.note(4, false), Fate::Merged);
+            assert_eq!(coalescer.note(4, false), BatchNotice::Merged);
             assert!(!coalescer.is_due(true, || 0));
-            assert_eq!(coalescer.note(1, true), Fate::Merged);
+            assert_eq!(coalescer.note(1, true), BatchNotice::Merged);
             assert!(coalescer.is_due(true, no_clock), "8 are there");
-            assert!(coalescer.take(no_clock) && !coalescer.is_owed());
+            assert!(coalescer.take(no_clock) && !coalescer.is_pending());
         }
     }
 
@@ -222,9 +222,9 @@ mod tests {
     fn the_time_counts_from_the_first_one() {
         let mut coalescer = limits(8, 50);
         for start in [1000, 700_000, u64::MAX - 200] {
-            assert_eq!(coalescer.note(1, true), Fate::Owed);
+            assert_eq!(coalescer.note(1, true), BatchNotice::Pending);
             assert!(!coalescer.is_due(true, || start));
-            assert_eq!(coalescer.note(1, true), Fate::Merged);
+            assert_eq!(coalescer.note(1, true), BatchNotice::Merged);
             assert!(!coalescer.is_due(true, || start.wrapping_add(499)));
             assert!(coalescer.is_due(true, || start.wrapping_add(500)));
             assert!(coalescer.take(no_clock));
@@ -254,10 +254,10 @@ mod tests {
         let (mut sent, mut since, mut longest) = (0, 0, 0);
         while now.get() < 5_000_000 + TICKS_PER_SECOND {
             now.set(now.get() + 1);
-            if now.get().is_multiple_of(gap) && coalescer.note(1, true) == Fate::Owed {
+            if now.get().is_multiple_of(gap) && coalescer.note(1, true) == BatchNotice::Pending {
                 since = now.get();
             }
-            if coalescer.is_owed() && coalescer.is_due(true, || now.get()) {
+            if coalescer.is_pending() && coalescer.is_due(true, || now.get()) {
                 assert!(coalescer.take(|| now.get()));
                 sent += 1;
                 longest = longest.max(now.get() - since);
@@ -286,7 +286,7 @@ mod tests {
         for pause in 1..5 {
             let now = pause * TICKS_PER_SECOND;
             let mut sent = 0;
-            while coalescer.note(1, true) == Fate::Owed && coalescer.is_due(true, || now) {
+            while coalescer.note(1, true) == BatchNotice::Pending && coalescer.is_due(true, || now) {
                 assert!(coalescer.take(|| now));
                 sent += 1;
             }

@@ -5,12 +5,22 @@
 //! | [`options`] | how the queues of a device are set up |
 //! | [`update`] | changes to a running queue, and where a stopped one stands |
 //! | [`set`] | the queues of one device on their workers |
+//! | `shell` | a task that serves a queue, whatever the device is |
+//! | `virtqueue` | one ring, and what belongs to it |
 //! | [`coalescing`] | when drivers are told |
+//! | `retiring` | memory maps that were replaced |
+//! | `sampler` | which batches have their latency measured |
 pub mod coalescing;
 pub mod options;
+mod retiring;
+pub(crate) mod sampler;
 pub mod set;
+pub(crate) mod shell;
 pub mod update;
+#[allow(unsafe_code)]
+pub(crate) mod virtqueue;
 
 pub use options::QueueOptions;
 pub use set::QueueSet;
 pub use update::{Position, QueueUpdate, Retired, position_of};
+pub use virtqueue::BATCH;

@@ -5,7 +5,7 @@ use super::{
     request::{Data, Header, Status},
     tally::Tally,
 };
-use crate::{block::DiskQueue, log_budget::LogBudget, ring::Ring, stats::BlkStats};
+use crate::{block::DiskQueue, log_budget::LogBudget, queue::virtqueue::Virtqueue, ring::Ring, stats::BlkStats};
 use std::{
     io,
     sync::{
@@ -221,35 +221,49 @@ impl Book {
     }
 }
 
-impl<R: Ring, Q: DiskQueue> BlkQueue<R, Q> {
+impl<Q: DiskQueue> BlkQueue<Q> {
     /// Ends a request that the medium has failed: `result` is a negative errno.
     #[cold]
     #[inline(never)]
-    pub(super) fn complete_failed(&mut self, head: u16, result: i32, offset: u64, tally: &mut Tally) {
+    pub(super) fn complete_failed<R: Ring>(
+        &mut self,
+        queue: &mut Virtqueue<R>,
+        head: u16,
+        result: i32,
+        tally: &mut Tally,
+    ) {
         let slot = &mut self.slots[usize::from(head)];
         // Whatever part of it was moved, the driver cannot know of it.
         slot.length = 0;
         let (operation, errno) = (slot.operation as usize, result.saturating_neg());
-        self.blk_stats.count_error(errno.try_into().unwrap_or(0));
+        let offset = self.backend.offset(head.into());
+        self.stats.count_error(errno.try_into().unwrap_or(0));
         self.failures().note(operation, offset, Cause::Errno(errno));
-        self.complete(head, Status::from_result(result), tally);
+        self.complete(queue, head, Status::from_result(result), tally);
     }
 
     /// Ends a request that the device answers by itself; or begins it after all, if the backend can do it in portions.
     #[cold]
-    pub(super) fn answer(&mut self, head: u16, header: &Header, data: &Data<'_>, status: Status) {
+    pub(super) fn answer<R: Ring>(
+        &mut self,
+        queue: &mut Virtqueue<R>,
+        head: u16,
+        header: &Header,
+        data: &Data<'_>,
+        status: Status,
+    ) {
         let is_durable = !self.shared.writeback.load(Ordering::Relaxed);
         if status == Status::IoError
             && let Some(transfer) = header.portions(data, &self.limits, is_durable)
         {
-            return self.begin_portions(head, transfer);
+            return self.begin_portions(queue, head, transfer);
         }
         if status != Status::Ok {
             let (operation, offset, reason) = header.refusal(data, self.limits());
-            self.blk_stats.count_error(BlkStats::REFUSED);
+            self.stats.count_error(BlkStats::REFUSED);
             self.failures().note(operation, offset, Cause::Refused(reason));
         }
-        self.complete_alone(head, status);
+        self.complete_alone(queue, head, status);
     }
 }
 

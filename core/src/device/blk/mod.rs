@@ -3,12 +3,8 @@
 //! The data path is in [`queue`], what a request says in `request`.
 #[allow(unsafe_code)]
 mod chain;
-#[allow(unsafe_code)]
-mod change;
 mod config;
-mod ending;
 mod failures;
-mod interrupt;
 mod portions;
 #[allow(unsafe_code)]
 pub mod queue;
@@ -21,7 +17,11 @@ use super::{ActivateError, Activation, ActiveQueue, ConfigFields, DeviceModel, T
 use crate::{
     block::{Disk, DiskQueue, OpenQueue},
     memory::GuestMemory,
-    queue::{Position, QueueOptions, QueueSet, QueueUpdate},
+    queue::{
+        Position, QueueOptions, QueueSet, QueueUpdate,
+        shell::QueueShell,
+        virtqueue::{Virtqueue, VirtqueueSetup},
+    },
     ring::{InOrder, PackedRing, QueueConfig, Ring, RingError, RingKind, SplitRing},
     stats::{BlkStats, QueueIdentity, QueueRecord, StatsSegment},
     worker::{Task, WorkerHandle},
@@ -29,7 +29,7 @@ use crate::{
 use config::Config;
 use failures::FailureLog;
 use pollux_abi::block_v1::{BlockInfo, POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_WRITE_ZEROES};
-use queue::{BlkQueue, QueueSetup};
+use queue::{BlkQueue, BlkSetup};
 use request::Limits;
 use std::{
     os::fd::RawFd,
@@ -137,28 +137,33 @@ impl Blk {
         queue: ActiveQueue,
     ) -> Result<Box<dyn Task>, String> {
         let serial = if self.options.serial.is_empty() { &self.options.name } else { &self.options.serial };
-        let setup = QueueSetup {
+        let stats = self.stats.get(queue.index).ok_or("there is no room in the statistics")?;
+        let blk = BlkSetup {
+            size: queue.config.size,
+            backend,
+            limits: self.limits,
+            serial: serial.clone(),
+            shared: self.shared.clone(),
+            stats: stats.block.clone(),
+        };
+        let setup = VirtqueueSetup {
             name: format!("{} queue {}", self.options.name, queue.index),
             config: queue.config,
             start: queue.start,
             event_idx: activation.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0,
             memory: activation.memory.clone(),
-            backend,
-            limits: self.limits,
-            serial: serial.clone(),
-            shared: self.shared.clone(),
             kick: queue.kick,
             notifier: queue.notifier,
             interrupts: activation.interrupts.clone(),
-            stats: self.stats.get(queue.index).cloned().ok_or("there is no room in the statistics")?,
+            stats: stats.common.clone(),
             options: self.options.queues,
         };
         let in_order = activation.features & 1 << VIRTIO_F_IN_ORDER != 0;
         let task = match (RingKind::of_features(activation.features), in_order) {
-            (RingKind::Split, false) => task::<SplitRing, Q>(setup),
-            (RingKind::Split, true) => task::<InOrder<SplitRing>, Q>(setup),
-            (RingKind::Packed, false) => task::<PackedRing, Q>(setup),
-            (RingKind::Packed, true) => task::<InOrder<PackedRing>, Q>(setup),
+            (RingKind::Split, false) => task::<SplitRing, Q>(setup, blk),
+            (RingKind::Split, true) => task::<InOrder<SplitRing>, Q>(setup, blk),
+            (RingKind::Packed, false) => task::<PackedRing, Q>(setup, blk),
+            (RingKind::Packed, true) => task::<InOrder<PackedRing>, Q>(setup, blk),
         };
         task.map_err(|error| error.to_string())
     }
@@ -168,8 +173,8 @@ impl Blk {
     }
 }
 
-fn task<R: Ring, Q: DiskQueue + 'static>(setup: QueueSetup<Q>) -> Result<Box<dyn Task>, RingError> {
-    Ok(Box::new(BlkQueue::<R, Q>::new(setup)?))
+fn task<R: Ring, Q: DiskQueue + 'static>(setup: VirtqueueSetup, blk: BlkSetup<Q>) -> Result<Box<dyn Task>, RingError> {
+    Ok(Box::new(QueueShell::new(Virtqueue::<R>::new(setup)?, BlkQueue::new(blk)?)))
 }
 
 fn features(info: &BlockInfo, limits: &Limits, options: &BlkOptions) -> u64 {

@@ -6,11 +6,16 @@
 use super::{
     chain::{OLD_MEMORY, OVERFLOWN, PORTIONED},
     failures::Cause,
-    queue::{BATCH, BlkQueue},
+    queue::BlkQueue,
     request::{Limits, Status, Transfer},
     tally::Tally,
 };
-use crate::{block::DiskQueue, ring::Ring, stats::BlkStats};
+use crate::{
+    block::DiskQueue,
+    queue::virtqueue::{BATCH, Virtqueue},
+    ring::Ring,
+    stats::BlkStats,
+};
 use pollux_abi::block_v1::{BlockRequest, POLLUX_BLOCK_READ, Segment};
 use std::ops::Range;
 
@@ -80,31 +85,37 @@ enum Next {
     Impossible,
 }
 
-impl<R: Ring, Q: DiskQueue> BlkQueue<R, Q> {
+impl<Q: DiskQueue> BlkQueue<Q> {
     /// Begins a request in portions. What is known of it is in its slot.
     #[cold]
-    pub(super) fn begin_portions(&mut self, head: u16, transfer: Transfer) {
+    pub(super) fn begin_portions<R: Ring>(&mut self, queue: &mut Virtqueue<R>, head: u16, transfer: Transfer) {
         let slot = &mut self.slots[usize::from(head)];
         slot.operation = transfer.operation;
         slot.length = transfer.length.try_into().unwrap_or(u32::MAX);
         slot.state |= PORTIONED;
         let segments = slot.data_range();
         self.portions.insert(head, Portions::new(head, transfer, segments));
-        if !matches!(self.next_portion(head), Next::Submitted) {
+        if !matches!(self.next_portion(queue, head), Next::Submitted) {
             self.note_impossible(transfer.operation, transfer.offset);
-            self.complete_alone(head, Status::IoError);
+            self.complete_alone(queue, head, Status::IoError);
         }
     }
 
     /// Ends a request that was done in portions, is a long one, or was taken under a memory map that has been replaced;
     /// or goes on with it.
     #[cold]
-    pub(super) fn complete_unusual(&mut self, head: u16, status: Status, tally: &mut Tally) {
+    pub(super) fn complete_unusual<R: Ring>(
+        &mut self,
+        queue: &mut Virtqueue<R>,
+        head: u16,
+        status: Status,
+        tally: &mut Tally,
+    ) {
         let state = self.slots[usize::from(head)].state;
         let mut status = status;
         if state & PORTIONED != 0 {
             if status == Status::Ok {
-                match self.next_portion(head) {
+                match self.next_portion(queue, head) {
                     Next::Submitted => return,
                     Next::Impossible => {
                         let slot = &mut self.slots[usize::from(head)];
@@ -118,34 +129,29 @@ impl<R: Ring, Q: DiskQueue> BlkQueue<R, Q> {
             }
             self.portions.remove(&head);
         }
-        self.end_request(head, status, tally);
+        self.end_request(queue, head, status, tally);
         if state & OVERFLOWN != 0 {
             self.rooms.give_back(head);
         }
         if state & OLD_MEMORY != 0 {
-            self.retiring.request_done();
+            queue.old_request_done();
         }
     }
 
     fn note_impossible(&self, operation: u32, offset: u64) {
-        self.blk_stats.count_error(BlkStats::REFUSED);
+        self.stats.count_error(BlkStats::REFUSED);
         let reason = "the segments that the backend takes at once are less than a block together";
         self.failures().note(operation as usize, offset, Cause::Refused(reason));
     }
 
     /// Makes a request of the next portion.
-    fn next_portion(&mut self, head: u16) -> Next {
+    fn next_portion<R: Ring>(&mut self, queue: &Virtqueue<R>, head: u16) -> Next {
         let Some(portions) = self.portions.get_mut(&head) else { return Next::Done };
         let index = usize::from(head);
         let is_overflown = self.slots[index].state & OVERFLOWN != 0;
         let room = if is_overflown { &mut self.rooms.of_mut(head)[..] } else { &mut self.inline[index][..] };
         if portions.transfer.operation == POLLUX_BLOCK_READ {
-            super::change::log_segments(
-                self.log.as_ref(),
-                &self.data,
-                &self.retiring,
-                &room[portions.segments.clone()],
-            );
+            queue.log_written(&room[portions.segments.clone()]);
         }
         if portions.is_last() {
             return Next::Done;

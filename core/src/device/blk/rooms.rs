@@ -3,15 +3,8 @@
 //! A ring of 32768 entries, each with room for the longest chain, would take 134 MB a queue, and the front end chooses
 //! the size. So there are at most [`ROOMS_MAX`]. A queue takes no more chains at once than there are rooms left; the
 //! others stay in the ring until requests end. None fails for it.
-use super::{
-    chain::{Inline, Overflow},
-    queue::{BATCH, BlkQueue, Phase},
-};
-use crate::{
-    block::DiskQueue,
-    fallible,
-    ring::{Ring, RingError},
-};
+use super::chain::{Inline, Overflow};
+use crate::{fallible, queue::virtqueue::BATCH, ring::RingError};
 use std::{
     alloc::{Layout, alloc_zeroed},
     ptr,
@@ -31,11 +24,8 @@ pub(super) struct Rooms {
     next: *mut Overflow,
     /// Which room the request of each head has, if it is a long one.
     by_head: Box<[u16]>,
-    /// Chains that the process before had in flight come first.
-    recovering: bool,
-    /// For whatever reason, the next chains are not a full batch of new ones. So that a turn without work has one thing
-    /// to look at.
-    detour: bool,
+    /// Fewer than a full batch are free.
+    are_few: bool,
 }
 
 impl Rooms {
@@ -51,21 +41,15 @@ impl Rooms {
         // SAFETY: all zeroes are a null pointer and a length of 0, for each segment.
         let overflow = unsafe { zeroed(count) }.ok_or(RingError::Memory)?;
         let by_head = fallible::filled(0, size)?;
-        let mut rooms = Rooms { overflow, free, next: ptr::null_mut(), by_head, recovering: false, detour: false };
+        let mut rooms = Rooms { overflow, free, next: ptr::null_mut(), by_head, are_few: false };
         rooms.note_free();
         Ok(rooms)
     }
 
-    /// Whether fewer chains than a full batch can be taken, or others than new ones.
+    /// Whether fewer chains than a full batch can be taken.
     #[inline(always)]
-    pub(super) fn is_detour(&self) -> bool {
-        self.detour
-    }
-
-    /// Says whether chains that the process before had in flight come first.
-    pub(super) fn set_recovering(&mut self, recovering: bool) {
-        self.recovering = recovering;
-        self.note_free();
+    pub(super) fn are_few(&self) -> bool {
+        self.are_few
     }
 
     /// How many chains can be taken from the ring at once: each of them may turn out to be a long one. 0: requests must
@@ -109,33 +93,7 @@ impl Rooms {
     fn note_free(&mut self) {
         let next = self.free.last().copied().unwrap_or(0);
         self.next = &raw mut self.overflow[usize::from(next)];
-        self.detour = self.recovering || self.free.len() < BATCH;
-    }
-}
-
-impl<R: Ring, Q: DiskQueue> BlkQueue<R, Q> {
-    /// Takes what there is room for; of chains that the process before had in flight, if there are any, even in a queue
-    /// that takes no new ones.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn take_detour(&mut self) -> usize {
-        if self.recovering {
-            return self.take_left_over();
-        }
-        let heads = &mut self.heads[..self.rooms.batch()];
-        if self.phase != Phase::Running || heads.is_empty() {
-            return 0;
-        }
-        self.ring.pop(heads).unwrap_or_else(|error| self.take_none(error))
-    }
-
-    /// Takes what the process before had in flight, before anything new.
-    #[cold]
-    fn take_left_over(&mut self) -> usize {
-        let count = self.ring.pop_left_over(&mut self.heads[..self.rooms.batch()]);
-        self.recovering = self.ring.has_left_over();
-        self.rooms.set_recovering(self.recovering);
-        count
+        self.are_few = self.free.len() < BATCH;
     }
 }
 
