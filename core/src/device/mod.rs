@@ -1,154 +1,20 @@
 //! Device models: what a guest's driver sees, whatever the transport.
 //!
-//! | module | virtio device |
+//! | module | holds |
 //! |---|---|
+//! | [`model`] | a device model as transports see it |
+//! | [`activation`] | what it is given when its driver starts it |
+//! | [`config_space`] | which fields change, and what a driver was told of them |
+//! | [`shell`] | what every device model does: activation, memory, queues on workers |
 //! | [`blk`] | block device (virtio 1.3, 5.2) |
 //!
 //! Their queues are of one make: see [`queue`](crate::queue).
+pub mod activation;
 pub mod blk;
+pub mod config_space;
+pub mod model;
+pub mod shell;
 
-use crate::{
-    event::{InterruptState, Notifier},
-    memory::GuestMemory,
-    queue::{Position, QueueUpdate},
-    ring::{QueueConfig, RingStart},
-};
-use std::{ops::Range, os::fd::RawFd, sync::Arc};
-use vmm_sys_util::eventfd::EventFd;
-
-/// Why a device could not be started by its driver. The transport tells the guest with DEVICE_NEEDS_RESET.
-#[derive(Debug, thiserror::Error)]
-#[error("{device}: {reason}")]
-pub struct ActivateError {
-    /// The device's name in the configuration.
-    pub device: String,
-    /// What went wrong.
-    pub reason: String,
-}
-
-/// One queue that the driver has enabled.
-#[derive(Debug)]
-pub struct ActiveQueue {
-    /// Index of the queue in the device.
-    pub index: usize,
-    /// Size and addresses, as the driver set them. Checked by the ring when it is built.
-    pub config: QueueConfig,
-    /// Where the device goes on.
-    pub start: RingStart,
-    /// The driver's available buffer notification. Without one its worker never sleeps.
-    pub kick: Option<EventFd>,
-    /// The used buffer notification to the driver.
-    pub notifier: Notifier,
-}
-
-/// What all queues of a running device share: the common end of every transport.
-#[derive(Clone, Debug)]
-pub struct Activation {
-    /// The guest's memory.
-    pub memory: GuestMemory,
-    /// The features that the driver accepted.
-    pub features: u64,
-    /// Where the device reports configuration changes and its own failure.
-    pub interrupts: Arc<InterruptState>,
-}
-
-/// Fields of a configuration space that do not stay as the driver has first read them. The others do, whatever becomes
-/// of the medium.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct ConfigFields {
-    /// What the device changes, with a configuration change notification (virtio 1.3, 2.5).
-    pub device: Range<usize>,
-    /// What the driver sets.
-    pub driver: Range<usize>,
-}
-
-/// The configuration space that a driver was told before its rings start.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum ToldConfig {
-    /// It begins, and reads the space as it is.
-    #[default]
-    Nothing,
-    /// These bytes, from the space's start on, in which its own settings are as it has set them.
-    Space(Vec<u8>),
-    /// It began elsewhere, and nobody knows what it was told there.
-    Unknown,
-}
-
-/// A virtio device model. All calls come from one thread at a time, a transport's; the data path runs elsewhere, on
-/// workers.
-pub trait DeviceModel: Send {
-    /// The device's name in the configuration, such as `blk0`.
-    fn name(&self) -> &str;
-    /// Virtio device ID (virtio 1.3, 5).
-    fn device_id(&self) -> u32;
-    /// Features offered, without those of the transport.
-    fn features(&self) -> u64;
-    /// Greatest size of each queue, which says how many there are. Powers of two up to 32768.
-    fn queue_sizes(&self) -> &[u16];
-    /// Reads the configuration space. Bytes beyond its end are left as they are (zero).
-    fn read_config(&self, offset: u64, data: &mut [u8]);
-    /// Writes the configuration space. What is read-only ignores it. `features` are those accepted so far.
-    fn write_config(&mut self, offset: u64, data: &[u8], features: u64);
-    /// The driver has set FEATURES_OK with these features, and the device has accepted them. The driver reads the
-    /// configuration space next.
-    fn features_accepted(&mut self, _features: u64) {}
-    /// Which fields of the configuration space change.
-    fn config_fields(&self) -> ConfigFields {
-        ConfigFields::default()
-    }
-    /// A driver that has accepted `features` starts its rings in some belief about the configuration space, maybe of an
-    /// earlier process. The device goes by what the driver has set, or by the safe side. Returns what it cannot keep,
-    /// each in a sentence.
-    fn config_was_told(&mut self, _features: u64, _told: &ToldConfig) -> Vec<String> {
-        Vec::new()
-    }
-    /// The driver is ready: queues are started next, each by itself.
-    ///
-    /// # Errors
-    /// The device needs a reset: its backend cannot use the memory.
-    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError>;
-    /// Serves a queue from now on. Called between [`activate`](Self::activate) and [`deactivate`](Self::deactivate).
-    ///
-    /// # Errors
-    /// The queue is not usable, or the backend cannot start.
-    fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError>;
-    /// Stops serving a queue, and returns where it stands when every request in flight on it has completed. `None`: it
-    /// was not started, or was lost.
-    fn stop_queue(&mut self, _index: usize) -> Option<Position> {
-        None
-    }
-    /// Changes something of a running queue. Does nothing if it is not started.
-    fn update_queue(&mut self, _index: usize, _update: QueueUpdate) {}
-    /// Gives the device and its running queues a new memory map in place of the old, while requests are in flight.
-    /// `config` says where the rings of a queue are in it.
-    ///
-    /// # Errors
-    /// The backend cannot use the memory; the queues stay with the old.
-    fn set_memory(
-        &mut self,
-        _memory: &GuestMemory,
-        _config: &dyn Fn(usize) -> QueueConfig,
-    ) -> Result<(), ActivateError> {
-        Ok(())
-    }
-    /// Gives old memory maps up that no request needs any more. Returns whether there are others, so that this must be
-    /// called again.
-    fn release_memory(&mut self) -> bool {
-        false
-    }
-    /// The guest is gone: gives up what is still known of its memory, unless it is active.
-    fn forget_memory(&mut self) {}
-    /// Asks the backend again what its medium is like. Returns whether the configuration space has changed.
-    fn refresh(&mut self) -> bool {
-        false
-    }
-    /// Becomes readable when the backend has changed by itself, and [`refresh`](Self::refresh) is to be called.
-    fn change_event(&self) -> Option<RawFd> {
-        None
-    }
-    /// Stops serving all queues: returns when every request in flight has completed and nothing touches the guest's
-    /// memory any more. Idempotent.
-    fn deactivate(&mut self);
-    /// The driver has reset the device, which is not active: forget what it set.
-    fn reset(&mut self) {}
-}
+pub use activation::{ActivateError, Activation, ActiveQueue};
+pub use config_space::{ConfigFields, ToldConfig};
+pub use model::DeviceModel;

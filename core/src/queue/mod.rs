@@ -23,4 +23,4 @@ pub(crate) mod virtqueue;
 pub use options::QueueOptions;
 pub use set::QueueSet;
 pub use update::{Position, QueueUpdate, Retired, position_of};
-pub use virtqueue::BATCH;
+pub use virtqueue::{BATCH, VirtqueueSetup};

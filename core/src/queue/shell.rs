@@ -6,7 +6,7 @@
 //! change names the ring that it is for.
 use super::{
     update::QueueUpdate,
-    virtqueue::{Phase, Virtqueue},
+    virtqueue::{Phase, Virtqueue, VirtqueueSetup},
 };
 use crate::{
     ring::Ring,
@@ -64,18 +64,25 @@ pub(crate) trait QueueModel<R: Ring>: Send {
     }
 }
 
+impl VirtqueueSetup {
+    /// The task that serves the queue by `model`, on a ring of this kind.
+    ///
+    /// # Errors
+    /// The ring is not usable.
+    pub(crate) fn serve<R: Ring>(self, model: impl QueueModel<R> + 'static) -> Result<Box<dyn Task>, String> {
+        let queue = Virtqueue::<R>::new(self).map_err(|error| error.to_string())?;
+        Ok(Box::new(QueueShell { queue, model }))
+    }
+}
+
 /// One queue of a device. Owned by one worker.
 #[derive(Debug)]
-pub(crate) struct QueueShell<R, M> {
+struct QueueShell<R, M> {
     queue: Virtqueue<R>,
     model: M,
 }
 
 impl<R: Ring, M: QueueModel<R>> QueueShell<R, M> {
-    pub(crate) fn new(queue: Virtqueue<R>, model: M) -> Self {
-        QueueShell { queue, model }
-    }
-
     /// What a turn does at its end where there is more to it than to signal: goes on with a stop, and sends the
     /// interrupt that is pending, if it is due.
     #[inline(never)]

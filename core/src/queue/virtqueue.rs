@@ -29,7 +29,9 @@ pub const BATCH: usize = 64;
 
 /// All that a virtqueue needs.
 #[derive(Debug)]
-pub(crate) struct VirtqueueSetup {
+pub struct VirtqueueSetup {
+    /// Index of the queue in its device.
+    pub(crate) index: usize,
     /// For messages: `blk0 queue 1`.
     pub(crate) name: String,
     pub(crate) config: QueueConfig,

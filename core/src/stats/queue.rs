@@ -50,7 +50,7 @@ pub struct QueueIdentity<'n> {
 }
 
 /// What the queues of one kind of device have besides: words that follow those of [`QueueStats`].
-pub trait QueueKind: Words {
+pub trait QueueKind: Words + Sync {
     /// The kind: its virtio device ID.
     const KIND: u32;
 }

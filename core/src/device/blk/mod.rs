@@ -13,17 +13,16 @@ mod request;
 mod rooms;
 mod tally;
 
-use super::{ActivateError, Activation, ActiveQueue, ConfigFields, DeviceModel, ToldConfig};
+use super::{
+    config_space::{ConfigFields, ToldConfig},
+    shell::{DeviceKind, DeviceOptions, DeviceShell},
+};
 use crate::{
     block::{Disk, DiskQueue, OpenQueue},
     memory::GuestMemory,
-    queue::{
-        Position, QueueOptions, QueueSet, QueueUpdate,
-        shell::QueueShell,
-        virtqueue::{Virtqueue, VirtqueueSetup},
-    },
-    ring::{InOrder, PackedRing, QueueConfig, Ring, RingError, RingKind, SplitRing},
-    stats::{BlkStats, QueueIdentity, QueueRecord, StatsSegment},
+    queue::{QueueOptions, VirtqueueSetup},
+    ring::Ring,
+    stats::{BlkStats, BlkStatsHandle, StatsSegment},
     worker::{Task, WorkerHandle},
 };
 use config::Config;
@@ -38,15 +37,10 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
-use tracing::{error, info, warn};
-use virtio_bindings::{
-    virtio_blk::{
-        VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
-        VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
-    },
-    virtio_config::VIRTIO_F_IN_ORDER,
-    virtio_ids::VIRTIO_ID_BLOCK,
-    virtio_ring::VIRTIO_RING_F_EVENT_IDX,
+use tracing::{info, warn};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
+    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_SIZE_MAX, VIRTIO_BLK_F_TOPOLOGY, VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
 /// How a block device is set up.
@@ -72,112 +66,66 @@ struct Shared {
 }
 
 /// A block device model.
+pub type Blk = DeviceShell<BlkKind>;
+
+/// What is particular to it.
 #[derive(Debug)]
-pub struct Blk {
-    options: BlkOptions,
+pub struct BlkKind {
+    name: String,
+    serial: String,
+    queue_size: u16,
     disk: Arc<dyn Disk>,
-    queue_sizes: Vec<u16>,
     features: u64,
     limits: Limits,
     config: Config,
     shared: Arc<Shared>,
-    stats: Vec<QueueRecord<BlkStats>>,
-    queues: QueueSet,
-    /// What the queues run with, while the device is active.
-    activation: Option<Activation>,
 }
 
 impl Blk {
     /// A device in front of `disk`. Its statistics go to `segment`.
     pub fn new(options: BlkOptions, disk: Arc<dyn Disk>, segment: &StatsSegment) -> Self {
-        let limits = Limits::new(disk.info(), options.queues.size);
-        let features = features(disk.info(), &limits, &options);
-        let config = Config::new(disk.info(), &limits, features, options.queues.count);
-        let queues = QueueSet::new(&options.name, &options.workers);
-        let device = &options.name;
-        let identity = |index| QueueIdentity { device, index, worker: queues.worker_name(index) };
-        let stats = (0..options.queues.count).filter_map(|index| segment.add_queue(identity(index))).collect();
-        let capacity_sectors = AtomicU64::new(limits.capacity_sectors);
-        Blk {
-            queue_sizes: vec![options.queues.size; options.queues.count],
+        let BlkOptions { name, serial, workers, queues } = options;
+        let limits = Limits::new(disk.info(), queues.size);
+        let features = features(disk.info(), &limits, queues.count);
+        let kind = BlkKind {
+            name: name.clone(),
+            serial: if serial.is_empty() { name.clone() } else { serial },
+            queue_size: queues.size,
             features,
             limits,
-            config,
+            config: Config::new(disk.info(), &limits, features, queues.count),
             shared: Arc::new(Shared {
                 writeback: AtomicBool::new(true),
-                capacity_sectors,
-                failures: FailureLog::new(&options.name),
+                capacity_sectors: AtomicU64::new(limits.capacity_sectors),
+                failures: FailureLog::new(&name),
             }),
-            stats,
-            queues,
-            activation: None,
             disk,
-            options,
-        }
+        };
+        DeviceShell::around(kind, DeviceOptions { name, workers, queues }, segment)
     }
+}
 
-    /// Builds the data path of one queue, which belongs to whoever polls it.
-    ///
-    /// # Errors
-    /// The ring is not usable, or the backend refuses a queue.
-    pub fn queue(&self, activation: &Activation, queue: ActiveQueue) -> Result<Box<dyn Task>, String> {
-        // One slot more than the ring has, for the flush at the end.
-        let depth = u32::from(queue.config.size) + 1;
-        let opened = self.disk.clone().open_queue(queue.index as u32, depth).map_err(|error| error.to_string())?;
-        match opened {
-            OpenQueue::Backend(backend) => self.queue_before(backend, activation, queue),
-        }
-    }
-
+impl BlkKind {
     /// The data path that was compiled for this kind of disk's queue.
-    fn queue_before<Q: DiskQueue + 'static>(
+    fn serve<R: Ring>(
         &self,
-        backend: Q,
-        activation: &Activation,
-        queue: ActiveQueue,
+        setup: VirtqueueSetup,
+        stats: BlkStatsHandle,
+        backend: impl DiskQueue + 'static,
     ) -> Result<Box<dyn Task>, String> {
-        let serial = if self.options.serial.is_empty() { &self.options.name } else { &self.options.serial };
-        let stats = self.stats.get(queue.index).ok_or("there is no room in the statistics")?;
-        let blk = BlkSetup {
-            size: queue.config.size,
+        let blk = BlkQueue::new(BlkSetup {
+            size: setup.config.size,
             backend,
             limits: self.limits,
-            serial: serial.clone(),
+            serial: self.serial.clone(),
             shared: self.shared.clone(),
-            stats: stats.block.clone(),
-        };
-        let setup = VirtqueueSetup {
-            name: format!("{} queue {}", self.options.name, queue.index),
-            config: queue.config,
-            start: queue.start,
-            event_idx: activation.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0,
-            memory: activation.memory.clone(),
-            kick: queue.kick,
-            notifier: queue.notifier,
-            interrupts: activation.interrupts.clone(),
-            stats: stats.common.clone(),
-            options: self.options.queues,
-        };
-        let in_order = activation.features & 1 << VIRTIO_F_IN_ORDER != 0;
-        let task = match (RingKind::of_features(activation.features), in_order) {
-            (RingKind::Split, false) => task::<SplitRing, Q>(setup, blk),
-            (RingKind::Split, true) => task::<InOrder<SplitRing>, Q>(setup, blk),
-            (RingKind::Packed, false) => task::<PackedRing, Q>(setup, blk),
-            (RingKind::Packed, true) => task::<InOrder<PackedRing>, Q>(setup, blk),
-        };
-        task.map_err(|error| error.to_string())
-    }
-
-    fn error(&self, reason: impl ToString) -> ActivateError {
-        ActivateError { device: self.options.name.clone(), reason: reason.to_string() }
+            stats,
+        });
+        setup.serve::<R>(blk.map_err(|error| error.to_string())?)
     }
 }
 
-fn task<R: Ring, Q: DiskQueue + 'static>(setup: VirtqueueSetup, blk: BlkSetup<Q>) -> Result<Box<dyn Task>, RingError> {
-    Ok(Box::new(QueueShell::new(Virtqueue::<R>::new(setup)?, BlkQueue::new(blk)?)))
-}
-
-fn features(info: &BlockInfo, limits: &Limits, options: &BlkOptions) -> u64 {
+fn features(info: &BlockInfo, limits: &Limits, queues: usize) -> u64 {
     let writable = limits.writable;
     let mut features = 1u64 << VIRTIO_BLK_F_SEG_MAX
         | 1 << VIRTIO_BLK_F_SIZE_MAX
@@ -185,8 +133,7 @@ fn features(info: &BlockInfo, limits: &Limits, options: &BlkOptions) -> u64 {
         | 1 << VIRTIO_BLK_F_TOPOLOGY;
     let mut offer = |bit: u32, when: bool| features |= u64::from(when) << bit;
     offer(VIRTIO_BLK_F_RO, !writable);
-    offer(VIRTIO_BLK_F_MQ, options.queues.count > 1);
-    offer(VIRTIO_F_IN_ORDER, options.queues.in_order);
+    offer(VIRTIO_BLK_F_MQ, queues > 1);
     offer(VIRTIO_BLK_F_FLUSH, info.offers(POLLUX_BLOCK_FLUSH));
     // The cache mode can be changed only where there is a flush to make writes durable with.
     offer(VIRTIO_BLK_F_CONFIG_WCE, writable && info.offers(POLLUX_BLOCK_FLUSH));
@@ -195,21 +142,11 @@ fn features(info: &BlockInfo, limits: &Limits, options: &BlkOptions) -> u64 {
     features
 }
 
-impl DeviceModel for Blk {
-    fn name(&self) -> &str {
-        &self.options.name
-    }
-
-    fn device_id(&self) -> u32 {
-        VIRTIO_ID_BLOCK
-    }
+impl DeviceKind for BlkKind {
+    type Stats = BlkStats;
 
     fn features(&self) -> u64 {
         self.features
-    }
-
-    fn queue_sizes(&self) -> &[u16] {
-        &self.queue_sizes
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -251,61 +188,25 @@ impl DeviceModel for Blk {
         remarks
     }
 
-    fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        if self.queues.has_lost() {
-            return Err(self.error("a queue of it was lost before, and its backend may still use the guest's memory"));
+    fn build_queue<R: Ring>(&self, setup: VirtqueueSetup, stats: BlkStatsHandle) -> Result<Box<dyn Task>, String> {
+        // One slot more than the ring has, for the flush at the end.
+        let depth = u32::from(setup.config.size) + 1;
+        let opened = self.disk.clone().open_queue(setup.index as u32, depth).map_err(|error| error.to_string())?;
+        match opened {
+            OpenQueue::Backend(backend) => self.serve::<R>(setup, stats, backend),
         }
-        self.disk.add_memory(&activation.memory).map_err(|error| self.error(error))?;
-        self.disk.remove_memory_but(Some(&activation.memory));
-        self.activation = Some(activation);
-        Ok(())
     }
 
-    fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
-        let Some(activation) = &self.activation else { return Err(self.error("a queue starts before its device")) };
-        let index = queue.index;
-        let task = self.queue(activation, queue);
-        let attached = task.and_then(|task| self.queues.attach(index, task));
-        attached.map_err(|reason| self.error(format!("queue {index}: {reason}")))
+    fn add_memory(&self, memory: &GuestMemory) -> Result<(), String> {
+        self.disk.add_memory(memory).map_err(|error| error.to_string())
     }
 
-    fn stop_queue(&mut self, index: usize) -> Option<Position> {
-        self.queues.detach(index)
-    }
-
-    fn update_queue(&mut self, index: usize, update: QueueUpdate) {
-        self.queues.update(index, update);
-    }
-
-    fn set_memory(&mut self, memory: &GuestMemory, config: &dyn Fn(usize) -> QueueConfig) -> Result<(), ActivateError> {
-        let Some(activation) = &mut self.activation else { return Ok(()) };
-        self.disk
-            .add_memory(memory)
-            .map_err(|error| ActivateError { device: self.options.name.clone(), reason: error.to_string() })?;
-        activation.memory = memory.clone();
-        self.queues.set_memory(memory, config);
-        self.release_memory();
-        Ok(())
-    }
-
-    fn release_memory(&mut self) -> bool {
-        let waits = self.queues.collect_retired();
-        if let Some(activation) = &self.activation
-            && !waits
-        {
-            self.disk.remove_memory_but(Some(&activation.memory));
-        }
-        waits
-    }
-
-    fn forget_memory(&mut self) {
-        if self.activation.is_none() && !self.queues.has_lost() {
-            self.disk.remove_memory_but(None);
-        }
+    fn remove_memory_but(&self, memory: Option<&GuestMemory>) {
+        self.disk.remove_memory_but(memory);
     }
 
     fn refresh(&mut self) -> bool {
-        let name = &self.options.name;
+        let name = &self.name;
         let info = match self.disk.describe() {
             Ok(info) => info,
             Err(error) => {
@@ -316,7 +217,7 @@ impl DeviceModel for Blk {
         let old = self.limits.capacity_sectors;
         // Only the capacity may change under a driver (virtio 1.3, 5.2.5: capacity, topology by a configuration
         // change).
-        let new = Limits::new(&info, self.options.queues.size);
+        let new = Limits::new(&info, self.queue_size);
         let (old_block, new_block) = (self.limits.block_bytes(), new.block_bytes());
         if new_block > old_block {
             warn!(
@@ -339,24 +240,8 @@ impl DeviceModel for Blk {
         Some(self.disk.change_event())
     }
 
-    fn deactivate(&mut self) {
-        self.queues.detach_all();
-        self.activation = None;
-    }
-
     fn reset(&mut self) {
         // A new driver finds the cache mode as it was at the start.
         self.shared.writeback.store(true, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Blk {
-    fn drop(&mut self) {
-        self.deactivate();
-        if self.queues.has_lost() {
-            error!("{}: the memory of its last guest stays mapped, since a queue was lost", self.options.name);
-            return;
-        }
-        self.disk.remove_memory_but(None);
     }
 }
