@@ -2,10 +2,12 @@
 use super::{Completion, Disk, DiskError, DiskQueue, OpenQueue, QueueFailed, StopFailed};
 use crate::{
     memory::GuestMemory,
-    plugin::{BackendQueue, BlockBackend},
+    plugin::{BackendQueue, BlockBackend, Counters},
+    stats::StatsSegment,
 };
 use pollux_abi::block_v1::{BlockInfo, BlockRequest};
 use std::{os::fd::RawFd, sync::Arc};
+use tracing::warn;
 
 impl Disk for BlockBackend {
     fn name(&self) -> &str {
@@ -34,6 +36,14 @@ impl Disk for BlockBackend {
 
     fn remove_memory_but(&self, memory: Option<&GuestMemory>) {
         self.remove_memory_but(memory);
+    }
+
+    fn count(&self, segment: &StatsSegment) {
+        let Some(mut record) = segment.add_backend(self.name(), self.plugin().name()) else { return };
+        let publish = move |counters: &Counters| record.publish(counters.iter().map(|(name, value)| (&**name, *value)));
+        if let Err(error) = self.count(publish) {
+            warn!("{error}");
+        }
     }
 
     fn open_queue(self: Arc<Self>, index: u32, depth: u32) -> Result<OpenQueue, DiskError> {

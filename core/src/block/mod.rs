@@ -14,6 +14,7 @@ pub use crate::plugin::{Completion, QueueFailed, StopFailed};
 use crate::{
     memory::GuestMemory,
     plugin::{BackendError, BackendQueue},
+    stats::StatsSegment,
 };
 use pollux_abi::block_v1::{BlockInfo, BlockRequest};
 use std::{fmt::Debug, os::fd::RawFd, sync::Arc};
@@ -48,6 +49,8 @@ pub trait Disk: Debug + Send + Sync {
     fn add_memory(&self, memory: &GuestMemory) -> Result<(), DiskError>;
     /// Takes all regions back that are not in `memory`. No request may be in flight that points into one.
     fn remove_memory_but(&self, memory: Option<&GuestMemory>);
+    /// Has what serves it count into a record of `segment`, if there is room for one. To be called once.
+    fn count(&self, segment: &StatsSegment);
     /// Opens queue `index` with room for `depth` requests in flight.
     ///
     /// # Errors

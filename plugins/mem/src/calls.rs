@@ -26,6 +26,7 @@ impl Medium {
         let Some(operation) = request.operation() else { return -ENOTSUP };
         let Some(file) = self.file.as_ref().and_then(|file| file.file.as_ref()) else { return -EIO };
         self.tell_loss(file);
+        self.calls.fetch_add(1, Ordering::Relaxed);
         let result = match operation {
             // What was written to a part that is gone is not durable.
             Operation::Flush => self.check_length(file, self.capacity).and_then(|()| self.sync(file)),

@@ -60,6 +60,7 @@ fn what_a_cut_file_has_lost_is_an_error_and_the_rest_is_served() {
         );
         assert_eq!(queue.read(MIB, 4096), [0x5a; 4096]);
         assert_eq!(lines_about(&instance, "has been cut to 2097152 bytes"), 1, "{}", instance.log());
+        assert!(instance.statistics()["served_by_calls"].as_u64().is_some_and(|count| count >= 10));
     }
 }
 

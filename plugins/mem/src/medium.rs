@@ -28,7 +28,10 @@ use std::{
     },
     path::{Path, PathBuf},
     ptr,
-    sync::{Mutex, PoisonError, atomic::AtomicBool},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64},
+    },
 };
 
 /// Longest write-zeroes in bytes: what the worker can afford to do at once.
@@ -59,6 +62,8 @@ pub(crate) struct Medium {
     discards: bool,
     /// For what happens later.
     pub(crate) host: Host,
+    /// Requests that were served by system calls, once the mapping had lost pages.
+    pub(crate) calls: AtomicU64,
     /// Whether it was said that pages were lost.
     pub(crate) is_loss_told: AtomicBool,
 }
@@ -102,8 +107,20 @@ impl Medium {
         let (block_size, read_only) = (options.block_size.bytes(), context.read_only);
         let path = options.path.clone().unwrap_or_default();
         let flush_latch = Mutex::new(FlushLatch::new(true, context.host, path));
-        let (host, is_loss_told) = (context.host, AtomicBool::new(false));
-        Ok(Medium { guard, memory, file, flush_latch, capacity, block_size, read_only, discards, host, is_loss_told })
+        let (host, calls, is_loss_told) = (context.host, AtomicU64::new(0), AtomicBool::new(false));
+        Ok(Medium {
+            guard,
+            memory,
+            file,
+            flush_latch,
+            capacity,
+            block_size,
+            read_only,
+            discards,
+            host,
+            calls,
+            is_loss_told,
+        })
     }
 
     pub(crate) fn info(&self) -> BlockInfo {

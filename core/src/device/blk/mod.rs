@@ -82,11 +82,12 @@ pub struct BlkKind {
 }
 
 impl Blk {
-    /// A device in front of `disk`. Its statistics go to `segment`.
+    /// A device in front of `disk`. Its statistics and those of the disk go to `segment`.
     pub fn new(options: BlkOptions, disk: Arc<dyn Disk>, segment: &StatsSegment) -> Self {
         let BlkOptions { name, serial, workers, queues } = options;
         let limits = Limits::new(disk.info(), queues.size);
         let features = features(disk.info(), &limits, queues.count);
+        disk.count(segment);
         let kind = BlkKind {
             name: name.clone(),
             serial: if serial.is_empty() { name.clone() } else { serial },

@@ -1,7 +1,9 @@
 //! One opened medium of a plugin: the control calls of `block/1`.
 use super::{
-    super::{LoadError, Plugin, host::HostServices},
+    super::{Counters, LoadError, Plugin, host::HostServices, sampler},
+    control::{Control, Controlled},
     queue::{BackendQueue, QueueRoom},
+    statistics::Statistics,
 };
 use crate::memory::GuestMemory;
 use pollux_abi::{
@@ -13,11 +15,12 @@ use pollux_abi::{
 };
 use std::{
     ffi::c_void,
-    mem::MaybeUninit,
+    mem::{self, MaybeUninit},
     os::fd::RawFd,
     ptr::null_mut,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard, Weak},
 };
+use tracing::warn;
 
 /// Room for a plugin's message, in bytes.
 const MESSAGE_CAPACITY: usize = 2048;
@@ -35,6 +38,17 @@ pub enum BackendError {
         name: String,
         /// The plugin's reason.
         reason: String,
+    },
+    /// A control call that it was not waited for any longer.
+    #[error(
+        "{name}: the plugin {plugin} does not answer `statistics`, and takes no other call meanwhile; look at its \
+         medium, or stop Pollux"
+    )]
+    Hangs {
+        /// The instance.
+        name: String,
+        /// The plugin.
+        plugin: String,
     },
     /// The plugin describes something that cannot be.
     #[error("{name}: the plugin {plugin} describes an impossible medium: {what}")]
@@ -69,18 +83,10 @@ pub struct BlockBackend {
     info: BlockInfo,
     /// Given back after `close`: fields are dropped after that.
     services: HostServices,
-    /// The regions that the plugin was told of, kept mapped until they are taken back. Also
-    /// keeps control calls apart, as the contract wants.
-    memory: Mutex<Announced>,
+    control: Arc<Control>,
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Announced {
-    /// Each with the map that keeps it mapped.
-    regions: Vec<(MemoryRegion, GuestMemory)>,
-}
-
-// SAFETY: control calls are made one at a time (`memory` is their lock), and may come from any thread.
+// SAFETY: control calls are made one at a time (`control` is their lock), and may come from any thread.
 unsafe impl Send for BlockBackend {}
 // SAFETY: as above.
 unsafe impl Sync for BlockBackend {}
@@ -125,7 +131,7 @@ impl BlockBackend {
             instance,
             info,
             services,
-            memory: Mutex::default(),
+            control: Arc::default(),
         };
         backend.check_info(described, &backend.info)?;
         Ok(Arc::new(backend))
@@ -184,7 +190,7 @@ impl BlockBackend {
     /// It describes an impossible medium, or one with other blocks than before.
     pub fn describe(&self) -> Result<BlockInfo, BackendError> {
         self.services.take_changed();
-        let lock = self.lock();
+        let lock = self.lock()?;
         let (described, info) = describe(self.table, self.instance);
         drop(lock);
         self.check_info(described, &info)?;
@@ -212,7 +218,7 @@ impl BlockBackend {
         if memory.is_foreign() {
             return Ok(());
         }
-        let mut known = self.lock();
+        let mut known = self.lock()?;
         for region in memory.regions() {
             if known.regions.iter().any(|(old, _)| is_same_region(old, &region)) {
                 continue;
@@ -225,10 +231,13 @@ impl BlockBackend {
     }
 
     /// Takes all regions back from the plugin that are not in `memory`. No request may be in flight that points into
-    /// one.
+    /// one. From a plugin that hangs, none is taken back: they stay mapped.
     pub fn remove_memory_but(&self, memory: Option<&GuestMemory>) {
         let kept = memory.map(GuestMemory::regions).unwrap_or_default();
-        let mut known = self.lock();
+        let mut known = match self.lock() {
+            Ok(known) => known,
+            Err(error) => return warn!("{error}; memory of the guest stays mapped"),
+        };
         known.regions.retain_mut(|(region, holder)| {
             let is_kept = kept.iter().any(|kept| is_same_region(kept, region));
             match (is_kept, memory) {
@@ -241,9 +250,26 @@ impl BlockBackend {
         });
     }
 
+    /// Has the plugin asked at intervals what it counts for itself of this instance, and once more when it is closed.
+    /// Each answer goes to `publish`, by a control thread.
+    ///
+    /// # Errors
+    /// It is asked already, and hangs.
+    pub fn count(&self, publish: impl FnMut(&Counters) + Send + 'static) -> Result<(), BackendError> {
+        let statistics = Statistics::new((self.table, self.instance), (&self.name, self.plugin.name()), publish);
+        self.lock()?.begin_statistics(statistics);
+        let control: Weak<Control> = Arc::downgrade(&self.control);
+        sampler::add(control);
+        Ok(())
+    }
+
     /// Keeps control calls apart.
-    pub(super) fn lock(&self) -> MutexGuard<'_, Announced> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    ///
+    /// # Errors
+    /// The plugin hangs where it is asked what it counts.
+    pub(super) fn lock(&self) -> Result<MutexGuard<'_, Controlled>, BackendError> {
+        let hangs = || BackendError::Hangs { name: self.name.clone(), plugin: self.plugin.name().into() };
+        self.control.lock().ok_or_else(hangs)
     }
 
     /// Opens queue `index` with room for `depth` requests in flight.
@@ -253,7 +279,7 @@ impl BlockBackend {
     pub fn open_queue(self: &Arc<Self>, index: u32, depth: u32) -> Result<BackendQueue, BackendError> {
         let room = QueueRoom::new(depth)
             .map_err(|cause| BackendError::Refused { name: self.name.clone(), reason: cause.to_string() })?;
-        let lock = self.lock();
+        let lock = self.lock()?;
         let mut handle = BlockQueueHandle { queue: null_mut(), wake_fd: -1, reserved0: 0, reserved: [0; 2] };
         // SAFETY: the instance is open.
         with_reason(&self.name, |error| unsafe {
@@ -272,6 +298,12 @@ impl BlockBackend {
 impl Drop for BlockBackend {
     fn drop(&mut self) {
         // All queues are closed: each holds the backend.
+        if !self.control.end_statistics() {
+            warn!("{}: the plugin {} does not answer `statistics`: it is left open", self.name, self.plugin.name());
+            // With the memory that it knows.
+            mem::forget(self.control.clone());
+            return;
+        }
         self.remove_memory_but(None);
         // SAFETY: opened once, closed once.
         unsafe { (self.table.close)(self.instance) };

@@ -298,7 +298,14 @@ impl Drop for BackendQueue {
             std::mem::forget(self.backend.clone());
             return;
         }
-        let _lock = self.backend.lock();
+        let _lock = match self.backend.lock() {
+            Ok(lock) => lock,
+            Err(error) => {
+                warn!("{error}; a queue is left open");
+                std::mem::forget(self.backend.clone());
+                return;
+            }
+        };
         // SAFETY: opened once, closed once, stopped before; control calls are kept apart by the lock.
         unsafe { (self.backend.table().queue_close)(self.queue) };
     }

@@ -1,0 +1,67 @@
+//! What the plugin counts for itself of one instance: `statistics`, asked by the sampler.
+use super::super::counters::{self, ANSWER_BYTES_MAX, Counters};
+use pollux_abi::{block_v1::BlockV1, text::TextBuffer};
+use std::{ffi::c_void, fmt};
+use tracing::warn;
+
+/// An open instance, and where its answers go. `[control]`
+pub(super) struct Statistics {
+    table: &'static BlockV1,
+    instance: *mut c_void,
+    /// Instance and plugin, for the log.
+    name: String,
+    plugin: String,
+    publish: Box<dyn FnMut(&Counters) + Send>,
+    answer: Box<[u8]>,
+    is_fault_told: bool,
+}
+
+// SAFETY: control calls may come from any thread, and the control lock keeps them apart.
+unsafe impl Send for Statistics {}
+
+impl Statistics {
+    /// Of an instance that stays open until this is dropped.
+    pub(super) fn new(
+        (table, instance): (&'static BlockV1, *mut c_void),
+        (name, plugin): (&str, &str),
+        publish: impl FnMut(&Counters) + Send + 'static,
+    ) -> Self {
+        Statistics {
+            table,
+            instance,
+            name: name.into(),
+            plugin: plugin.into(),
+            publish: Box::new(publish),
+            answer: vec![0; ANSWER_BYTES_MAX].into(),
+            is_fault_told: false,
+        }
+    }
+
+    /// Asks once. The control lock is held.
+    pub(super) fn ask(&mut self) {
+        let mut text = TextBuffer::new(&mut self.answer);
+        // SAFETY: the instance is open, and the caller keeps control calls apart.
+        let result = unsafe { (self.table.statistics)(self.instance, &mut text) };
+        let length = text.length;
+        let (counters, fault) = if result < 0 {
+            (Vec::new(), Some(format!("error {}", result.unsigned_abs())))
+        } else if length > self.answer.len() {
+            (Vec::new(), Some(format!("{length} bytes, of which {ANSWER_BYTES_MAX} are read at most")))
+        } else {
+            counters::read(&self.answer[..length])
+        };
+        if let Some(fault) = fault
+            && !self.is_fault_told
+        {
+            self.is_fault_told = true;
+            warn!("{}: the plugin {} answers `statistics` with {fault}", self.name, self.plugin);
+        }
+        (self.publish)(&counters);
+    }
+}
+
+impl fmt::Debug for Statistics {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Statistics").field("name", &self.name).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,127 @@
+//! Asks plugins now and then what they count.
+//!
+//! A plugin may take its time over an answer, or never give one: a medium that hangs is a normal state. Whoever is
+//! asked longer than [`PATIENCE`] is left with the thread that asks it, and another one asks the others, so that there
+//! are as many of these threads as plugins that hang, and one more.
+use std::{
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
+    time::Duration,
+};
+use tracing::warn;
+
+/// How often each plugin is asked.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How long an answer may take before the others are asked by another thread.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// What can be asked.
+pub(super) trait Source: Send + Sync + 'static {
+    /// Asks it once, on a control thread. It does not wait for other control calls, which may hang.
+    fn sample(&self);
+}
+
+/// Has `source` asked soon, and then at intervals, until it is dropped.
+pub(super) fn add(source: Weak<dyn Source>) {
+    static SAMPLER: OnceLock<&Sampler> = OnceLock::new();
+    SAMPLER.get_or_init(Sampler::start).add(source);
+}
+
+struct Sampler {
+    sources: Mutex<Sources>,
+    added: Condvar,
+}
+
+#[derive(Default)]
+struct Sources {
+    list: Vec<Arc<Entry>>,
+    has_new: bool,
+}
+
+struct Entry {
+    source: Weak<dyn Source>,
+    /// A thread is asking it.
+    is_asked: AtomicBool,
+}
+
+impl Sampler {
+    /// For as long as the process lives.
+    fn start() -> &'static Self {
+        let sampler: &Sampler = Box::leak(Box::new(Sampler { sources: Mutex::default(), added: Condvar::new() }));
+        let started = thread::Builder::new().name("counters".into()).spawn(move || {
+            loop {
+                ask(sampler.due());
+            }
+        });
+        if let Err(error) = started {
+            warn!("cannot start the thread that asks plugins for their own counters, which are not shown: {error}");
+        }
+        sampler
+    }
+
+    fn add(&self, source: Weak<dyn Source>) {
+        let mut sources = self.lock();
+        sources.list.push(Arc::new(Entry { source, is_asked: AtomicBool::new(false) }));
+        sources.has_new = true;
+        self.added.notify_one();
+    }
+
+    /// Waits until it is time to ask, and returns whom.
+    fn due(&self) -> Vec<Arc<Entry>> {
+        let sources = self.lock();
+        let waited = self.added.wait_timeout_while(sources, INTERVAL, |sources| !sources.has_new);
+        let (mut sources, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        sources.has_new = false;
+        sources.list.retain(|entry| entry.source.strong_count() > 0);
+        // Relaxed: whether it is seen in this round or the next makes no difference.
+        sources.list.iter().filter(|entry| !entry.is_asked.load(Ordering::Relaxed)).cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Sources> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Asks each of them once.
+fn ask(entries: Vec<Arc<Entry>>) {
+    let (answered, answers) = mpsc::channel();
+    let round = Arc::new((entries, AtomicUsize::new(0)));
+    let count = round.0.len();
+    let mut seen = 0;
+    while seen < count {
+        let (round, answered) = (round.clone(), answered.clone());
+        let asking = thread::Builder::new().name("counters ask".into()).spawn(move || {
+            let (entries, next) = &*round;
+            while let Some(entry) = entries.get(next.fetch_add(1, Ordering::Relaxed)) {
+                entry.is_asked.store(true, Ordering::Relaxed);
+                if let Some(source) = entry.source.upgrade() {
+                    source.sample();
+                }
+                entry.is_asked.store(false, Ordering::Relaxed);
+                let _ = answered.send(());
+            }
+        });
+        if asking.is_err() {
+            // There are no more threads: the next round may have one.
+            return;
+        }
+        loop {
+            match answers.recv_timeout(PATIENCE) {
+                Ok(()) => seen += 1,
+                // The one that hangs is not waited for any more.
+                Err(RecvTimeoutError::Timeout) => {
+                    seen += 1;
+                    break;
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            if seen == count {
+                return;
+            }
+        }
+    }
+}
