@@ -26,7 +26,7 @@ pub(super) fn links(files: &[Source]) -> Vec<String> {
     faults
 }
 
-/// Every document and every example can be reached from the front page.
+/// Every document and every example can be reached from the front page. A link to a folder leads to all its files.
 pub(super) fn reachable(files: &[Source]) -> Vec<String> {
     let mut reached = BTreeSet::from([FRONT_PAGE.to_owned()]);
     let mut pending = vec![FRONT_PAGE.to_owned()];
@@ -44,9 +44,15 @@ pub(super) fn reachable(files: &[Source]) -> Vec<String> {
     files
         .iter()
         .filter(told)
-        .filter(|file| !reached.contains(&file.path))
+        .filter(|file| !reached.contains(&file.path) && !folders_of(&file.path).any(|folder| reached.contains(folder)))
         .map(|file| format!("{}: no link leads here from {FRONT_PAGE}", file.path))
         .collect()
+}
+
+/// The folders that a file is in, but those that are told of file by file.
+fn folders_of(path: &str) -> impl Iterator<Item = &str> {
+    let folders = path.match_indices('/').map(|(end, _)| &path[..end]);
+    folders.filter(|folder| !TOLD_FOLDERS.iter().any(|told| told.trim_end_matches('/') == *folder))
 }
 
 /// A path in backquotes that begins with a folder of the checkout, such as `core/src/lib.rs`, exists.
@@ -167,8 +173,12 @@ mod tests {
         let mut files = tree();
         files.push(source("docs/lost.md", "[alone](lost.md)\n"));
         files.push(source("examples/lost.toml", "\n"));
-        let lost =
-            ["docs/lost.md", "examples/lost.toml"].map(|path| format!("{path}: no link leads here from README.md"));
+        files.push(source("examples/found/a/b.c", "\n"));
+        files.push(source("docs/b.md", "[a folder](../examples/found), [all](../examples)\n"));
+        files.push(source("docs/c.md", "\n"));
+        files[1].text += "[b](b.md)\n";
+        let lost = ["docs/lost.md", "examples/lost.toml", "docs/c.md"]
+            .map(|path| format!("{path}: no link leads here from README.md"));
         assert_eq!(reachable(&files), lost);
     }
 

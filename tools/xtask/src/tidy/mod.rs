@@ -176,9 +176,13 @@ fn directions(metadata: &Value, root: &Path) -> Vec<String> {
     faults
 }
 
+/// Packages that are no members of the workspace, to be copied as they are.
+const EXAMPLES: &str = "examples/";
+
 fn common_lints(files: &[Source]) -> Vec<String> {
     let manifests = files.iter().filter(|file| file.path.ends_with("/Cargo.toml"));
     manifests
+        .filter(|file| !file.path.starts_with(EXAMPLES))
         .filter(|file| !file.text.contains("[lints]\nworkspace = true"))
         .map(|file| format!("{}: write [lints] with workspace = true", file.path))
         .collect()

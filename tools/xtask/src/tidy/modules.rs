@@ -31,6 +31,9 @@ pub(super) fn roots(rust: &[&Source], metadata: &Value, root: &Path) -> BTreeSet
     let mut roots: BTreeSet<String> = sources
         .filter_map(|source| Some(Path::new(source).strip_prefix(root).ok()?.to_string_lossy().into_owned()))
         .collect();
+    // Cargo's metadata does not know of packages outside of the workspace.
+    let examples = rust.iter().map(|file| &file.path);
+    roots.extend(examples.filter(|path| path.starts_with(super::EXAMPLES) && path.ends_with("/src/lib.rs")).cloned());
     for file in rust {
         let mut parts = file.path.rsplit('/');
         if let (Some(name), Some(folder)) = (parts.next(), parts.next()) {
@@ -95,6 +98,8 @@ mod tests {
             source("a/src/c/e.rs", ""),
             source("a/src/dead.rs", "mod f;"),
             source("a/src/d.rs", ""),
+            source("examples/plugin/src/lib.rs", "mod queue;"),
+            source("examples/plugin/src/queue.rs", ""),
             source("a/tests/one.rs", "mod common;"),
             source("a/tests/common/mod.rs", ""),
             source("a/tests/fixture.rs", ""),
