@@ -7,6 +7,7 @@
 //! | [`licences`] | what may be linked with |
 //! | [`modules`] | Rust files that nothing compiles |
 //! | [`rooms`] | which room may import which, and circles |
+//! | [`rust_version`] | the least version of the compiler |
 //! | [`source`] | (no rule: a file of the tree) |
 //! | [`width`] | lines of code and prose |
 
@@ -15,6 +16,7 @@ mod imports;
 mod licences;
 mod modules;
 mod rooms;
+mod rust_version;
 mod source;
 mod width;
 
@@ -34,6 +36,10 @@ const RULES: &[Rule] = &[
     ("dependency directions", |tree| directions(&tree.project.metadata, &tree.project.root)),
     ("licences of dependencies", |tree| match tree.project.dependencies() {
         Ok(metadata) => licences::not_allowed(&metadata),
+        Err(why) => vec![why],
+    }),
+    ("rust-version", |tree| match tree.project.dependencies() {
+        Ok(metadata) => rust_version::faults(&metadata, &tree.files),
         Err(why) => vec![why],
     }),
     ("packages keep the common lints", |tree| common_lints(&tree.files)),
@@ -176,13 +182,10 @@ fn directions(metadata: &Value, root: &Path) -> Vec<String> {
     faults
 }
 
-/// Packages that are no members of the workspace, to be copied as they are.
-const EXAMPLES: &str = "examples/";
-
 fn common_lints(files: &[Source]) -> Vec<String> {
     let manifests = files.iter().filter(|file| file.path.ends_with("/Cargo.toml"));
     manifests
-        .filter(|file| !file.path.starts_with(EXAMPLES))
+        .filter(|file| !file.path.starts_with(source::EXAMPLES))
         .filter(|file| !file.text.contains("[lints]\nworkspace = true"))
         .map(|file| format!("{}: write [lints] with workspace = true", file.path))
         .collect()

@@ -33,7 +33,9 @@ pub(super) fn roots(rust: &[&Source], metadata: &Value, root: &Path) -> BTreeSet
         .collect();
     // Cargo's metadata does not know of packages outside of the workspace.
     let examples = rust.iter().map(|file| &file.path);
-    roots.extend(examples.filter(|path| path.starts_with(super::EXAMPLES) && path.ends_with("/src/lib.rs")).cloned());
+    roots.extend(
+        examples.filter(|path| path.starts_with(super::source::EXAMPLES) && path.ends_with("/src/lib.rs")).cloned(),
+    );
     for file in rust {
         let mut parts = file.path.rsplit('/');
         if let (Some(name), Some(folder)) = (parts.next(), parts.next()) {

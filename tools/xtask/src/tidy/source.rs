@@ -1,5 +1,8 @@
 //! The text files of the checkout.
 
+/// Packages that are no members of the workspace, to be copied as they are.
+pub(super) const EXAMPLES: &str = "examples/";
+
 /// A text file of the project.
 pub(super) struct Source {
     /// Relative to the checkout, with slashes.
