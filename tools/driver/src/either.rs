@@ -1,5 +1,5 @@
 //! The driver of a ring of either kind.
-use super::{in_order::Order, layout::Buffer, packed::PackedDriver, split::SplitDriver};
+use super::{in_order::InOrder, layout::Buffer, packed::PackedDriver, split::SplitDriver};
 use pollux_core::{
     memory::GuestMemory,
     ring::{QueueConfig, RingKind},
@@ -52,7 +52,7 @@ impl RingDriver {
     }
 
     /// The order that the device keeps, if it does.
-    pub fn order(&self) -> Option<&Order> {
+    pub fn order(&self) -> Option<&InOrder> {
         either!(self, ring => ring.order())
     }
 

@@ -1,25 +1,17 @@
-//! The driver's side of a split virtqueue (virtio 1.3, 2.7).
+//! The driver's side of a split virtqueue (virtio 1.3, 2.7), for tests.
 use super::{
-    in_order::Order,
+    in_order::InOrder,
     layout::{Buffer, Descriptor, INDIRECT, NEXT, WRITE},
+    memory,
+    split_memory::SplitMemory,
 };
-use pollux_core::{
-    memory::{GuestMemory, Translator},
-    ring::QueueConfig,
-};
-use std::{
-    collections::VecDeque,
-    sync::atomic::{AtomicU16, Ordering, fence},
-};
+use pollux_core::{memory::GuestMemory, ring::QueueConfig};
+use std::collections::VecDeque;
 
 /// The driver of one split ring.
 #[derive(Debug)]
 pub struct SplitDriver {
-    memory: Translator,
-    config: QueueConfig,
-    descriptors: *mut Descriptor,
-    available: *mut u16,
-    used: *mut u16,
+    ring: SplitMemory,
     available_index: u16,
     /// The index that the device can see.
     published_index: u16,
@@ -28,48 +20,30 @@ pub struct SplitDriver {
     /// newest first.
     free: VecDeque<u16>,
     /// The chains that the device has, if it keeps their order.
-    order: Option<Order>,
-    event_idx: bool,
+    order: Option<InOrder>,
 }
-
-// SAFETY: the pointers lead to a shared mapping that `memory` keeps alive.
-unsafe impl Send for SplitDriver {}
 
 impl SplitDriver {
     /// Bytes that a ring of `size` takes, from a page border on.
     pub fn bytes(size: u16) -> u64 {
-        let size = u64::from(size);
-        (16 * size + 6 + 2 * size).next_multiple_of(4096) + (6 + 8 * size).next_multiple_of(4096)
+        SplitMemory::bytes(size)
     }
 
     /// Lays out a ring of `size` at guest-physical `base`, a page border.
     pub fn new(memory: &GuestMemory, base: u64, size: u16, event_idx: bool) -> Self {
-        let entries = u64::from(size);
-        let driver_area = base + 16 * entries;
-        let device_area = base + (16 * entries + 6 + 2 * entries).next_multiple_of(4096);
-        let mut translator = memory.translator();
-        let start = translator.translate(base, Self::bytes(size)).expect("the ring lies in guest memory");
-        // SAFETY: the range was just translated, and nobody uses it yet.
-        unsafe { start.write_bytes(0, Self::bytes(size) as usize) };
-        let at = |address: u64| start.wrapping_add((address - base) as usize);
         SplitDriver {
-            config: QueueConfig { size, descriptors: base, driver_area, device_area },
-            descriptors: start.cast(),
-            available: at(driver_area).cast(),
-            used: at(device_area).cast(),
+            ring: SplitMemory::new(memory, base, size, event_idx),
             available_index: 0,
             published_index: 0,
             last_used: 0,
             free: (0..size).collect(),
             order: None,
-            event_idx,
-            memory: translator,
         }
     }
 
     /// Where the ring is, for the device.
     pub fn config(&self) -> QueueConfig {
-        self.config
+        self.ring.config()
     }
 
     /// Describes `buffers` as one chain and puts its head into the available ring, without showing it to the device
@@ -104,11 +78,11 @@ impl SplitDriver {
 
     /// From now on, which is before the first chain, the device gives chains back in their order (IN_ORDER).
     pub fn set_in_order(&mut self) {
-        self.order = Some(Order::default());
+        self.order = Some(InOrder::new(self.config().size));
     }
 
     /// The order that the device keeps.
-    pub fn order(&self) -> Option<&Order> {
+    pub fn order(&self) -> Option<&InOrder> {
         self.order.as_ref()
     }
 
@@ -121,9 +95,7 @@ impl SplitDriver {
     /// Puts `head` into the available ring, whatever it is.
     #[inline]
     pub fn push_head(&mut self, head: u16) {
-        let slot = self.available_index & (self.config.size - 1);
-        // SAFETY: the available ring has `size` entries after two words; `new` translated them.
-        unsafe { self.available.add(2 + usize::from(slot)).write_volatile(head) };
+        self.ring.write_available(self.available_index, head);
         self.available_index = self.available_index.wrapping_add(1);
     }
 
@@ -131,23 +103,13 @@ impl SplitDriver {
     #[inline]
     pub fn publish(&mut self) -> bool {
         let old = std::mem::replace(&mut self.published_index, self.available_index);
-        self.set_available_index(self.available_index);
-        // Partner: the fence of the device's `enable_kicks` (virtio 1.3, 2.7.13.4.1).
-        fence(Ordering::SeqCst);
-        if self.event_idx {
-            let event = self.available_event();
-            self.published_index.wrapping_sub(event).wrapping_sub(1) < self.published_index.wrapping_sub(old)
-        } else {
-            self.used_flags() & 1 == 0
-        }
+        self.ring.publish(old, self.available_index)
     }
 
     /// Stores the available index, whatever it is.
     #[inline]
     pub fn set_available_index(&mut self, index: u16) {
-        // Partner: the device's load in `SplitRing::pop`.
-        // SAFETY: the index is the second word of the available ring.
-        unsafe { AtomicU16::from_ptr(self.available.add(1)) }.store(index, Ordering::Release);
+        self.ring.show(index);
     }
 
     /// The available index as the driver counts it.
@@ -160,17 +122,13 @@ impl SplitDriver {
     pub fn pop_used(&mut self) -> Option<(u16, u32)> {
         let (head, length) = match &self.order {
             None => self.peek_used()?,
-            Some(order) if order.is_within_run() => self.order.as_mut()?.pop()?,
+            Some(order) if order.is_within_run() => self.order.as_mut()?.pop(),
             Some(_) => {
                 let (last, written) = self.peek_used()?;
-                let count = self.used_count();
+                let given_back = self.used_count();
                 let order = self.order.as_mut()?;
-                order.begin_run(last, written);
-                assert!(
-                    order.run_length() <= count.into(),
-                    "chain {last} is not among the {count} that were given back"
-                );
-                order.pop()?
+                order.begin_run(last, written, given_back);
+                order.pop()
             }
         };
         self.last_used = self.last_used.wrapping_add(1);
@@ -181,14 +139,12 @@ impl SplitDriver {
     /// Number of chains given back and not yet popped.
     #[inline]
     pub fn used_count(&self) -> u16 {
-        // Partner: the device's store in `SplitRing::publish`.
-        // SAFETY: the index is the second word of the used ring.
-        unsafe { AtomicU16::from_ptr(self.used.add(1)) }.load(Ordering::Acquire).wrapping_sub(self.last_used)
+        self.ring.used_index().wrapping_sub(self.last_used)
     }
 
     /// The used index that the device has published.
     pub fn used_index(&self) -> u16 {
-        self.last_used.wrapping_add(self.used_count())
+        self.ring.used_index()
     }
 
     /// See [`RingDriver::base`](super::RingDriver::base).
@@ -207,15 +163,12 @@ impl SplitDriver {
         if self.used_count() == 0 {
             return None;
         }
-        let slot = usize::from(self.last_used & (self.config.size - 1));
-        // SAFETY: the used ring has `size` elements of 8 bytes after two words.
-        let element = unsafe { self.used.add(2 + 4 * slot).cast::<[u32; 2]>().read_volatile() };
-        Some((element[0] as u16, element[1]))
+        Some((self.ring.used_head(self.last_used) as u16, self.ring.used_length(self.last_used)))
     }
 
     fn release(&mut self, head: u16) {
         let mut index = head;
-        for _ in 0..self.config.size {
+        for _ in 0..self.config().size {
             let descriptor = self.read_descriptor(index);
             if self.order.is_some() {
                 self.free.push_back(index)
@@ -232,48 +185,38 @@ impl SplitDriver {
     /// Writes one descriptor of the table.
     #[inline]
     pub fn write_descriptor(&mut self, index: u16, descriptor: Descriptor) {
-        assert!(index < self.config.size);
-        // SAFETY: the index was checked.
-        unsafe { self.descriptors.add(index.into()).write_volatile(descriptor) };
+        assert!(index < self.config().size);
+        self.ring.write_descriptor(index, descriptor);
     }
 
     /// Reads one descriptor of the table.
     pub fn read_descriptor(&self, index: u16) -> Descriptor {
-        assert!(index < self.config.size);
-        // SAFETY: the index was checked.
-        unsafe { self.descriptors.add(index.into()).read_volatile() }
+        assert!(index < self.config().size);
+        self.ring.read_descriptor(index)
     }
 
     /// Writes any value to guest memory.
     pub fn write<T: Copy>(&mut self, address: u64, value: T) {
-        let target = self.memory.translate(address, size_of::<T>() as u64).expect("an address in guest memory");
-        // SAFETY: the range was just translated.
-        unsafe { target.cast::<T>().write_unaligned(value) };
+        self.ring.memory().write(address, value);
     }
 
     /// Asks for interrupts or not: the flag without EVENT_IDX, the event index with it. `true`: with the next used
     /// chain.
     pub fn want_interrupts(&mut self, wanted: bool) {
         let event = if wanted { self.last_used } else { self.last_used.wrapping_sub(0x8000) };
-        // SAFETY: flags and event are the first and the last word of the available ring.
-        unsafe {
-            self.available.write_volatile((!wanted).into());
-            self.available.add(2 + usize::from(self.config.size)).write_volatile(event);
-        }
-        // Partner: the fence in `SplitRing::needs_signal`.
-        fence(Ordering::SeqCst);
+        self.ring.write_available_flags((!wanted).into());
+        self.ring.write_used_event(event);
+        memory::before_looking_again();
     }
 
     /// The device's NO_NOTIFY flag.
     pub fn used_flags(&self) -> u16 {
-        // SAFETY: the first word of the used ring.
-        unsafe { self.used.read_volatile() }
+        self.ring.used_flags()
     }
 
     /// The device's avail_event.
     pub fn available_event(&self) -> u16 {
-        // SAFETY: the last word of the used ring.
-        unsafe { self.used.add(2 + 4 * usize::from(self.config.size)).read_volatile() }
+        self.ring.available_event()
     }
 }
 

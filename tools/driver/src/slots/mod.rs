@@ -3,13 +3,16 @@
 //! | module | holds |
 //! |---|---|
 //! | `ring` | what such a ring can do, and how a device can break it |
-//! | `order` | the requests of a device that keeps their order |
+//! | `tables` | indirect tables, one for each slot |
 //! | `split`, `packed`, `either` | a split ring, a packed ring, a ring of either kind |
 mod either;
-mod order;
+#[cfg(test)]
+mod order_tests;
 mod packed;
 mod ring;
 mod split;
+#[allow(unsafe_code)]
+mod tables;
 #[cfg(test)]
 mod tests;
 

@@ -1,37 +1,23 @@
 //! A split virtqueue (virtio 1.3, 2.7) as the Linux driver runs it.
 use super::{
-    order::Order,
     ring::{CHAIN_LENGTH, Chain, Ring, RingError},
+    tables::{self, Tables},
 };
 use crate::{
     layout::{Descriptor, INDIRECT, NEXT, WRITE},
-    split::SplitDriver,
+    memory,
+    order::Order,
+    split_memory::{NO_NOTIFICATION, SplitMemory},
 };
-use pollux_core::{
-    memory::{GuestMemory, Translator},
-    ring::QueueConfig,
-};
-use std::sync::atomic::{AtomicU16, Ordering, fence};
-
-/// Bytes that an indirect table takes: three descriptors, and not two tables in one cache line.
-const TABLE_BYTES: u64 = 64;
-/// Descriptors that it has room for.
-const TABLE_LENGTH: u16 = 4;
-/// `flags` of the available ring: no interrupts. `flags` of the used ring: no kicks.
-const NO_NOTIFICATION: u16 = 1;
+use pollux_core::{memory::GuestMemory, ring::QueueConfig};
 
 /// The driver's side of one split ring. Each slot has descriptors of its own, which are written again for every request
 /// as Linux does.
 #[derive(Debug)]
 pub struct SplitRing {
-    descriptors: *mut Descriptor,
-    available: *mut u16,
-    used: *mut u16,
-    /// Indirect tables; null: chains are direct.
-    tables: *mut Descriptor,
-    tables_address: u64,
-    size: u16,
-    event_idx: bool,
+    ring: SplitMemory,
+    /// Indirect tables; `None`: chains are direct.
+    tables: Option<Tables<Descriptor>>,
     available_index: u16,
     published_index: u16,
     last_used: u16,
@@ -41,8 +27,6 @@ pub struct SplitRing {
     count: u16,
     /// If the device keeps the order of requests.
     in_order: Option<InOrder>,
-    config: QueueConfig,
-    _memory: Translator,
 }
 
 /// What is known of requests whose device keeps their order. Their descriptors are used in the order of the table then,
@@ -68,13 +52,10 @@ impl InOrder {
     }
 }
 
-// SAFETY: the pointers lead to a shared mapping that `_memory` keeps alive; one thread at a time has the ring.
-unsafe impl Send for SplitRing {}
-
 impl SplitRing {
     /// Bytes of guest memory, from a page border on, for a ring of `size` and `slots` requests.
     pub fn bytes(size: u16, slots: u16) -> u64 {
-        SplitDriver::bytes(size) + (TABLE_BYTES * u64::from(slots)).next_multiple_of(4096)
+        SplitMemory::bytes(size) + tables::bytes(slots)
     }
 
     /// Most slots that a ring of `size` has room for.
@@ -91,20 +72,11 @@ impl SplitRing {
             size.is_power_of_two() && slots <= Self::slots_max(size, indirect),
             "{slots} slots fit a ring of {size}"
         );
-        // The layout is that of the tests' driver.
-        let config = SplitDriver::new(memory, base, size, event_idx).config();
-        let mut translator = memory.translator();
-        let start = translator.translate(base, Self::bytes(size, slots)).expect("the ring lies in guest memory");
-        let at = |address: u64| start.wrapping_add((address - base) as usize);
-        let tables_address = base + SplitDriver::bytes(size);
+        let memory = SplitMemory::new(memory, base, size, event_idx);
+        let tables = indirect.then(|| Tables::new(memory.memory(), base + SplitMemory::bytes(size), slots));
         let mut ring = SplitRing {
-            descriptors: at(config.descriptors).cast(),
-            available: at(config.driver_area).cast(),
-            used: at(config.device_area).cast(),
-            tables: if indirect { at(tables_address).cast() } else { std::ptr::null_mut() },
-            tables_address,
-            size,
-            event_idx,
+            ring: memory,
+            tables,
             available_index: 0,
             published_index: 0,
             last_used: 0,
@@ -112,8 +84,6 @@ impl SplitRing {
             in_flight: vec![false; slots.into()].into(),
             count: 0,
             in_order: None,
-            config,
-            _memory: translator,
         };
         ring.silence_now();
         ring
@@ -126,39 +96,17 @@ impl SplitRing {
             order: Order::new(slots),
             next_descriptor: 0,
             heads: vec![0; slots.into()].into(),
-            slots: vec![0; self.size.into()].into(),
+            slots: vec![0; self.ring.config().size.into()].into(),
         });
-    }
-
-    /// The used index as the device left it.
-    #[inline(always)]
-    fn used_index(&self) -> u16 {
-        // Partner: the device's release store after it has written used elements.
-        // SAFETY: the index is the second word of the used ring.
-        unsafe { AtomicU16::from_ptr(self.used.add(1)) }.load(Ordering::Acquire)
-    }
-
-    /// Puts a head into the available ring at `index`.
-    #[inline(always)]
-    fn write_available(&mut self, index: u16, head: u16) {
-        // SAFETY: the available ring has `size` entries, a power of two, after two words.
-        unsafe { self.available.add(2 + usize::from(index & (self.size - 1))).write_volatile(head) };
-    }
-
-    #[inline(always)]
-    fn write_used_event(&mut self, event: u16) {
-        // SAFETY: the last word of the available ring.
-        unsafe { self.available.add(2 + usize::from(self.size)).write_volatile(event) };
     }
 
     fn silence_now(&mut self) {
         self.silenced_at = self.last_used;
-        if self.event_idx {
+        if self.ring.has_event_index() {
             // An index that was passed long ago.
-            self.write_used_event(self.last_used.wrapping_sub(0x4000));
+            self.ring.write_used_event(self.last_used.wrapping_sub(0x4000));
         } else {
-            // SAFETY: the flags are the first word of the available ring.
-            unsafe { self.available.write_volatile(NO_NOTIFICATION) };
+            self.ring.write_available_flags(NO_NOTIFICATION);
         }
     }
 
@@ -166,7 +114,7 @@ impl SplitRing {
         if let Some(in_order) = &self.in_order {
             return in_order.heads[usize::from(slot)];
         }
-        if self.tables.is_null() { slot * CHAIN_LENGTH } else { slot }
+        if self.tables.is_none() { slot * CHAIN_LENGTH } else { slot }
     }
 
     /// The slot in flight whose head is `head`.
@@ -179,41 +127,30 @@ impl SplitRing {
             });
             return slot.copied().ok_or(RingError::NotInFlight(head));
         }
-        let stride = if self.tables.is_null() { u32::from(CHAIN_LENGTH) } else { 1 };
+        let stride = if self.tables.is_none() { u32::from(CHAIN_LENGTH) } else { 1 };
         let slot = head / stride;
         if head.is_multiple_of(stride) && self.in_flight.get(slot as usize) == Some(&true) {
             return Ok(slot as u16);
         }
         Err(RingError::NotInFlight(head))
     }
-
-    /// The head in the used ring at `index`.
-    #[inline(always)]
-    fn used_head(&self, index: u16) -> u32 {
-        // SAFETY: the used ring has `size` elements of 8 bytes, a power of two, after two words.
-        unsafe { self.used.add(2 + 4 * usize::from(index & (self.size - 1))).cast::<u32>().read_volatile() }
-    }
 }
 
-/// Writes the chain into `table`, from descriptor `first` on and around the end.
-///
-/// # Safety
-/// `table` has `mask + 1` descriptors, a power of two.
+/// Writes a chain into a table of `size` descriptors, a power of two, from `first` on and around the end. Returns how
+/// many it takes.
 #[inline(always)]
-unsafe fn write_chain(table: *mut Descriptor, mask: u16, first: u16, chain: &Chain) -> u16 {
-    let write = |index: u16, address: u64, length: u32, flags: u16| {
-        let next = if flags & NEXT != 0 { first.wrapping_add(index + 1) & mask } else { 0 };
-        let at = first.wrapping_add(index) & mask;
-        // SAFETY: the caller has so many.
-        unsafe { table.add(at.into()).write_volatile(Descriptor { address, length, flags, next }) };
+fn write_chain(size: u16, first: u16, chain: &Chain, mut write: impl FnMut(u16, Descriptor)) -> u16 {
+    let mut put = |index: u16, address: u64, length: u32, flags: u16| {
+        let next = if flags & NEXT != 0 { first.wrapping_add(index + 1) & (size - 1) } else { 0 };
+        write(first.wrapping_add(index), Descriptor { address, length, flags, next });
     };
-    write(0, chain.header, 16, NEXT);
+    put(0, chain.header, 16, NEXT);
     let mut last = 1;
     if chain.length > 0 {
-        write(1, chain.data, chain.length, if chain.device_writes { NEXT | WRITE } else { NEXT });
+        put(1, chain.data, chain.length, if chain.device_writes { NEXT | WRITE } else { NEXT });
         last = 2;
     }
-    write(last, chain.status, 1, WRITE);
+    put(last, chain.status, 1, WRITE);
     last + 1
 }
 
@@ -225,54 +162,39 @@ impl Ring for SplitRing {
         *flag = true;
         self.count += 1;
         let head = self.in_order.as_ref().map_or_else(|| self.head(slot), |in_order| in_order.next_descriptor);
-        // SAFETY: `new` checked that the slots' descriptors fit the table, and reserved a table of a power of two for
-        // each slot.
-        let count = unsafe {
-            if self.tables.is_null() {
-                write_chain(self.descriptors, self.size - 1, head, chain)
-            } else {
-                let offset = TABLE_BYTES * u64::from(slot);
-                let count = write_chain(self.tables.byte_add(offset as usize), TABLE_LENGTH - 1, 0, chain);
-                let (address, length) = (self.tables_address + offset, 16 * u32::from(count));
-                let own = self.descriptors.add(head.into());
-                own.write_volatile(Descriptor { address, length, flags: INDIRECT, next: 0 });
+        let size = self.ring.config().size;
+        let ring = &mut self.ring;
+        let count = match &mut self.tables {
+            None => write_chain(size, head, chain, |index, descriptor| ring.write_descriptor(index, descriptor)),
+            Some(tables) => {
+                let write = |index, descriptor| tables.write(slot, index, descriptor);
+                let count = write_chain(tables::LENGTH, 0, chain, write);
+                let (address, length) = (tables.address(slot), 16 * u32::from(count));
+                ring.write_descriptor(head, Descriptor { address, length, flags: INDIRECT, next: 0 });
                 1
             }
         };
         if let Some(in_order) = &mut self.in_order {
-            in_order.add(slot, count, self.size);
+            in_order.add(slot, count, size);
         }
-        self.write_available(self.available_index, head);
+        self.ring.write_available(self.available_index, head);
         self.available_index = self.available_index.wrapping_add(1);
     }
 
     #[inline]
     fn show(&mut self) {
-        // Partner: the device's acquire load of the index, before it reads entries and descriptors.
-        // SAFETY: the index is the second word of the available ring.
-        unsafe { AtomicU16::from_ptr(self.available.add(1)) }.store(self.available_index, Ordering::Release);
+        self.ring.show(self.available_index);
     }
 
     #[inline]
     fn publish(&mut self) -> bool {
         let old = std::mem::replace(&mut self.published_index, self.available_index);
-        let new = self.available_index;
-        self.show();
-        // Partner: the device's fence between asking for kicks and looking at the index once more (2.7.13.4.1).
-        fence(Ordering::SeqCst);
-        if self.event_idx {
-            // SAFETY: the last word of the used ring.
-            let event = unsafe { self.used.add(2 + 4 * usize::from(self.size)).read_volatile() };
-            new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
-        } else {
-            // SAFETY: the first word of the used ring.
-            unsafe { self.used.read_volatile() & NO_NOTIFICATION == 0 }
-        }
+        self.ring.publish(old, self.available_index)
     }
 
     #[inline]
     fn pop(&mut self) -> Result<Option<u16>, RingError> {
-        let ahead = self.used_index().wrapping_sub(self.last_used);
+        let ahead = self.ring.used_index().wrapping_sub(self.last_used);
         if ahead == 0 {
             return Ok(None);
         }
@@ -280,10 +202,10 @@ impl Ring for SplitRing {
             return Err(RingError::UsedIndex(ahead, self.count));
         }
         let is_within_run = self.in_order.as_ref().is_some_and(|in_order| in_order.order.is_within_run());
-        let mut slot = if is_within_run { 0 } else { self.slot(self.used_head(self.last_used))? };
+        let mut slot = if is_within_run { 0 } else { self.slot(self.ring.used_head(self.last_used))? };
         if let Some(InOrder { order, .. }) = &mut self.in_order {
             if !is_within_run {
-                order.begin_run(slot, ahead)?;
+                order.begin_run(slot, ahead).map_err(|length| RingError::Run(length, ahead))?;
             }
             slot = order.pop();
         }
@@ -302,15 +224,13 @@ impl Ring for SplitRing {
     }
 
     fn arm(&mut self) -> bool {
-        if self.event_idx {
-            self.write_used_event(self.last_used);
+        if self.ring.has_event_index() {
+            self.ring.write_used_event(self.last_used);
         } else {
-            // SAFETY: the flags are the first word of the available ring.
-            unsafe { self.available.write_volatile(0) };
+            self.ring.write_available_flags(0);
         }
-        // Partner: the device's fence between its used index and its look at our event (2.7.7.2).
-        fence(Ordering::SeqCst);
-        let nothing = self.used_index() == self.last_used;
+        memory::before_looking_again();
+        let nothing = self.ring.used_index() == self.last_used;
         if !nothing {
             self.silence_now();
         }
@@ -318,11 +238,11 @@ impl Ring for SplitRing {
     }
 
     fn config(&self) -> QueueConfig {
-        self.config
+        self.ring.config()
     }
 
     fn base(&self) -> Option<u16> {
-        Some(self.used_index())
+        Some(self.ring.used_index())
     }
 
     fn replay(&mut self) -> bool {
@@ -331,17 +251,17 @@ impl Ring for SplitRing {
             return true;
         }
         // What the device gave back and nobody has popped is finished.
-        let used = self.used_index();
+        let used = self.ring.used_index();
         let mut pending = self.in_flight.clone();
         let mut index = self.last_used;
         while index != used {
-            if let Ok(slot) = self.slot(self.used_head(index)) {
+            if let Ok(slot) = self.slot(self.ring.used_head(index)) {
                 pending[usize::from(slot)] = false;
             }
             index = index.wrapping_add(1);
         }
         for slot in (0..pending.len() as u16).filter(|&slot| pending[usize::from(slot)]) {
-            self.write_available(index, self.head(slot));
+            self.ring.write_available(index, self.head(slot));
             index = index.wrapping_add(1);
         }
         debug_assert_eq!(index, self.available_index, "as many requests as the indices say");
@@ -401,10 +321,7 @@ mod tests {
         device.publish();
         assert_eq!(ring.base(), Some(2));
         assert!(ring.replay());
-        let entries: Vec<u16> = (2..4u16)
-            // SAFETY: entries 2 and 3 of a ring of 16.
-            .map(|index| unsafe { ring.available.add(2 + usize::from(index)).read() })
-            .collect();
+        let entries = [2, 3].map(|index| ring.ring.read_available(index));
         assert_eq!(entries, [0, 2 * CHAIN_LENGTH]);
         assert_eq!(ring.pop(), Ok(Some(1)), "what had come back before can still be popped");
         assert_eq!(ring.in_flight(), 2);
