@@ -385,7 +385,7 @@ fn a_resized_medium_is_told_to_the_front_end(kind: RingKind) {
     write_and_read(&mut front, 0, 15);
     assert_eq!(front.request(0, IN, 2048, &[], &Cut::plain(0, 512)).status, IOERR, "beyond the end");
     control(&unique(kind, "vu-resize")).resize(2 << 20);
-    host.server.refresher().refresh();
+    host.server.handle().refresh();
     let mut message = [0; 12];
     std::io::Read::read_exact(&mut &ours, &mut message).expect("a message");
     assert_eq!(message, [2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], "CONFIG_CHANGE_MSG, version 1, no payload");

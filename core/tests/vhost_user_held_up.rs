@@ -90,7 +90,7 @@ fn a_look_at_the_medium_does_not_keep_a_worker_held_up() {
     // It is in the used ring before the worker signals it.
     wait_for("a request", || guest.driver.pop());
     assert!(raw.send(Request::SET_VRING_ENABLE, &words32(&[0, 0]), &[]));
-    both.server.as_ref().expect("a server").refresher().refresh();
+    both.server.as_ref().expect("a server").handle().refresh();
     both.neighbour_works();
     both.all_work();
     both.stop();

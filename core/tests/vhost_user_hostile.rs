@@ -344,11 +344,11 @@ fn a_channel_that_is_full_delays_nobody() {
     theirs.set_nonblocking(false).expect("a socket");
     for size in 2..20u64 {
         control("hostile-channel").resize(size << 20);
-        both.server.as_ref().expect("a server").refresher().refresh();
+        both.server.as_ref().expect("a server").handle().refresh();
         assert!(raw.is_alive());
     }
     control("hostile-channel").resize(1 << 20);
-    both.server.as_ref().expect("a server").refresher().refresh();
+    both.server.as_ref().expect("a server").handle().refresh();
     both.neighbour_works();
     both.stop();
     drop(ours);

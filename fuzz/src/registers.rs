@@ -7,7 +7,7 @@ use pollux_core::{
     ring::{QueueConfig, RingKind},
     stats::StatsSegment,
     transport::{
-        STATUS_NEEDS_RESET, VirtioDevice,
+        STATUS_NEEDS_RESET, TRANSPORT_FEATURES, VirtioDevice,
         mmio::MmioTransport,
         pci::{MSIX_TABLE_OFFSET, PciTransport},
     },
@@ -16,6 +16,7 @@ use pollux_core::{
 use pollux_testing::{
     blk::{BlkDriver, Cut, IN, OK, wait_for},
     disk::Behaviour,
+    registers::{Layout, MMIO, PCI, Register, Registers},
     rig::options,
 };
 use std::{
@@ -32,46 +33,6 @@ const QUEUE_SIZE: u16 = 16;
 const DEPTH: usize = 1;
 /// Accesses of one input.
 const ACCESSES_MAX: usize = 256;
-
-/// Where the registers of a kind of transport are that a driver starts the device by (virtio 1.3, 4.1.4.3 and 4.2.2):
-/// offset and width in bytes. A width of 0: there is none.
-struct Layout {
-    driver_features_select: (u64, usize),
-    driver_features: (u64, usize),
-    status: (u64, usize),
-    queue_select: (u64, usize),
-    queue_size: (u64, usize),
-    queue_vector: (u64, usize),
-    queue_ready: (u64, usize),
-    /// The lower halves of descriptors, driver area and device area; the upper ones follow.
-    addresses: [(u64, usize); 3],
-    /// First offset behind all registers.
-    end: u64,
-}
-
-const PCI: Layout = Layout {
-    driver_features_select: (0x08, 4),
-    driver_features: (0x0c, 4),
-    status: (0x14, 1),
-    queue_select: (0x16, 2),
-    queue_size: (0x18, 2),
-    queue_vector: (0x1a, 2),
-    queue_ready: (0x1c, 2),
-    addresses: [(0x20, 4), (0x28, 4), (0x30, 4)],
-    end: 0x4000,
-};
-
-const MMIO: Layout = Layout {
-    driver_features_select: (0x24, 4),
-    driver_features: (0x20, 4),
-    status: (0x70, 4),
-    queue_select: (0x30, 4),
-    queue_size: (0x38, 4),
-    queue_vector: (0, 0),
-    queue_ready: (0x44, 4),
-    addresses: [(0x80, 4), (0x90, 4), (0xa0, 4)],
-    end: 0x200,
-};
 
 /// What the registers belong to.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -99,14 +60,14 @@ impl Kind {
 }
 
 /// A device behind the registers of either transport.
-enum Registers {
+enum Device {
     /// With all of what is around them on the bus.
     Slot(PciSlot),
     Pci(PciTransport),
     Mmio(MmioTransport),
 }
 
-impl Registers {
+impl Device {
     fn new(kind: Kind, memory: &GuestMemory) -> Self {
         let (backend, _) = disk::empty(Behaviour::Deferred);
         let stats = StatsSegment::anonymous(QUEUES).expect("statistics");
@@ -121,82 +82,54 @@ impl Registers {
         let device = VirtioDevice::new(Box::new(Blk::new(options, backend, &stats)), memory.clone()).expect("a device");
         let event = || Arc::new(EventFd::new(EFD_NONBLOCK).expect("an event"));
         if kind == Kind::Mmio {
-            return Registers::Mmio(MmioTransport::new(device, event()));
+            return Device::Mmio(MmioTransport::new(device, event()));
         }
         let vectors: Vec<_> = (0..=QUEUES).map(|_| event()).collect();
         let transport = PciTransport::new(device, vectors.clone()).expect("few queues");
         if kind == Kind::Pci {
-            return Registers::Pci(transport);
+            return Device::Pci(transport);
         }
-        Registers::Slot(PciSlot::new(transport, &vectors, memory).expect("KVM, which is there"))
-    }
-
-    fn layout(&self) -> &'static Layout {
-        match self {
-            Registers::Pci(_) | Registers::Slot(_) => &PCI,
-            Registers::Mmio(_) => &MMIO,
-        }
+        Device::Slot(PciSlot::new(transport, &vectors, memory).expect("KVM, which is there"))
     }
 
     fn kick(&self, queue: usize) {
         let device = match self {
-            Registers::Slot(slot) => return slot.kick(queue),
-            Registers::Pci(transport) => transport.device(),
-            Registers::Mmio(transport) => transport.device(),
+            Device::Slot(slot) => return slot.kick(queue),
+            Device::Pci(transport) => transport.device(),
+            Device::Mmio(transport) => transport.device(),
         };
         // Full means that it was kicked anyway.
         let _ = device.kick(queue).map(|kick| kick.write(1));
     }
+}
 
-    fn read(&mut self, offset: u64, width: usize) -> u64 {
-        let mut data = [0; 8];
+impl Registers for Device {
+    fn layout(&self) -> &'static Layout {
         match self {
-            Registers::Slot(slot) => slot.read_bar(offset, &mut data[..width]),
-            Registers::Pci(transport) => transport.read_bar(offset, &mut data[..width]),
-            Registers::Mmio(transport) => transport.read(offset, &mut data[..width]),
+            Device::Pci(_) | Device::Slot(_) => &PCI,
+            Device::Mmio(_) => &MMIO,
         }
-        u64::from_le_bytes(data)
     }
 
-    fn write(&mut self, (offset, width): (u64, usize), value: u64) {
-        let data = &value.to_le_bytes()[..width];
+    fn read(&mut self, register: Register) -> u64 {
         match self {
-            _ if width == 0 => {}
-            Registers::Slot(slot) => slot.write_bar(offset, data),
-            Registers::Pci(transport) => transport.write_bar(offset, data),
-            Registers::Mmio(transport) => transport.write(offset, data),
+            Device::Pci(transport) => Registers::read(transport, register),
+            Device::Mmio(transport) => Registers::read(transport, register),
+            Device::Slot(slot) => {
+                let mut data = [0; 8];
+                slot.read_bar(register.0, &mut data[..register.1]);
+                u64::from_le_bytes(data)
+            }
         }
     }
 
-    /// Says where a queue is and, if it is to be `ready`, that it is.
-    fn describe_queue(&mut self, index: usize, config: QueueConfig, ready: bool) {
-        let layout = self.layout();
-        self.write(layout.queue_select, index as u64);
-        self.write(layout.queue_size, config.size.into());
-        self.write(layout.queue_vector, index as u64);
-        for (register, address) in
-            layout.addresses.iter().zip([config.descriptors, config.driver_area, config.device_area])
-        {
-            self.write(*register, address & 0xffff_ffff);
-            self.write((register.0 + 4, register.1), address >> 32);
+    fn write(&mut self, register: Register, value: u64) {
+        match self {
+            Device::Pci(transport) => Registers::write(transport, register, value),
+            Device::Mmio(transport) => Registers::write(transport, register, value),
+            Device::Slot(slot) if register.1 > 0 => slot.write_bar(register.0, &value.to_le_bytes()[..register.1]),
+            Device::Slot(_) => {}
         }
-        if ready {
-            self.write(layout.queue_ready, 1);
-        }
-    }
-
-    /// What a driver does before it describes queues (virtio 1.3, 3.1.1): reset, ACKNOWLEDGE, DRIVER, features,
-    /// FEATURES_OK.
-    fn negotiate(&mut self, features: u64) {
-        let layout = self.layout();
-        for status in [0, 1, 3] {
-            self.write(layout.status, status);
-        }
-        for half in [0, 1] {
-            self.write(layout.driver_features_select, half);
-            self.write(layout.driver_features, features >> (32 * half) & 0xffff_ffff);
-        }
-        self.write(layout.status, 11);
     }
 }
 
@@ -207,8 +140,8 @@ impl Registers {
 pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let memory = GuestMemory::create(&[(0, BlkDriver::bytes(QUEUE_SIZE, DEPTH))], None).expect("memory");
-    let mut registers = Registers::new(Kind::choose(&mut input), &memory);
-    if let Registers::Slot(slot) = &registers {
+    let mut registers = Device::new(Kind::choose(&mut input), &memory);
+    if let Device::Slot(slot) = &registers {
         slot.enable();
     }
     let config = BlkDriver::new(RingKind::Split, &memory, 0, QUEUE_SIZE, DEPTH, false).ring.config();
@@ -222,24 +155,26 @@ pub fn run(data: &[u8]) {
 }
 
 /// One access, or some of those that belong together, for few inputs would hit upon a whole start.
-fn access(registers: &mut Registers, input: &mut Input<'_>, config: QueueConfig) {
+fn access(registers: &mut Device, input: &mut Input<'_>, config: QueueConfig) {
     let layout = registers.layout();
     let width = 1 << input.below(4);
-    if let Registers::Slot(slot) = registers
+    if let Device::Slot(slot) = registers
         && input.flag()
     {
         return access_slot(slot, input, width);
     }
     match input.below(8) {
-        0 => drop(registers.read(u64::from(input.half()) % layout.end, width)),
+        0 => _ = registers.read((u64::from(input.half()) % layout.end, width)),
         1 => registers.write((u64::from(input.half()) % layout.end, width), input.long()),
         // Where the registers are, most of which have 4 bytes.
         2 => registers.write((u64::from(input.byte()), 4), input.word().into()),
-        3 => drop(registers.read(u64::from(input.byte()) & !3, 4)),
+        3 => _ = registers.read((u64::from(input.byte()) & !3, 4)),
         4 => registers.write(layout.status, input.choose(&[0, 1, 3, 11, 15, 0x80, 0xff, 7])),
         5 => {
-            let features = 1 << VIRTIO_F_VERSION_1 | input.long();
-            registers.negotiate(features);
+            // Mostly such that the device accepts them.
+            let any = input.long();
+            let may_be = if any >> 63 == 0 { TRANSPORT_FEATURES } else { u64::MAX };
+            registers.negotiate(1 << VIRTIO_F_VERSION_1 | any & may_be);
         }
         6 => {
             let mut config = config;
@@ -247,6 +182,11 @@ fn access(registers: &mut Registers, input: &mut Input<'_>, config: QueueConfig)
             config.driver_area = config.driver_area.wrapping_add(u64::from(input.choose(&[0u8, 0, 1, 2])));
             let (index, ready) = (input.below(QUEUES + 1), input.flag());
             registers.describe_queue(index, config, ready);
+        }
+        // A queue is reset, whether it runs or not, while others may have requests in flight.
+        _ if input.below(4) == 3 => {
+            registers.write(layout.queue_select, input.below(QUEUES + 1) as u64);
+            registers.write(layout.queue_reset, input.choose(&[1, 1, 1, 0, 2]));
         }
         _ => registers.kick(input.below(QUEUES)),
     }
@@ -267,8 +207,8 @@ fn access_slot(slot: &PciSlot, input: &mut Input<'_>, width: usize) {
 }
 
 /// A driver that follows the rules, from the reset to the end of a read.
-fn drive(registers: &mut Registers, memory: &GuestMemory) {
-    if let Registers::Slot(slot) = registers {
+fn drive(registers: &mut Device, memory: &GuestMemory) {
+    if let Device::Slot(slot) = registers {
         slot.enable();
     }
     registers.negotiate(1 << VIRTIO_F_VERSION_1);
@@ -276,7 +216,7 @@ fn drive(registers: &mut Registers, memory: &GuestMemory) {
     let layout = registers.layout();
     registers.describe_queue(0, driver.ring.config(), true);
     registers.write(layout.status, 15);
-    let status = registers.read(layout.status.0, layout.status.1);
+    let status = registers.read(layout.status);
     assert_eq!(status & u64::from(STATUS_NEEDS_RESET), 0, "an honest driver starts the device");
     assert_eq!(status, 15, "the status is what the driver has set");
     driver.submit(IN, 0, &[], &Cut::plain(0, 512)).expect("room");

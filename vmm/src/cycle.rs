@@ -27,6 +27,7 @@ use crate::serial::SerialPort;
 use crate::shutdown::Shutdown;
 use crate::spec::{Boot, RawGuest};
 use crate::vcpu::{Vcpu, VcpuThread};
+use crate::verbs::Changes;
 use crate::vm::Vm;
 
 /// How long to wait before input is offered again to a serial port that a vCPU held.
@@ -76,8 +77,14 @@ impl Cycle {
         Ok(cycle)
     }
 
-    /// Serves the console until the run ends. The vCPUs stop when this is dropped.
-    pub(crate) fn serve(&self, console: &mut Console, shutdown: &Shutdown) -> Result<CycleEnd, Error> {
+    /// Serves the console until the run ends, and has media measured that say that they have changed. The vCPUs stop
+    /// when this is dropped.
+    pub(crate) fn serve(
+        &self,
+        console: &mut Console,
+        shutdown: &Shutdown,
+        changes: &Changes,
+    ) -> Result<CycleEnd, Error> {
         loop {
             if shutdown.is_requested() {
                 return Ok(CycleEnd::Stopped(shutdown.signal()));
@@ -99,8 +106,11 @@ impl Cycle {
             let wants = console.input().map_or((false, false), |input| (input.wants_more(), input.is_pending()));
             let stdin = if wants.0 { libc::STDIN_FILENO } else { -1 };
             let drained = if wants.1 { self.serial.drained_fd() } else { -1 };
-            let fds = [shutdown.as_raw_fd(), self.control.as_raw_fd(), stdin, drained];
-            let [_, _, typed, _] = wait(fds, feed_again);
+            let fds = [shutdown.as_raw_fd(), self.control.as_raw_fd(), stdin, drained, changes.as_raw_fd()];
+            let [_, _, typed, _, has_changed] = wait(fds, feed_again);
+            if has_changed {
+                changes.follow();
+            }
             if typed
                 && let Some(input) = console.input()
                 && input.read() == Typed::Stop

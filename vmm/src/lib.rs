@@ -13,6 +13,7 @@
 //! | [`bus`], `platform`, `serial` | the port and memory buses and the machine's own devices |
 //! | [`pci`], `mmio` | how virtio devices are connected; their registers are in `pollux_core::transport` |
 //! | [`console`], `terminal`, [`shutdown`] | the outside world |
+//! | [`verbs`] | its devices, for whoever runs it |
 //! | [`exits`] | how often vCPUs left guest mode |
 //!
 //! No device model and no plugin is named here: devices come as `Box<dyn DeviceModel>`.
@@ -45,6 +46,7 @@ mod terminal;
 #[allow(unsafe_code)] // kvm_run, signals
 mod vcpu;
 mod vcpu_error;
+pub mod verbs;
 #[allow(unsafe_code)] // guest memory given to KVM
 pub mod vm;
 
@@ -56,3 +58,4 @@ pub use machine::{Error, Exit, Location, Machine, Transport};
 pub use shutdown::Shutdown;
 pub use spec::{Boot, MachineSpec, RawGuest, Reboot, VcpuSpec};
 pub use terminal::restore_terminal_at_exit;
+pub use verbs::Devices;

@@ -8,9 +8,9 @@ use pollux_core::cpus;
 use pollux_core::device::DeviceModel;
 use pollux_core::log_budget::LogBudget;
 use pollux_core::memory::{GuestMemory, MemoryError};
-use pollux_core::transport::VirtioDevice;
 use pollux_core::transport::mmio::MmioTransport;
 use pollux_core::transport::pci::PciTransport;
+use pollux_core::transport::{DeviceHandle, VirtioDevice};
 use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -25,6 +25,7 @@ use crate::pci::{self, FunctionError};
 use crate::shutdown::Shutdown;
 use crate::spec::{MachineSpec, Reboot};
 use crate::vcpu_error::VcpuError;
+use crate::verbs::{Changes, Devices};
 use crate::{bus, mmio, vcpu, vm};
 
 /// Why a machine could not be made or could not go on.
@@ -179,6 +180,14 @@ impl Attached {
         }
     }
 
+    /// The verbs of the device.
+    fn handle(&self) -> DeviceHandle {
+        match self {
+            Attached::Pci { transport, .. } => PciTransport::handle(transport),
+            Attached::Mmio { transport, .. } => MmioTransport::handle(transport),
+        }
+    }
+
     /// Resets the device; returns when its data path is drained. No vCPU runs.
     fn reset(&self) {
         match self {
@@ -190,13 +199,15 @@ impl Attached {
 
 /// A virtual machine.
 ///
-/// Made and driven by one thread: attach everything, then [`Machine::run`].
+/// Made and driven by one thread: attach everything, then [`Machine::run`]. Other threads reach its devices by
+/// [`Machine::devices`] meanwhile.
 pub struct Machine {
     pub(crate) spec: MachineSpec,
     pub(crate) kvm: Kvm,
     pub(crate) memory: GuestMemory,
     pub(crate) cpuid: CpuidTemplate,
     pub(crate) devices: Vec<Attached>,
+    pub(crate) changes: Changes,
     pub(crate) exits: Vec<Arc<ExitCounters>>,
     /// For lines that the guest causes by resetting the machine.
     pub(crate) lines: Arc<LogBudget>,
@@ -225,7 +236,13 @@ impl Machine {
             source,
         })?;
         let exits = spec.vcpus.iter().map(|_| Arc::default()).collect();
-        Ok(Machine { spec, kvm, memory, cpuid, devices: Vec::new(), exits, lines: Arc::new(LogBudget::of_guest()) })
+        let changes = Changes::new().map_err(|source| Error::System {
+            machine: machine(),
+            action: "make an event for media that change",
+            source,
+        })?;
+        let (devices, lines) = (Vec::new(), Arc::new(LogBudget::of_guest()));
+        Ok(Machine { spec, kvm, memory, cpuid, devices, changes, exits, lines })
     }
 
     /// The guest's memory, which lives as long as the machine: backends are told of it before the start.
@@ -242,9 +259,10 @@ impl Machine {
         let failed = |reason: String| Error::Attach { device: name.clone(), reason };
         let device = VirtioDevice::new(model, self.memory.clone())
             .map_err(|error| failed(format!("cannot make its queues: {error}")))?;
+        let change = device.change_event();
         let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Arc::new);
         let no_event = |error| failed(format!("cannot make an interrupt event: {error}"));
-        match transport {
+        let location = match transport {
             Transport::Pci => {
                 // Place 0 is the host bridge's.
                 let place = 1 + self.count(|attached| matches!(attached, Attached::Pci { .. }));
@@ -257,7 +275,7 @@ impl Machine {
                 let transport =
                     PciTransport::new(device, vectors.clone()).map_err(|error| failed(error.to_string()))?;
                 self.devices.push(Attached::Pci { place, transport: Arc::new(Mutex::new(transport)), vectors });
-                Ok(Location::Pci { device: place as u8 })
+                Location::Pci { device: place as u8 }
             }
             Transport::Mmio => {
                 let index = self.count(|attached| matches!(attached, Attached::Mmio { .. }));
@@ -270,9 +288,21 @@ impl Machine {
                 let transport = Arc::new(Mutex::new(MmioTransport::new(device, line.clone())));
                 self.devices.push(Attached::Mmio { index, transport, line });
                 let place = mmio::place(index);
-                Ok(Location::Mmio { address: place.address, line: place.line })
+                Location::Mmio { address: place.address, line: place.line }
             }
+        };
+        if let (Some(change), Some(attached)) = (change, self.devices.last()) {
+            self.changes
+                .watch(attached.handle(), change)
+                .map_err(|error| failed(format!("cannot watch for changes of its medium: {error}")))?;
         }
+        Ok(location)
+    }
+
+    /// The devices that are attached by now, with the verbs of whoever runs the machine. They may be used by other
+    /// threads while this one runs it, and keep none of it alive.
+    pub fn devices(&self) -> Devices {
+        Devices::new(self.devices.iter().map(Attached::handle).collect())
     }
 
     /// Runs the machine until its guest powers off or somebody asks for a stop. Blocks. When it returns, no vCPU runs,
@@ -299,7 +329,7 @@ impl Machine {
     /// From power-on until the vCPUs have stopped. `None` if the machine is to start again.
     fn run_once(&self, console: &mut Console, shutdown: &Shutdown) -> Result<Option<Exit>, Error> {
         let cycle = Cycle::start(self, console)?;
-        let exit = cycle.serve(console, shutdown).map(|end| match end {
+        let exit = cycle.serve(console, shutdown, &self.changes).map(|end| match end {
             CycleEnd::PowerOff => Some(Exit::PowerOff),
             CycleEnd::Reset if self.spec.reboot == Reboot::Exit => Some(Exit::Reboot),
             CycleEnd::Reset => None,

@@ -52,7 +52,7 @@ impl Shutdown {
         Shutdown::on(&[libc::SIGTERM, libc::SIGINT, libc::SIGXCPU, libc::SIGHUP])
     }
 
-    /// As [`on_signals`](Self::on_signals), without SIGHUP, which means something else to a daemon.
+    /// As [`on_signals`](Self::on_signals), without SIGHUP, which has media measured.
     pub fn on_termination() -> io::Result<Shutdown> {
         Shutdown::on(&[libc::SIGTERM, libc::SIGINT, libc::SIGXCPU])
     }
@@ -80,6 +80,11 @@ impl Shutdown {
     /// Asks for a stop. Any thread, any time.
     pub fn request(&self) {
         self.0.request(BY_PROGRAM);
+    }
+
+    /// As [`request`](Self::request), for a signal that came another way than to the handler.
+    pub fn request_by(&self, signal: i32) {
+        self.0.request(signal);
     }
 
     /// Whether a stop was asked for.

@@ -18,7 +18,7 @@ pub struct ActivateError {
 }
 
 /// One queue that the driver has enabled.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ActiveQueue {
     /// Index of the queue in the device.
     pub index: usize,
@@ -27,7 +27,7 @@ pub struct ActiveQueue {
     /// Where the device goes on.
     pub start: RingStart,
     /// The driver's available buffer notification. Without one its worker never sleeps.
-    pub kick: Option<EventFd>,
+    pub kick: Option<Arc<EventFd>>,
     /// The used buffer notification to the driver.
     pub notifier: Notifier,
 }

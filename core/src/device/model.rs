@@ -2,13 +2,14 @@
 use super::{
     activation::{ActivateError, Activation, ActiveQueue},
     config_space::{ConfigFields, ToldConfig},
+    measure::Measure,
 };
 use crate::{
     memory::GuestMemory,
     queue::{Position, QueueUpdate},
     ring::QueueConfig,
 };
-use std::os::fd::RawFd;
+use std::{os::fd::RawFd, sync::Arc, task::Poll};
 
 /// A virtio device model. All calls come from one thread at a time, a transport's; the data path runs elsewhere, on
 /// workers.
@@ -53,6 +54,13 @@ pub trait DeviceModel: Send {
     fn stop_queue(&mut self, _index: usize) -> Option<Position> {
         None
     }
+    /// Begins to stop a queue, and does not wait for its requests. [`poll_stop_queue`](Self::poll_stop_queue) or
+    /// [`stop_queue`](Self::stop_queue) follows.
+    fn begin_stop_queue(&mut self, _index: usize) {}
+    /// As [`stop_queue`](Self::stop_queue), if every request in flight has completed by now.
+    fn poll_stop_queue(&mut self, index: usize) -> Poll<Option<Position>> {
+        Poll::Ready(self.stop_queue(index))
+    }
     /// Changes something of a running queue. Does nothing if it is not started.
     fn update_queue(&mut self, _index: usize, _update: QueueUpdate) {}
     /// Gives the device and its running queues a new memory map in place of the old, while requests are in flight.
@@ -74,11 +82,16 @@ pub trait DeviceModel: Send {
     }
     /// The guest is gone: gives up what is still known of its memory, unless it is active.
     fn forget_memory(&mut self) {}
-    /// Asks the backend again what its medium is like. Returns whether the configuration space has changed.
+    /// What asks the backend again how its medium is. `None`: there is nothing that could change.
+    fn measure(&self) -> Option<Arc<dyn Measure>> {
+        None
+    }
+    /// Takes up what was [measured](Measure::measure) last, if it was not yet. Returns whether that changes the
+    /// configuration space.
     fn refresh(&mut self) -> bool {
         false
     }
-    /// Becomes readable when the backend has changed by itself, and [`refresh`](Self::refresh) is to be called.
+    /// Becomes readable when the backend has changed by itself, and is to be [measured](Self::measure).
     fn change_event(&self) -> Option<RawFd> {
         None
     }

@@ -3,6 +3,7 @@
 use super::{
     activation::{ActivateError, Activation, ActiveQueue},
     config_space::{ConfigFields, ToldConfig},
+    measure::Measure,
     model::DeviceModel,
 };
 use crate::{
@@ -12,7 +13,7 @@ use crate::{
     stats::{QueueIdentity, QueueKind, QueueRecord, StatsHandle, StatsSegment},
     worker::{Task, WorkerHandle},
 };
-use std::{fmt, os::fd::RawFd};
+use std::{fmt, os::fd::RawFd, sync::Arc, task::Poll};
 use tracing::error;
 use virtio_bindings::{virtio_config::VIRTIO_F_IN_ORDER, virtio_ring::VIRTIO_RING_F_EVENT_IDX};
 
@@ -69,7 +70,11 @@ pub trait DeviceKind: Send {
     }
     /// Takes guest memory back that was announced and is not in `memory`. No request points into it any more.
     fn remove_memory_but(&self, _memory: Option<&GuestMemory>) {}
-    /// Asks the backend again what it is like. Returns whether the configuration space has changed.
+    /// What asks the backend again what it is like.
+    fn measure(&self) -> Option<Arc<dyn Measure>> {
+        None
+    }
+    /// Takes up what was measured. Returns whether that changes the configuration space.
     fn refresh(&mut self) -> bool {
         false
     }
@@ -202,6 +207,14 @@ impl<K: DeviceKind> DeviceModel for DeviceShell<K> {
         self.queues.detach(index)
     }
 
+    fn begin_stop_queue(&mut self, index: usize) {
+        self.queues.begin_detach(index);
+    }
+
+    fn poll_stop_queue(&mut self, index: usize) -> Poll<Option<Position>> {
+        self.queues.poll_detach(index)
+    }
+
     fn update_queue(&mut self, index: usize, update: QueueUpdate) {
         self.queues.update(index, update);
     }
@@ -233,6 +246,10 @@ impl<K: DeviceKind> DeviceModel for DeviceShell<K> {
         if self.activation.is_none() && !self.queues.has_lost() {
             self.kind.remove_memory_but(None);
         }
+    }
+
+    fn measure(&self) -> Option<Arc<dyn Measure>> {
+        self.kind.measure()
     }
 
     fn refresh(&mut self) -> bool {

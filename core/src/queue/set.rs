@@ -3,9 +3,12 @@ use super::{Position, QueueUpdate, Retired, position_of};
 use crate::{
     memory::GuestMemory,
     ring::QueueConfig,
-    worker::{Task, TaskId, WorkerHandle},
+    worker::{Detaching, Task, TaskId, WorkerHandle},
 };
-use std::sync::mpsc::{Receiver, TryRecvError, sync_channel};
+use std::{
+    sync::mpsc::{Receiver, TryRecvError, sync_channel},
+    task::Poll,
+};
 use tracing::error;
 
 /// The running queues of one device. `[control]`
@@ -26,6 +29,8 @@ struct Running {
     index: usize,
     worker: WorkerHandle,
     id: TaskId,
+    /// It is on its way back.
+    detaching: Option<Detaching>,
 }
 
 impl QueueSet {
@@ -52,15 +57,41 @@ impl QueueSet {
     pub fn attach(&mut self, index: usize, task: Box<dyn Task>) -> Result<(), String> {
         let worker = self.workers[index % self.workers.len()].clone();
         let id = worker.attach(task).map_err(|error| error.to_string())?;
-        self.running.push(Running { index, worker, id });
+        self.running.push(Running { index, worker, id, detaching: None });
         Ok(())
     }
 
     /// Takes a queue back, drained, and says where it stands. `None`: it did not run, or was lost.
     pub fn detach(&mut self, index: usize) -> Option<Position> {
-        let at = self.running.iter().position(|running| running.index == index)?;
-        let Running { worker, id, .. } = self.running.remove(at);
-        let Some(mut task) = worker.detach(id, &self.device) else {
+        let at = self.position(index)?;
+        let Running { worker, id, detaching, .. } = self.running.remove(at);
+        let task = detaching.unwrap_or_else(|| worker.begin_detach(id)).wait(&self.device);
+        self.taken_back(&worker, task)
+    }
+
+    /// Begins to take a queue back, and does not wait for it.
+    pub fn begin_detach(&mut self, index: usize) {
+        if let Some(at) = self.position(index) {
+            let running = &mut self.running[at];
+            running.detaching.get_or_insert_with(|| running.worker.begin_detach(running.id));
+        }
+    }
+
+    /// As [`detach`](Self::detach), if the queue that was [asked for](Self::begin_detach) is there.
+    pub fn poll_detach(&mut self, index: usize) -> Poll<Option<Position>> {
+        let Some(at) = self.position(index) else { return Poll::Ready(None) };
+        let Some(detaching) = &mut self.running[at].detaching else { return Poll::Pending };
+        let Poll::Ready(task) = detaching.poll(&self.device) else { return Poll::Pending };
+        let worker = self.running.remove(at).worker;
+        Poll::Ready(self.taken_back(&worker, task))
+    }
+
+    fn position(&self, index: usize) -> Option<usize> {
+        self.running.iter().position(|running| running.index == index)
+    }
+
+    fn taken_back(&mut self, worker: &WorkerHandle, task: Option<Box<dyn Task>>) -> Option<Position> {
+        let Some(mut task) = task else {
             error!("{}: a queue was lost on worker {}; the device stays out of service", self.device, worker.name());
             self.lost = true;
             return None;

@@ -5,7 +5,7 @@ use crate::{
     ring::QueueConfig,
     worker::Task,
 };
-use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, mpsc::SyncSender};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Where a queue stands that has been taken back from its worker. `None`: the task is no queue.
@@ -44,7 +44,7 @@ pub enum QueueUpdate {
     /// How the driver is told of used buffers. It is told once at the change, in case the old way has missed it.
     Notifier(Notifier),
     /// Where the driver's kicks come in.
-    Kick(Option<EventFd>),
+    Kick(Option<Arc<EventFd>>),
     /// Which log notes the pages that the device writes, and the guest address by which the used ring is noted.
     Log(Option<DirtyLog>, Option<u64>),
     /// Asks where the queue stands. Its owner does so when it has the queue back.

@@ -38,7 +38,7 @@ pub struct VirtqueueSetup {
     pub(crate) start: RingStart,
     pub(crate) event_idx: bool,
     pub(crate) memory: GuestMemory,
-    pub(crate) kick: Option<EventFd>,
+    pub(crate) kick: Option<Arc<EventFd>>,
     pub(crate) notifier: Notifier,
     pub(crate) interrupts: Arc<InterruptState>,
     pub(crate) stats: QueueStatsHandle,
@@ -87,7 +87,7 @@ pub(crate) struct Virtqueue<R> {
     /// Memory maps that were replaced, for the sake of requests in flight.
     retiring: Retiring,
     notifier: Notifier,
-    kick: Option<EventFd>,
+    kick: Option<Arc<EventFd>>,
     interrupts: Arc<InterruptState>,
     /// The rings were used before: the driver may wait for what it was not told of.
     is_resumed: bool,

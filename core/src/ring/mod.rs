@@ -96,7 +96,7 @@ pub struct QueueConfig {
 }
 
 /// Where a ring begins.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct RingStart {
     /// Where the device goes on, as [`Ring::base`] says it. `None`: at the beginning.
     pub base: Option<u32>,

@@ -2,8 +2,9 @@
 //!
 //! Nothing here knows a hypervisor. A guest may access any register with any size at any time; what makes no sense
 //! reads as zero and is ignored when written.
-use crate::{event::Notifier, transport::VirtioDevice};
-use std::sync::Arc;
+use super::{DeviceHandle, VirtioDevice, handle::Place, served::Served};
+use crate::{event::Notifier, memory::GuestMemory};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Size of the register block in bytes, configuration space included.
@@ -41,6 +42,7 @@ mod register {
     pub(super) const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
     pub(super) const SHARED_MEMORY_LENGTH_LOW: u64 = 0x0b0;
     pub(super) const SHARED_MEMORY_BASE_HIGH: u64 = 0x0bc;
+    pub(super) const QUEUE_RESET: u64 = 0x0c0;
     pub(super) const CONFIG_GENERATION: u64 = 0x0fc;
     pub(super) const CONFIG: u64 = 0x100;
 }
@@ -67,6 +69,13 @@ impl MmioTransport {
         MmioTransport { device, line, device_features_select: 0, driver_features_select: 0, queue_select: 0 }
     }
 
+    /// The verbs of the device, for whoever runs it.
+    pub fn handle(this: &Arc<Mutex<Self>>) -> DeviceHandle {
+        let name = this.lock().unwrap_or_else(PoisonError::into_inner).device.name().to_owned();
+        let place: Weak<Mutex<Self>> = Arc::downgrade(this);
+        DeviceHandle::new(&name, place)
+    }
+
     /// The device behind the registers.
     pub fn device(&self) -> &VirtioDevice {
         &self.device
@@ -88,6 +97,7 @@ impl MmioTransport {
             self.device.read_config(offset - register::CONFIG, data);
         } else if data.len() == 4 {
             // All registers are 32 bits wide and accessed so (virtio 1.3, 4.2.2.2).
+            self.device.settle();
             data.copy_from_slice(&self.read_register(offset).to_le_bytes());
         }
     }
@@ -119,6 +129,8 @@ impl MmioTransport {
             register::SHARED_MEMORY_LENGTH_LOW..=register::SHARED_MEMORY_BASE_HIGH if offset.is_multiple_of(4) => {
                 u32::MAX
             }
+            // 1 as long as it goes on (virtio 1.3, 4.2.2.1).
+            register::QUEUE_RESET => device.is_queue_resetting(self.queue_select as usize).into(),
             register::CONFIG_GENERATION => device.config_generation(),
             _ => 0,
         }
@@ -131,6 +143,7 @@ impl MmioTransport {
             register::DRIVER_FEATURES_SELECT => self.driver_features_select = value,
             register::QUEUE_SELECT => self.queue_select = value,
             register::QUEUE_READY => self.write_ready(value),
+            register::QUEUE_RESET if value == 1 => _ = self.device.reset_queue(self.queue_select as usize),
             register::QUEUE_NOTIFY => self.notify(value),
             register::INTERRUPT_ACKNOWLEDGE => self.device.interrupts().acknowledge_isr(value as u8),
             // The status has eight bits; others are reserved.
@@ -172,6 +185,16 @@ impl MmioTransport {
             // Full means that the worker has been kicked anyway.
             let _ = kick.write(1);
         }
+    }
+}
+
+impl Place for Mutex<MmioTransport> {
+    fn with(&self, action: &mut dyn FnMut(&mut Served)) {
+        action(self.lock().unwrap_or_else(PoisonError::into_inner).device.served_mut());
+    }
+
+    fn set_memory(&self, memory: &GuestMemory) -> Result<(), String> {
+        self.lock().unwrap_or_else(PoisonError::into_inner).device.set_memory(memory)
     }
 }
 

@@ -5,8 +5,12 @@
 //! [`capabilities`] in its configuration space, and has the MSI-X table and its pending bits in the rest of the BAR.
 //! A guest may access any register with any size at any time; what makes no sense reads as zero and is ignored when
 //! written.
-use crate::{event::Notifier, transport::VirtioDevice};
-use std::{io, sync::Arc};
+use super::{DeviceHandle, VirtioDevice, handle::Place, served::Served};
+use crate::{event::Notifier, memory::GuestMemory};
+use std::{
+    io,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
 use vmm_sys_util::eventfd::EventFd;
 
 /// The BAR that holds all structures.
@@ -118,6 +122,7 @@ mod common {
     pub(super) const QUEUE_DESC: u64 = 32;
     pub(super) const QUEUE_DRIVER: u64 = 40;
     pub(super) const QUEUE_DEVICE: u64 = 48;
+    pub(super) const QUEUE_RESET: u64 = 58;
 }
 
 /// A virtio device behind the registers of its PCI function.
@@ -154,6 +159,13 @@ impl PciTransport {
             config_vector: NO_VECTOR,
             queue_vectors: vec![NO_VECTOR; queues],
         })
+    }
+
+    /// The verbs of the device, for whoever runs it.
+    pub fn handle(this: &Arc<Mutex<Self>>) -> DeviceHandle {
+        let name = this.lock().unwrap_or_else(PoisonError::into_inner).device.name().to_owned();
+        let place: Weak<Mutex<Self>> = Arc::downgrade(this);
+        DeviceHandle::new(&name, place)
     }
 
     /// The device behind the registers.
@@ -203,6 +215,7 @@ impl PciTransport {
         data.fill(0);
         match offset {
             COMMON_OFFSET..ISR_OFFSET => {
+                self.device.settle();
                 let registers = self.common();
                 let at = (offset - COMMON_OFFSET) as usize;
                 for (byte, register) in data.iter_mut().zip(registers.iter().skip(at)) {
@@ -250,6 +263,8 @@ impl PciTransport {
             put(common::QUEUE_DESC as usize, &queue.config().descriptors.to_le_bytes());
             put(common::QUEUE_DRIVER as usize, &queue.config().driver_area.to_le_bytes());
             put(common::QUEUE_DEVICE as usize, &queue.config().device_area.to_le_bytes());
+            // 1 as long as it goes on (virtio 1.3, 4.1.4.3.1).
+            put(common::QUEUE_RESET as usize, &u16::from(device.is_queue_resetting(index)).to_le_bytes());
         }
         registers
     }
@@ -282,6 +297,9 @@ impl PciTransport {
             common::QUEUE_VECTOR => self.set_queue_vector(index, value),
             // The driver must not write 0 (virtio 1.3, 4.1.4.3.2): ignored.
             common::QUEUE_ENABLE if value == 1 => self.device.set_queue_ready(index, true),
+            common::QUEUE_RESET if value == 1 && self.device.reset_queue(index) => {
+                self.queue_vectors[index] = NO_VECTOR;
+            }
             _ => {}
         }
     }
@@ -328,7 +346,8 @@ impl PciTransport {
 
     fn set_queue_vector(&mut self, index: usize, vector: u16) {
         // A running queue keeps its vector: the driver reads back that the mapping was refused (virtio 1.3, 4.1.5.1.2).
-        let Some(slot) = self.queue_vectors.get_mut(index).filter(|_| !self.device.active) else { return };
+        let runs = self.device.is_active() && self.device.queue(index).is_some_and(|queue| queue.ready());
+        let Some(slot) = self.queue_vectors.get_mut(index).filter(|_| !runs) else { return };
         let event = self.vectors.get(usize::from(vector)).cloned();
         *slot = if event.is_some() { vector } else { NO_VECTOR };
         // With MSI-X the driver does not read the ISR register, so the worker need not write it (virtio 1.3, 4.1.4.5).
@@ -342,6 +361,16 @@ impl PciTransport {
             // Full means that the worker has been kicked anyway.
             let _ = kick.write(1);
         }
+    }
+}
+
+impl Place for Mutex<PciTransport> {
+    fn with(&self, action: &mut dyn FnMut(&mut Served)) {
+        action(self.lock().unwrap_or_else(PoisonError::into_inner).device.served_mut());
+    }
+
+    fn set_memory(&self, memory: &GuestMemory) -> Result<(), String> {
+        self.lock().unwrap_or_else(PoisonError::into_inner).device.set_memory(memory)
     }
 }
 

@@ -7,6 +7,7 @@ use crate::ring::{MAX_QUEUE_SIZE, QueueConfig};
 pub struct QueueSetup {
     max_size: u16,
     ready: bool,
+    was_reset: bool,
     config: QueueConfig,
 }
 
@@ -24,14 +25,31 @@ impl QueueSetup {
     /// As it is after a reset: as large as it can be. `None`: no queue can be as large, or without an entry.
     pub fn new(max_size: u16) -> Option<Self> {
         let config = QueueConfig { size: max_size, descriptors: 0, driver_area: 0, device_area: 0 };
-        (1..=MAX_QUEUE_SIZE).contains(&max_size).then_some(QueueSetup { max_size, ready: false, config })
+        (1..=MAX_QUEUE_SIZE).contains(&max_size).then_some(QueueSetup {
+            max_size,
+            ready: false,
+            was_reset: false,
+            config,
+        })
     }
 
     /// Forgets what the driver has set.
     pub fn reset(&mut self) {
         let size = self.max_size;
         self.config = QueueConfig { size, descriptors: 0, driver_area: 0, device_area: 0 };
-        self.ready = false;
+        (self.ready, self.was_reset) = (false, false);
+    }
+
+    /// As [`reset`](Self::reset), by a reset of this queue alone (virtio 1.3, 2.6.1): it may be enabled again while the
+    /// device runs.
+    pub(super) fn reset_alone(&mut self) {
+        self.reset();
+        self.was_reset = true;
+    }
+
+    /// Whether it was reset alone and not enabled since.
+    pub(super) fn was_reset(&self) -> bool {
+        self.was_reset
     }
 
     /// The greatest size that the driver can choose.
@@ -54,6 +72,7 @@ impl QueueSetup {
     /// The driver enables or disables it.
     pub fn set_ready(&mut self, ready: bool) {
         self.ready = ready;
+        self.was_reset &= !ready;
     }
 
     /// Halves of the address of the descriptor area.

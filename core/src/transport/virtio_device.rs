@@ -2,40 +2,35 @@
 //! and the set-up of its queues, around one device model.
 use super::{
     QueueSetup, STATUS_DRIVER_OK, STATUS_FAILED, STATUS_FEATURES_OK, STATUS_NEEDS_RESET,
-    bus_master::Held,
     features::{TRANSPORT_FEATURES, check_features},
+    served::{Hold, Served},
 };
 use crate::{
-    device::{Activation, ActiveQueue, DeviceModel},
+    device::{ActiveQueue, DeviceModel},
     event::{InterruptState, Notifier},
     memory::GuestMemory,
     ring::{RingKind, RingStart},
 };
-use std::{fmt, io, sync::Arc};
+use std::{fmt, io, os::fd::RawFd, sync::Arc};
 use tracing::{error, info, warn};
+use virtio_bindings::virtio_config::VIRTIO_F_RING_RESET;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// A virtio device as a transport drives it: status machine, features and queues around one device model.
 pub struct VirtioDevice {
-    pub(super) model: Box<dyn DeviceModel>,
+    served: Served,
     memory: GuestMemory,
     offered: u64,
     accepted: u64,
     status: u8,
-    pub(super) active: bool,
-    /// Whether the device may access memory.
-    pub(super) is_bus_master: bool,
-    /// The queues that would run if it might.
-    pub(super) held: Vec<Option<Held>>,
-    pub(super) queues: Vec<QueueSetup>,
-    kicks: Vec<EventFd>,
+    queues: Vec<QueueSetup>,
+    kicks: Vec<Arc<EventFd>>,
     notifiers: Vec<Notifier>,
-    pub(super) interrupts: Arc<InterruptState>,
 }
 
 impl fmt::Debug for VirtioDevice {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "VirtioDevice({}, status {:#x})", self.model.name(), self.status())
+        write!(formatter, "VirtioDevice({}, status {:#x})", self.name(), self.status())
     }
 }
 
@@ -52,35 +47,30 @@ impl VirtioDevice {
             let queue = QueueSetup::new(size)
                 .ok_or_else(|| io::Error::other(format!("{name}: a queue of {size} entries cannot be")))?;
             queues.push(queue);
-            kicks.push(EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
+            kicks.push(Arc::new(EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?));
         }
         let notifiers = vec![Notifier::silent(); queues.len()];
         let offered = model.features() | TRANSPORT_FEATURES;
-        let interrupts = Arc::default();
         Ok(VirtioDevice {
-            model,
+            served: Served::new(model),
             memory,
             offered,
             accepted: 0,
             status: 0,
-            active: false,
-            is_bus_master: true,
-            held: (0..queues.len()).map(|_| None).collect(),
             queues,
             kicks,
             notifiers,
-            interrupts,
         })
     }
 
     /// The device's name in the configuration.
     pub fn name(&self) -> &str {
-        self.model.name()
+        self.served.model().name()
     }
 
     /// Virtio device ID.
     pub fn device_id(&self) -> u32 {
-        self.model.device_id()
+        self.served.model().device_id()
     }
 
     /// The guest's memory.
@@ -109,7 +99,7 @@ impl VirtioDevice {
 
     /// The device status register (virtio 1.3, 2.1).
     pub fn status(&self) -> u8 {
-        self.status | if self.interrupts.has_failed() { STATUS_NEEDS_RESET } else { 0 }
+        self.status | if self.interrupts().has_failed() { STATUS_NEEDS_RESET } else { 0 }
     }
 
     /// The driver writes the device status register. Writing 0 resets the device and returns when that is done: every
@@ -126,7 +116,7 @@ impl VirtioDevice {
             // The driver reads the bit back and finds it clear (virtio 1.3, 3.1.1 step 6).
             new &= !STATUS_FEATURES_OK;
         } else if set & STATUS_FEATURES_OK != 0 {
-            self.model.features_accepted(self.accepted);
+            self.served.model_mut().features_accepted(self.accepted);
         }
         self.status = new;
         if set & STATUS_FAILED != 0 && self.may_log() {
@@ -138,7 +128,7 @@ impl VirtioDevice {
     }
 
     pub(super) fn may_log(&self) -> bool {
-        self.interrupts.may_log(self.name())
+        self.interrupts().may_log(self.name())
     }
 
     fn features_are_acceptable(&self) -> bool {
@@ -152,19 +142,18 @@ impl VirtioDevice {
     }
 
     fn start(&mut self) {
-        if self.active || self.status & STATUS_FAILED != 0 {
+        if self.served.is_active() || self.status & STATUS_FAILED != 0 {
             return;
         }
         if self.status & STATUS_FEATURES_OK == 0 {
             if self.may_log() {
                 error!("{}: the guest's driver set DRIVER_OK before its features were agreed upon", self.name());
             }
-            self.interrupts.fail();
+            self.interrupts().fail();
             return;
         }
         match self.activate() {
             Ok(()) => {
-                self.active = true;
                 if tracing::enabled!(tracing::Level::INFO) && self.may_log() {
                     info!("{}: started by the guest's driver, features {:#x}", self.name(), self.accepted);
                 }
@@ -173,54 +162,40 @@ impl VirtioDevice {
                 if self.may_log() {
                     error!("{}: cannot start: {reason}; the device needs a reset by the guest", self.name());
                 }
-                self.interrupts.fail();
+                self.interrupts().fail();
             }
         }
     }
 
-    /// Starts the model and the queues that the driver has enabled; none of them, if one is not usable, or yet, if the
-    /// device may not access memory.
+    /// Starts the device and the queues that the driver has enabled; none of them, if one is not usable.
     fn activate(&mut self) -> Result<(), String> {
-        let mut queues = self.enabled_queues()?;
-        if !self.is_bus_master {
-            queues.drain(..).for_each(|queue| self.held[queue.index] = Some(Held::AtBeginning));
-        }
-        let (memory, interrupts) = (self.memory.clone(), self.interrupts.clone());
-        let started = self.model.activate(Activation { memory, features: self.accepted, interrupts });
-        let started = started.and_then(|()| queues.into_iter().try_for_each(|queue| self.model.start_queue(queue)));
-        started.map_err(|error| {
-            self.model.deactivate();
-            error.reason
-        })
+        let queues = self.enabled_queues()?;
+        let started = self.served.activate(self.memory.clone(), self.accepted);
+        started
+            .and_then(|()| queues.into_iter().try_for_each(|queue| self.served.start_queue(queue)))
+            .inspect_err(|_| self.served.deactivate())
     }
 
     fn enabled_queues(&self) -> Result<Vec<ActiveQueue>, String> {
-        let mut queues = Vec::new();
-        let (kind, mut tables) = (RingKind::of_features(self.accepted), self.memory.translator());
-        for (index, queue) in self.queues.iter().enumerate().filter(|(_, queue)| queue.ready()) {
-            let config = queue.config();
-            kind.check(&config, &mut tables).map_err(|error| format!("queue {index}: {error}"))?;
-            queues.push(self.active_queue(index, RingStart::default())?);
-        }
-        Ok(queues)
+        (0..self.queues.len()).filter(|&index| self.queues[index].ready()).map(|index| self.checked(index)).collect()
     }
 
-    /// A queue as its model takes it.
-    pub(super) fn active_queue(&self, index: usize, start: RingStart) -> Result<ActiveQueue, String> {
-        let kick = self.kicks[index].try_clone().map_err(|error| format!("queue {index}: {error}"))?;
+    /// A queue as its driver has set it up, if there can be a ring.
+    fn checked(&self, index: usize) -> Result<ActiveQueue, String> {
+        let (kind, mut tables) = (RingKind::of_features(self.accepted), self.memory.translator());
         let (config, notifier) = (self.queues[index].config(), self.notifiers[index].clone());
-        Ok(ActiveQueue { index, config, start, kick: Some(kick), notifier })
+        kind.check(&config, &mut tables).map_err(|error| format!("queue {index}: {error}"))?;
+        let kick = Some(self.kicks[index].clone());
+        Ok(ActiveQueue { index, config, start: RingStart::default(), kick, notifier })
     }
 
     /// Resets the device (virtio 1.3, 2.4): drains the data path, then forgets what the driver set.
     pub fn reset(&mut self) {
-        if self.active && tracing::enabled!(tracing::Level::INFO) && self.may_log() {
+        if self.served.is_active() && tracing::enabled!(tracing::Level::INFO) && self.may_log() {
             info!("{}: reset", self.name());
         }
-        self.model.deactivate();
-        self.model.reset();
-        self.active = false;
-        self.held.fill(None);
+        self.served.deactivate();
+        self.served.model_mut().reset();
         self.status = 0;
         self.accepted = 0;
         for queue in &mut self.queues {
@@ -231,8 +206,48 @@ impl VirtioDevice {
             // Kicks of the old driver are no concern of the next one; an empty counter answers EAGAIN.
             let _ = kick.read();
         }
-        self.interrupts.reset();
-        self.interrupts.set_config_event(None);
+        self.interrupts().reset();
+        self.interrupts().set_config_event(None);
+    }
+
+    /// Says whether the device may access memory, apart from what its driver asks of it: the Bus Master Enable bit of a
+    /// PCI function (PCI 3.0, 6.2.2). A kernel that hands the machine over to another one clears it, so that nothing of
+    /// the old one's reaches the new one's memory.
+    ///
+    /// Cleared, this returns when its rings are stopped and the requests in flight have completed, however long the
+    /// backend takes, as a reset does. Set again, the rings go on where they stopped, unless they were abandoned.
+    pub fn set_bus_master(&mut self, enabled: bool) {
+        if !enabled {
+            self.served.hold(Hold::NoBusMaster);
+            self.served.wait_settled();
+        } else if self.served.is_held_by(Hold::NoBusMaster) {
+            self.served.release(Hold::NoBusMaster);
+            self.go_on();
+        }
+    }
+
+    /// Forgets the rings that were stopped because the device may not access memory: they do not go on before a reset.
+    /// For when another driver than theirs has come, to which the memory belongs that they are in. It sets the bit
+    /// before it resets the device (Linux: `virtio_pci_probe`), and what the one before had left in a ring would be
+    /// done then, in memory of the other's.
+    pub fn abandon_rings(&mut self) {
+        if self.served.is_held_by(Hold::NoBusMaster) {
+            self.served.abandon_held();
+        }
+    }
+
+    /// Has the queues go on that were held, if nothing holds the device any more.
+    fn go_on(&mut self) {
+        if let Err(reason) = self.served.go_on()
+            && self.may_log()
+        {
+            error!("{}: cannot go on: {reason}; the device needs a reset by the guest", self.name());
+        }
+    }
+
+    /// Whether the driver has started the device.
+    pub(super) fn is_active(&self) -> bool {
+        self.served.is_active()
     }
 
     /// Number of queues.
@@ -253,24 +268,93 @@ impl VirtioDevice {
 
     /// The driver enables a queue, or on MMIO disables it: a queue that runs is stopped, its requests completed, before
     /// this returns (virtio 1.3, 4.2.2.2: the driver reads the register back and has its memory again). Once the device
-    /// runs, none is enabled: queue reset is not offered.
+    /// runs, only a queue that was [reset](Self::reset_queue) is enabled (virtio 1.3, 2.6.1.2).
     pub fn set_queue_ready(&mut self, index: usize, ready: bool) {
-        if self.active && !ready {
-            self.disable_queue(index);
-        } else if self.active {
+        match (self.served.is_active(), ready) {
+            (true, true) => self.enable_queue(index),
+            (true, false) => self.disable_queue(index),
+            (false, _) => {
+                if let Some(queue) = self.queues.get_mut(index) {
+                    queue.set_ready(ready);
+                }
+            }
+        }
+    }
+
+    fn enable_queue(&mut self, index: usize) {
+        self.settle();
+        let Some(queue) = self.queues.get_mut(index) else { return };
+        // A ring that broke takes the device with it, until that is reset.
+        if !queue.was_reset() || self.served.is_draining(index) || self.served.interrupts().has_failed() {
             if self.may_log() {
                 warn!("{}: the guest's driver changes queue {index} of a running device; ignored", self.name());
             }
-        } else if let Some(queue) = self.queues.get_mut(index) {
-            queue.set_ready(ready);
+            return;
         }
+        queue.set_ready(true);
+        if let Err(reason) = self.checked(index).and_then(|queue| self.served.start_queue(queue)) {
+            if self.may_log() {
+                error!("{}: cannot go on: {reason}; the device needs a reset by the guest", self.name());
+            }
+            self.interrupts().fail();
+        }
+    }
+
+    /// The driver resets a queue (virtio 1.3, 2.6.1), whether it runs or not: requests in flight complete, nothing new
+    /// is taken, and all of its registers are as after a reset of the device. This does not wait for the requests:
+    /// [`is_queue_resetting`](Self::is_queue_resetting) says when they are done. Returns whether the driver may, which
+    /// takes the feature RING_RESET and a queue of that index.
+    pub fn reset_queue(&mut self, index: usize) -> bool {
+        let may = self.status & STATUS_FEATURES_OK != 0 && self.accepted & 1 << VIRTIO_F_RING_RESET != 0;
+        let Some(queue) = self.queues.get_mut(index).filter(|_| may) else { return false };
+        queue.reset_alone();
+        self.served.begin_stop_queue(index);
+        self.notifiers[index] = Notifier::silent();
+        // Kicks of before are no concern of the next ring; an empty counter answers EAGAIN.
+        let _ = self.kicks[index].read();
+        true
+    }
+
+    /// Whether a reset of that queue still waits for requests in flight, when last [settled](Self::settle).
+    pub fn is_queue_resetting(&self, index: usize) -> bool {
+        self.queues.get(index).is_some_and(QueueSetup::was_reset) && self.served.is_draining(index)
+    }
+
+    /// Looks which requests have ended that queues wait for. To be called before registers are read.
+    pub fn settle(&mut self) {
+        self.served.settle();
+    }
+
+    /// Gives the device another map of the guest's memory, in which all that the old one has is at the same addresses.
+    /// Requests in flight end in the old one, which is kept until [`release_memory`](DeviceModel::release_memory) says
+    /// that it is not used any more.
+    ///
+    /// # Errors
+    /// The backend cannot use the memory: why. The device stays with the old.
+    pub(super) fn set_memory(&mut self, memory: &GuestMemory) -> Result<(), String> {
+        let configs: Vec<_> = (0..self.queues.len())
+            .map(|index| self.served.queue_config(index).unwrap_or_else(|| self.queues[index].config()))
+            .collect();
+        self.served.set_memory(memory, &|index| configs[index])?;
+        self.memory = memory.clone();
+        Ok(())
+    }
+
+    /// Becomes readable when the backend has changed by itself: then the medium is to be
+    /// [measured](super::DeviceHandle::refresh).
+    pub fn change_event(&self) -> Option<RawFd> {
+        self.served.model().change_event()
+    }
+
+    /// The device and its queues.
+    pub(super) fn served_mut(&mut self) -> &mut Served {
+        &mut self.served
     }
 
     fn disable_queue(&mut self, index: usize) {
         let Some(queue) = self.queues.get_mut(index).filter(|queue| queue.ready()) else { return };
         queue.set_ready(false);
-        self.held[index] = None;
-        self.model.stop_queue(index);
+        self.served.stop_queue(index);
     }
 
     /// Sets how a queue's driver is notified. Takes effect when the device starts.
@@ -283,32 +367,32 @@ impl VirtioDevice {
     /// The event behind a queue's available buffer notification: the transport registers it as an ioeventfd, or
     /// writes it.
     pub fn kick(&self, index: usize) -> Option<&EventFd> {
-        self.kicks.get(index)
+        self.kicks.get(index).map(|kick| &**kick)
     }
 
     /// What the workers report.
     pub fn interrupts(&self) -> &Arc<InterruptState> {
-        &self.interrupts
+        self.served.interrupts()
     }
 
     /// Changes whenever the configuration space does (virtio 1.3, 2.5.1).
     pub fn config_generation(&self) -> u32 {
-        self.interrupts.config_generation()
+        self.interrupts().config_generation()
     }
 
     /// Reads the device's configuration space.
     pub fn read_config(&self, offset: u64, data: &mut [u8]) {
-        self.model.read_config(offset, data);
+        self.served.model().read_config(offset, data);
     }
 
     /// Writes the device's configuration space.
     pub fn write_config(&mut self, offset: u64, data: &[u8]) {
-        self.model.write_config(offset, data, self.accepted);
+        self.served.model_mut().write_config(offset, data, self.accepted);
     }
 
     /// Gives the model back, stopped.
     pub fn into_model(mut self) -> Box<dyn DeviceModel> {
         self.reset();
-        self.model
+        self.served.into_model()
     }
 }

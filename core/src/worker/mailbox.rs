@@ -7,10 +7,11 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc::{RecvTimeoutError, SyncSender, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel},
     },
+    task::Poll,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tracing::warn;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -61,6 +62,47 @@ impl Mailbox {
     }
 }
 
+/// A task on its way back from its worker.
+#[derive(Debug)]
+pub struct Detaching {
+    worker: String,
+    answer: Receiver<Option<Box<dyn Task>>>,
+    /// When it was last reported that it takes long.
+    reported: Instant,
+}
+
+impl Detaching {
+    /// Waits for the task, as [`WorkerHandle::detach`] does.
+    pub fn wait(self, owner: &str) -> Option<Box<dyn Task>> {
+        loop {
+            match self.answer.recv_timeout(DRAIN_REPORT) {
+                Ok(task) => return task,
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => report(owner, &self.worker),
+            }
+        }
+    }
+
+    /// The task if it is there, or `None` for one that was lost. Not called again after that.
+    pub fn poll(&mut self, owner: &str) -> Poll<Option<Box<dyn Task>>> {
+        match self.answer.try_recv() {
+            Ok(task) => Poll::Ready(task),
+            Err(TryRecvError::Disconnected) => Poll::Ready(None),
+            Err(TryRecvError::Empty) => {
+                if self.reported.elapsed() > DRAIN_REPORT {
+                    self.reported = Instant::now();
+                    report(owner, &self.worker);
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+fn report(owner: &str, worker: &str) {
+    warn!("{owner}: worker {worker} still waits for requests in flight, to stop a queue");
+}
+
 /// A way to talk to a worker. Clones talk to the same one. All calls are for control threads: they wait.
 #[derive(Clone)]
 pub struct WorkerHandle {
@@ -101,17 +143,14 @@ impl WorkerHandle {
     /// Takes a task back, once it has finished what it began: this waits for all of its requests. `None`: the worker
     /// has ended, or the task was lost, and with it what it owns. `owner` is for messages.
     pub fn detach(&self, id: TaskId, owner: &str) -> Option<Box<dyn Task>> {
+        self.begin_detach(id).wait(owner)
+    }
+
+    /// As [`detach`](Self::detach), without waiting: asks the worker, which goes on by itself.
+    pub fn begin_detach(&self, id: TaskId) -> Detaching {
         let (reply, answer) = sync_channel(1);
         self.send(Command::Detach(id, reply));
-        loop {
-            match answer.recv_timeout(DRAIN_REPORT) {
-                Ok(task) => return task,
-                Err(RecvTimeoutError::Disconnected) => return None,
-                Err(RecvTimeoutError::Timeout) => {
-                    warn!("{owner}: worker {} still waits for requests in flight, to stop a queue", self.name());
-                }
-            }
-        }
+        Detaching { worker: self.name().into(), answer, reported: Instant::now() }
     }
 
     /// Changes something of a task, between two of its turns. Returns what it had before, so that it is dropped here

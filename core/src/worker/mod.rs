@@ -28,7 +28,7 @@ pub mod watch;
 mod window;
 
 pub use idle::IdlePolicy;
-pub use mailbox::WorkerHandle;
+pub use mailbox::{Detaching, WorkerHandle};
 pub use roster::{LOOKS, REST_AFTER, Roster};
 pub use task::{SleepFds, Task};
 pub use watch::Watch;

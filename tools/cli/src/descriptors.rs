@@ -10,9 +10,9 @@ const OF_WORKER: u64 = 2;
 const OF_DEVICE: u64 = 5;
 /// Of a medium in use, besides: its file, as the plugin `uring` opens it.
 const OF_MEDIUM: u64 = 5;
-/// Of a queue in use: its kick, twice, its call and what it reports failures by; and as the plugin `uring` opens it, a
+/// Of a queue in use: its kick, its call and what it reports failures by; and as the plugin `uring` opens it, a
 /// ring, what wakes its worker, twice, and an open file to sync through.
-const OF_QUEUE: u64 = 8;
+const OF_QUEUE: u64 = 7;
 /// Of a front end: its connection, and the regions of its guest's memory while they are mapped.
 const OF_FRONT_END: u64 = 10;
 

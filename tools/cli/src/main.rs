@@ -65,7 +65,8 @@ struct Arguments {
 enum Command {
     /// Start the machine that FILE describes, and wait until it ends.
     ///
-    /// Ctrl-A x at its console, SIGTERM or SIGINT stop it cleanly.
+    /// Ctrl-A x at its console, SIGTERM or SIGINT stop it cleanly, and so does the end of the terminal that it was
+    /// started from. At SIGHUP all media are measured again, and the guest is told of those that were resized.
     Run(start::Arguments),
     /// Serve the devices that FILE describes to the machines of other programs, over vhost-user.
     ///

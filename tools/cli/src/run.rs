@@ -6,6 +6,7 @@ use crate::{
         machine::{self, Assembly},
     },
     examine::Examined,
+    signals,
     start::{Arguments, start},
     stats_output::{self, StatsPlan},
 };
@@ -37,9 +38,22 @@ fn run_machine(examined: &Examined, stats: StatsPlan) -> Result<(), Error> {
     // process.
     pollux_vmm::restore_terminal_at_exit();
     let output = stats.open()?;
-    let shutdown = Shutdown::on_signals().map_err(Error::Signals)?;
+    let terminal = signals::ControllingTerminal::find();
+    let shutdown = Shutdown::on_termination().map_err(Error::Signals)?;
+    let hangup = signals::block_hangup().map_err(Error::Signals)?;
     let segment = output.segment(dataplane::capacity(&examined.config))?;
     let mut assembly = Assembly::new(examined, segment)?;
+    let (devices, stopped) = (assembly.machine.devices(), shutdown.clone());
+    hangup
+        .on_each(move || {
+            if terminal.has_gone() {
+                stopped.request_by(nix::libc::SIGHUP);
+            } else {
+                info!("SIGHUP: measuring all media again");
+                devices.refresh();
+            }
+        })
+        .map_err(Error::Signals)?;
     let result = assembly.machine.run(&shutdown);
     match &result {
         Ok(Exit::PowerOff) => info!("the guest has powered off"),

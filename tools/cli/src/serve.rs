@@ -12,7 +12,7 @@ use crate::{
 };
 use pollux_core::{
     config::Purpose,
-    transport::vhost_user::{Refresher, socket_activation::InheritedSockets},
+    transport::{DeviceHandle, vhost_user::socket_activation::InheritedSockets},
 };
 use pollux_vmm::Shutdown;
 use std::io;
@@ -46,11 +46,11 @@ fn serve_devices(examined: &Examined, inherited: InheritedSockets, stats: StatsP
     signals::ignore_terminal_output();
     let segment = output.segment(dataplane::capacity(&examined.config))?;
     let exports = Exports::start(examined, inherited, segment)?;
-    let refreshers = exports.refreshers();
+    let handles = exports.handles();
     hangup
         .on_each(move || {
             info!("SIGHUP: measuring all media again");
-            refreshers.iter().for_each(Refresher::refresh);
+            handles.iter().for_each(DeviceHandle::refresh);
         })
         .map_err(Error::Signals)?;
     service_manager::ready();

@@ -3,9 +3,10 @@
 //!
 //! | signal | what becomes of it |
 //! |---|---|
-//! | SIGTERM, SIGINT; SIGHUP in `run` and `bench` | an end in order (`pollux_vmm::shutdown`) |
+//! | SIGTERM, SIGINT; SIGHUP in `bench` | an end in order (`pollux_vmm::shutdown`) |
 //! | SIGXCPU | the same: the soft limit on CPU time (`ulimit -t`) is reached |
-//! | SIGHUP in `serve` | all media are measured again ([`Hangup`]) |
+//! | SIGHUP in `run` and `serve` | all media are measured again ([`Hangup`]) |
+//! | SIGHUP in `run`, when the terminal has gone that it was started from | an end in order ([`ControllingTerminal`]) |
 //! | SIGXFSZ | ignored: a write beyond the limit on file sizes (`ulimit -f`) fails with EFBIG |
 //! | SIGPIPE | ignored, by Rust's runtime: the write fails with EPIPE |
 //! | SIGTTOU in `serve` | ignored: a log line to the terminal of another job (`stty tostop`) does not stop all disks |
@@ -17,7 +18,13 @@
 //! background jobs of scripts mean it.
 use nix::sys::signal::{SigHandler, SigSet, Signal, signal};
 use pollux_vmm::shutdown::is_ignored;
-use std::{io, thread};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::OpenOptionsExt,
+    thread,
+    time::{Duration, Instant},
+};
 
 /// Turns SIGXFSZ into an error of the system call.
 pub(crate) fn ignore_file_size() {
@@ -61,4 +68,34 @@ impl Hangup {
         };
         thread::Builder::new().name("hangup".into()).spawn(wait).map(drop)
     }
+}
+
+/// How long after SIGHUP a terminal may still be there that is about to go: the kernel sends the signal first.
+const TERMINAL_GOES_MAX: Duration = Duration::from_millis(50);
+
+/// The terminal that a process was started from. When it goes, the kernel sends SIGHUP, as a user does who wants the
+/// media measured; afterwards the process has no controlling terminal any more.
+pub(crate) struct ControllingTerminal {
+    was_there: bool,
+}
+
+impl ControllingTerminal {
+    /// The one there is now, or none: of a daemon.
+    pub(crate) fn find() -> Self {
+        ControllingTerminal { was_there: is_there() }
+    }
+
+    /// After SIGHUP: whether that was because the terminal has gone.
+    pub(crate) fn has_gone(&self) -> bool {
+        let start = Instant::now();
+        while self.was_there && is_there() && start.elapsed() < TERMINAL_GOES_MAX {
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.was_there && !is_there()
+    }
+}
+
+fn is_there() -> bool {
+    // Without a controlling terminal: ENXIO (tty(4)).
+    File::options().read(true).custom_flags(nix::libc::O_NOCTTY | nix::libc::O_NONBLOCK).open("/dev/tty").is_ok()
 }

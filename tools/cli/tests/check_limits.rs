@@ -55,7 +55,7 @@ fn too_few_file_descriptors_are_an_error_and_scarce_ones_a_warning() {
     assert!(ran.stderr.contains("`ulimit -Hn 568`, or LimitNOFILE=568"), "{}", ran.stderr);
     let ran = check_with_descriptors(&folder, 300);
     assert_eq!(ran.status, Some(0), "{ran:?}");
-    let words = "20 devices take 568 file descriptors when all are in use, and this process may have 300";
+    let words = "20 devices take 548 file descriptors when all are in use, and this process may have 300";
     assert!(ran.stderr.contains(words), "{}", ran.stderr);
     let ran = check_with_descriptors(&folder, 1024);
     assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""));

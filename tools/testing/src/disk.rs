@@ -96,6 +96,10 @@ pub struct Control {
     erase: AtomicBool,
     /// Size in bytes that the disk says it has since it was resized; 0: as it was opened.
     resized: AtomicU64,
+    /// Descriptions of the disk wait.
+    holds_descriptions: AtomicBool,
+    /// Descriptions that wait.
+    describing: AtomicUsize,
     /// Flushes that reached a disk.
     pub flushes: AtomicUsize,
     /// Queues that were stopped.
@@ -129,6 +133,29 @@ impl Control {
     /// Lets the next `poll` of `Metered` panic.
     pub fn panic(&self) {
         self.panics.store(true, Ordering::Release);
+    }
+
+    /// The disk hangs from now on when it is asked what it is like, until the result is dropped or
+    /// [`release_descriptions`](Self::release_descriptions) is called.
+    pub fn hold_descriptions(self: &Arc<Self>) -> impl Drop + use<> {
+        struct Released(Arc<Control>);
+        impl Drop for Released {
+            fn drop(&mut self) {
+                self.0.release_descriptions();
+            }
+        }
+        self.holds_descriptions.store(true, Ordering::Release);
+        Released(self.clone())
+    }
+
+    /// It answers again.
+    pub fn release_descriptions(&self) {
+        self.holds_descriptions.store(false, Ordering::Release);
+    }
+
+    /// Whether somebody waits for an answer.
+    pub fn is_describing(&self) -> bool {
+        self.describing.load(Ordering::Acquire) > 0
     }
 
     /// The disk says from now on that it has so many bytes, of which only those that it was opened with can be used.
@@ -243,6 +270,11 @@ impl Block for ModelDisk {
     }
 
     fn info(&self) -> BlockInfo {
+        self.control.describing.fetch_add(1, Ordering::AcqRel);
+        while self.control.holds_descriptions.load(Ordering::Acquire) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.control.describing.fetch_sub(1, Ordering::AcqRel);
         let block = self.options.block_size;
         BlockInfo {
             logical_block_size: block,

@@ -9,6 +9,7 @@
 //! | [`front_end`] | the same over vhost-user |
 //! | [`raw_front_end`] | a front end without manners |
 //! | [`neighbours`] | two devices served by the same workers, one of which is attacked |
+//! | [`registers`] | a block device behind the registers of PCI or MMIO, and a driver in front of them |
 //! | [`rig`] | a block device with all of these around it, polled by hand or by workers |
 //! | [`turns`] | a worker without its thread |
 //!
@@ -25,6 +26,7 @@ pub mod media;
 pub mod neighbours;
 #[allow(unsafe_code)]
 pub mod raw_front_end;
+pub mod registers;
 pub mod rig;
 pub mod turns;
 

@@ -158,7 +158,7 @@ fn started(
         index: 0,
         config: driver.ring.config(),
         start,
-        kick: Some(EventFd::new(EFD_NONBLOCK).expect("eventfd")),
+        kick: Some(Arc::new(EventFd::new(EFD_NONBLOCK).expect("eventfd"))),
         notifier: Notifier::new(call.clone(), None),
     };
     let mut queue = device.queue(activation, active)?;
@@ -176,7 +176,7 @@ pub fn prepared_queue(
     let stats = StatsSegment::anonymous(1).expect("statistics");
     let options = BlkOptions { queues: QueueOptions::default(), ..options("blk0", 1, &[]) };
     let device = Blk::new(options, backend, &stats);
-    let kick = EventFd::new(EFD_NONBLOCK).expect("eventfd");
+    let kick = Arc::new(EventFd::new(EFD_NONBLOCK).expect("eventfd"));
     let active =
         ActiveQueue { index: 0, config, start: RingStart::default(), kick: Some(kick), notifier: Notifier::silent() };
     let interrupts = Arc::default();

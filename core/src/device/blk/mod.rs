@@ -5,6 +5,7 @@
 mod chain;
 mod config;
 mod failures;
+mod measurement;
 mod portions;
 #[allow(unsafe_code)]
 pub mod queue;
@@ -15,6 +16,7 @@ mod tally;
 
 use super::{
     config_space::{ConfigFields, ToldConfig},
+    measure::Measure,
     shell::{DeviceKind, DeviceOptions, DeviceShell},
 };
 use crate::{
@@ -27,6 +29,7 @@ use crate::{
 };
 use config::Config;
 use failures::FailureLog;
+use measurement::Measurement;
 use pollux_abi::block_v1::{BlockInfo, POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_WRITE_ZEROES};
 use queue::{BlkQueue, BlkSetup};
 use request::Limits;
@@ -79,6 +82,7 @@ pub struct BlkKind {
     limits: Limits,
     config: Config,
     shared: Arc<Shared>,
+    measurement: Arc<Measurement>,
 }
 
 impl Blk {
@@ -100,6 +104,7 @@ impl Blk {
                 capacity_sectors: AtomicU64::new(limits.capacity_sectors),
                 failures: FailureLog::new(&name),
             }),
+            measurement: Measurement::new(&name, &disk),
             disk,
         };
         DeviceShell::around(kind, DeviceOptions { name, workers, queues }, segment)
@@ -206,15 +211,13 @@ impl DeviceKind for BlkKind {
         self.disk.remove_memory_but(memory);
     }
 
+    fn measure(&self) -> Option<Arc<dyn Measure>> {
+        Some(self.measurement.clone())
+    }
+
     fn refresh(&mut self) -> bool {
         let name = &self.name;
-        let info = match self.disk.describe() {
-            Ok(info) => info,
-            Err(error) => {
-                warn!("{name}: stays as it is: {error}");
-                return false;
-            }
-        };
+        let Some(info) = self.measurement.take() else { return false };
         let old = self.limits.capacity_sectors;
         // Only the capacity may change under a driver (virtio 1.3, 5.2.5: capacity, topology by a configuration
         // change).

@@ -1,13 +1,13 @@
 //! The device behind a socket, as all connections to it share it.
 use super::told::{CONFIG_BYTES, Space};
 use crate::{
-    device::{Activation, ActiveQueue, ConfigFields, DeviceModel, ToldConfig},
+    device::{ActiveQueue, ConfigFields, DeviceModel, ToldConfig},
     event::InterruptState,
     log_budget::LogBudget,
     memory::GuestMemory,
     queue::{Position, QueueUpdate},
     ring::QueueConfig,
-    transport::TRANSPORT_FEATURES,
+    transport::{features::TRANSPORT_FEATURES, handle::Place, served::Served},
 };
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -46,13 +46,13 @@ fn connections_max() -> usize {
 /// Names a connection, for ever.
 pub(super) type SessionId = u64;
 
-/// The device, and who uses it.
+/// The device behind its socket.
 pub(super) struct Device {
     name: String,
     features: u64,
     queue_count: usize,
     config_fields: ConfigFields,
-    served: Mutex<Served>,
+    used: Mutex<Used>,
     /// Rung when a connection gives the device up.
     released: Condvar,
     interrupts: Arc<InterruptState>,
@@ -65,8 +65,9 @@ pub(super) struct Device {
     any_file: bool,
 }
 
-struct Served {
-    model: Box<dyn DeviceModel>,
+/// The device, and who uses it.
+struct Used {
+    served: Served,
     /// The connection whose rings run. Another may ask and prepare, as the destination of a migration does, and take
     /// over when this one's rings are stopped.
     owner: Option<SessionId>,
@@ -96,19 +97,22 @@ struct Watcher {
 
 /// What a connection can do with the device once its rings run.
 pub(super) struct Owned<'d> {
-    served: MutexGuard<'d, Served>,
+    used: MutexGuard<'d, Used>,
 }
 
 impl Device {
     pub(super) fn new(model: Box<dyn DeviceModel>, any_file: bool) -> Self {
+        let (name, config_fields) = (model.name().into(), model.config_fields());
+        let (features, queue_count) = (model.features() | TRANSPORT_FEATURES, model.queue_sizes().len());
+        let served = Served::new(model);
         Device {
-            name: model.name().into(),
-            features: model.features() | TRANSPORT_FEATURES,
-            queue_count: model.queue_sizes().len(),
-            config_fields: model.config_fields(),
-            served: Mutex::new(Served { model, owner: None, configured_by: None, memory_of: None }),
+            name,
+            features,
+            queue_count,
+            config_fields,
+            interrupts: served.interrupts().clone(),
+            used: Mutex::new(Used { served, owner: None, configured_by: None, memory_of: None }),
             released: Condvar::new(),
-            interrupts: Arc::default(),
             watchers: Mutex::default(),
             lines: LogBudget::of_front_end(),
             stopping: AtomicBool::new(false),
@@ -153,8 +157,8 @@ impl Device {
         self.was_held_up.store(true, Ordering::Relaxed);
     }
 
-    fn lock(&self) -> MutexGuard<'_, Served> {
-        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Used> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Which fields of the configuration space change.
@@ -165,35 +169,35 @@ impl Device {
     /// The configuration space as it is.
     pub(super) fn config(&self) -> Space {
         let mut space = [0; CONFIG_BYTES];
-        self.lock().model.read_config(0, &mut space);
+        self.lock().served.model().read_config(0, &mut space);
         space
     }
 
     /// The driver of connection `id` writes to the configuration space. As with [`configure`](Self::configure), that
     /// waits as long as another one uses the device.
     pub(super) fn write_config(&self, id: SessionId, state: &DriverState, offset: u64, data: &[u8]) {
-        let mut served = self.lock();
-        if served.owner.is_none_or(|owner| owner == id) {
-            if served.configured_by != Some(id) {
-                served.configure(id, state);
+        let mut used = self.lock();
+        if used.owner.is_none_or(|owner| owner == id) {
+            if used.configured_by != Some(id) {
+                used.configure(id, state);
             }
-            served.model.write_config(offset, data, state.features);
+            used.served.model_mut().write_config(offset, data, state.features);
         }
     }
 
     /// The driver of connection `id` has accepted features. As long as another one uses the device, that waits for its
     /// start.
     pub(super) fn configure(&self, id: SessionId, state: &DriverState) {
-        let mut served = self.lock();
-        if served.owner.is_none_or(|owner| owner == id) {
-            served.configure(id, state);
+        let mut used = self.lock();
+        if used.owner.is_none_or(|owner| owner == id) {
+            used.configure(id, state);
         }
     }
 
     /// The device, if connection `id` uses it.
     pub(super) fn owned(&self, id: SessionId) -> Option<Owned<'_>> {
-        let served = self.lock();
-        (served.owner == Some(id)).then_some(Owned { served })
+        let used = self.lock();
+        (used.owner == Some(id)).then_some(Owned { used })
     }
 
     /// The device for connection `id`, which starts to use it unless it does already.
@@ -207,27 +211,25 @@ impl Device {
         state: &DriverState,
         wake: &Arc<EventFd>,
     ) -> Result<Owned<'_>, String> {
-        let mut served = self.free(id)?;
-        match served.owner {
+        let mut used = self.free(id)?;
+        match used.owner {
             Some(_) => {}
             None => {
                 self.interrupts.reset();
                 self.interrupts.set_config_event(Some(wake.clone()));
-                let (memory, interrupts) = (memory.clone(), self.interrupts.clone());
                 let features = state.features;
                 // Once more: only now it is known where its rings start.
-                let remarks = served.configure(id, state);
+                let remarks = used.configure(id, state);
                 self.remark(&remarks);
-                served.memory_of = Some(id);
-                let activation = Activation { memory, features, interrupts };
-                served.model.activate(activation).map_err(|error| error.reason)?;
-                served.owner = Some(id);
+                used.memory_of = Some(id);
+                used.served.activate(memory.clone(), features)?;
+                used.owner = Some(id);
                 if tracing::enabled!(tracing::Level::INFO) && self.may_log() {
                     info!("{}: started by the front end, features {features:#x}", self.name);
                 }
             }
         }
-        Ok(Owned { served })
+        Ok(Owned { used })
     }
 
     /// Logs what a front end's driver is to know, or whoever runs it.
@@ -241,16 +243,16 @@ impl Device {
 
     /// The device, as soon as no other connection than `id` uses it. One whose front end has gone is waited for: its
     /// requests end first.
-    fn free(&self, id: SessionId) -> Result<MutexGuard<'_, Served>, String> {
+    fn free(&self, id: SessionId) -> Result<MutexGuard<'_, Used>, String> {
         let start = Instant::now();
-        let mut served = self.lock();
-        while let Some(owner) = served.owner.filter(|owner| *owner != id) {
+        let mut used = self.lock();
+        while let Some(owner) = used.owner.filter(|owner| *owner != id) {
             if !self.has_gone(owner) || start.elapsed() > LEAVING_MAX || self.is_stopping() {
                 return Err("another front end is using the device; stop that one first".into());
             }
-            served = self.released.wait_timeout(served, LEAVING_LOOK).unwrap_or_else(PoisonError::into_inner).0;
+            used = self.released.wait_timeout(used, LEAVING_LOOK).unwrap_or_else(PoisonError::into_inner).0;
         }
-        Ok(served)
+        Ok(used)
     }
 
     /// Whether the front end of a connection has closed it.
@@ -265,8 +267,8 @@ impl Device {
     /// Connection `id` does not use the device any more: its queues are drained and flushed.
     pub(super) fn release(&self, id: SessionId) {
         if let Some(mut owned) = self.owned(id) {
-            owned.served.model.deactivate();
-            owned.served.owner = None;
+            owned.used.served.deactivate();
+            owned.used.owner = None;
             self.released.notify_all();
             self.interrupts.set_config_event(None);
             if tracing::enabled!(tracing::Level::INFO) && self.may_log() {
@@ -279,29 +281,21 @@ impl Device {
     /// rings is kept, since it may be long work for a backend to prepare.
     pub(super) fn leave(&self, id: SessionId) {
         self.release(id);
-        let mut served = self.lock();
-        if served.memory_of == Some(id) {
-            served.memory_of = None;
-            served.model.forget_memory();
+        let mut used = self.lock();
+        if used.memory_of == Some(id) {
+            used.memory_of = None;
+            used.served.model_mut().forget_memory();
         }
         // What its driver has set is nothing to the next one.
-        if served.configured_by == Some(id) && served.owner.is_none() {
-            served.configured_by = None;
-            served.model.reset();
+        if used.configured_by == Some(id) && used.owner.is_none() {
+            used.configured_by = None;
+            used.served.model_mut().reset();
         }
     }
 
-    /// Asks the backend what has become of its medium, and tells every connection if that is something new.
-    pub(super) fn refresh(&self) {
-        if self.lock().model.refresh() {
-            self.interrupts.config_changed();
-            self.wake_all();
-        }
-    }
-
-    /// The event by which the backend asks for that.
+    /// The event by which the backend asks for a refresh.
     pub(super) fn change_event(&self) -> Option<std::os::fd::RawFd> {
-        self.lock().model.change_event()
+        self.lock().served.model().change_event()
     }
 
     /// Adds a connection. `false`: there are too many already, or the server stops.
@@ -351,13 +345,29 @@ impl Device {
     }
 }
 
-impl Served {
+impl Place for Device {
+    fn with(&self, action: &mut dyn FnMut(&mut Served)) {
+        action(&mut self.lock().served);
+    }
+
+    /// Tells every connection.
+    fn config_changed(&self) {
+        self.wake_all();
+    }
+
+    fn set_memory(&self, _memory: &GuestMemory) -> Result<(), String> {
+        Err("its front end gives it its memory".into())
+    }
+}
+
+impl Used {
     fn configure(&mut self, id: SessionId, state: &DriverState) -> Vec<String> {
         self.configured_by = Some(id);
-        self.model.features_accepted(state.features);
-        let remarks = self.model.config_was_told(state.features, &state.told);
+        let model = self.served.model_mut();
+        model.features_accepted(state.features);
+        let remarks = model.config_was_told(state.features, &state.told);
         for (offset, data) in &state.config_writes {
-            self.model.write_config(*offset, data, state.features);
+            model.write_config(*offset, data, state.features);
         }
         remarks
     }
@@ -366,19 +376,19 @@ impl Served {
 impl Owned<'_> {
     /// The driver has turned out to have begun elsewhere. Returns what cannot be kept of what it was told there.
     pub(super) fn config_was_told(&mut self, features: u64, told: &ToldConfig) -> Vec<String> {
-        self.served.model.config_was_told(features, told)
+        self.used.served.model_mut().config_was_told(features, told)
     }
 
     pub(super) fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), String> {
-        self.served.model.start_queue(queue).map_err(|error| error.reason)
+        self.used.served.start_queue(queue)
     }
 
     pub(super) fn stop_queue(&mut self, index: usize) -> Option<Position> {
-        self.served.model.stop_queue(index)
+        self.used.served.stop_queue(index)
     }
 
     pub(super) fn update_queue(&mut self, index: usize, update: QueueUpdate) {
-        self.served.model.update_queue(index, update);
+        self.used.served.update_queue(index, update);
     }
 
     pub(super) fn set_memory(
@@ -386,11 +396,11 @@ impl Owned<'_> {
         memory: &GuestMemory,
         config: &dyn Fn(usize) -> QueueConfig,
     ) -> Result<(), String> {
-        self.served.model.set_memory(memory, config).map_err(|error| error.reason)
+        self.used.served.set_memory(memory, config)
     }
 
     /// Gives up what no request needs any more; returns whether there is more to come.
     pub(super) fn release_memory(&mut self) -> bool {
-        self.served.model.release_memory()
+        self.used.served.model_mut().release_memory()
     }
 }

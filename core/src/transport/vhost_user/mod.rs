@@ -37,7 +37,7 @@ mod told;
 mod vring;
 mod wire;
 
-use crate::{device::DeviceModel, event::watchdog};
+use crate::{device::DeviceModel, event::watchdog, transport::DeviceHandle};
 use device::{Device, SessionId};
 use session::Session;
 use socket::Listener;
@@ -46,7 +46,7 @@ use std::{
     fmt, io,
     os::{fd::AsRawFd, unix::net::UnixStream},
     path::Path,
-    sync::Arc,
+    sync::{Arc, Weak},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -66,7 +66,8 @@ const END_PAUSE: Duration = Duration::from_millis(1);
 pub struct Server {
     device: Arc<Device>,
     path: std::path::PathBuf,
-    /// Rung to stop, and to look at the backend again.
+    handle: DeviceHandle,
+    /// Rung to stop.
     bell: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
 }
@@ -88,11 +89,19 @@ impl Server {
         let device = Arc::new(Device::new(model, any_file));
         let bell = Arc::new(EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?);
         let path = listener.path().to_owned();
-        let reception = Reception { device: device.clone(), listener, bell: bell.clone(), sessions: HashMap::new() };
+        let place: Weak<Device> = Arc::downgrade(&device);
+        let handle = DeviceHandle::new(device.name(), place);
+        let reception = Reception {
+            device: device.clone(),
+            handle: handle.clone(),
+            listener,
+            bell: bell.clone(),
+            sessions: HashMap::new(),
+        };
         let epoll = reception.epoll()?;
         let name = format!("vhost-{}", device.name());
         let thread = thread::Builder::new().name(name).spawn(move || reception.run(&epoll))?;
-        Ok(Server { device, path, bell, thread: Some(thread) })
+        Ok(Server { device, path, handle, bell, thread: Some(thread) })
     }
 
     /// Where it is served.
@@ -100,16 +109,18 @@ impl Server {
         &self.path
     }
 
-    /// A way to have the backend asked again, for as long as it is served.
-    pub fn refresher(&self) -> Refresher {
-        Refresher { name: self.device.name().into(), bell: self.bell.clone() }
+    /// The verbs of the device, for whoever runs it.
+    pub fn handle(&self) -> DeviceHandle {
+        self.handle.clone()
     }
 
     /// Has the device drained and flushed and all connections closed. Returns at once, so that several can stop
     /// together.
     pub fn begin_stop(&self) {
         self.device.stop();
-        self.refresher().refresh();
+        if let Err(error) = self.bell.write(1) {
+            warn!("{}: its server does not hear that it is to stop: {error}", self.device.name());
+        }
     }
 
     /// Drains and flushes the device, closes all connections, removes the socket. Also done by drop.
@@ -118,23 +129,6 @@ impl Server {
         self.begin_stop();
         if thread.join().is_err() {
             error!("{}: its server panicked; please report this", self.device.name());
-        }
-    }
-}
-
-/// A way to say that the backend's medium may have changed. `[any thread]`
-#[derive(Clone, Debug)]
-pub struct Refresher {
-    name: String,
-    bell: Arc<EventFd>,
-}
-
-impl Refresher {
-    /// Has the backend asked what its medium is like now, and the front ends told if that is something new. Returns at
-    /// once.
-    pub fn refresh(&self) {
-        if let Err(error) = self.bell.write(1) {
-            warn!("{}: its medium cannot be measured again: {error}", self.name);
         }
     }
 }
@@ -148,6 +142,7 @@ impl Drop for Server {
 /// Takes up connections.
 struct Reception {
     device: Arc<Device>,
+    handle: DeviceHandle,
     listener: Listener,
     bell: Arc<EventFd>,
     sessions: HashMap<SessionId, JoinHandle<()>>,
@@ -156,15 +151,18 @@ struct Reception {
 impl Reception {
     fn epoll(&self) -> io::Result<Epoll> {
         let epoll = Epoll::new()?;
-        let change = self.device.change_event();
-        for fd in [self.listener.as_raw_fd(), self.bell.as_raw_fd()].into_iter().chain(change) {
-            epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, fd as u64))?;
+        let watch = |fd: i32, events| epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(events, fd as u64));
+        watch(self.listener.as_raw_fd(), EventSet::IN)?;
+        watch(self.bell.as_raw_fd(), EventSet::IN)?;
+        if let Some(change) = self.device.change_event() {
+            // The thread that asks the backend reads it.
+            watch(change, EventSet::IN | EventSet::EDGE_TRIGGERED)?;
         }
         Ok(epoll)
     }
 
     fn run(mut self, epoll: &Epoll) {
-        let listener = self.listener.as_raw_fd() as u64;
+        let (listener, bell) = (self.listener.as_raw_fd() as u64, self.bell.as_raw_fd() as u64);
         let mut events = [EpollEvent::default(); 4];
         let mut next: SessionId = 1;
         while !self.device.is_stopping() {
@@ -180,13 +178,11 @@ impl Reception {
                 if self.device.is_stopping() {
                     break;
                 }
-                if event.data() != listener {
-                    // EAGAIN: the event is the backend's, which is read by asking it.
-                    let _ = self.bell.read();
-                    self.device.refresh();
-                } else {
+                if event.data() == listener {
                     self.accept(next);
                     next += 1;
+                } else if event.data() != bell {
+                    self.handle.refresh();
                 }
             }
             self.sessions.retain(|_, thread| !thread.is_finished());

@@ -288,12 +288,11 @@ impl Session {
 
     fn set_vring_kick(&mut self, message: Message) -> Result<(), Failure> {
         let (index, file) = vring_file(message)?;
-        let event = file.map(event).transpose().map_err(refused)?;
-        let copy = event.as_ref().map(|event| event.try_clone()).transpose().map_err(refused)?;
+        let event = file.map(event).transpose().map_err(refused)?.map(Arc::new);
         let vring = self.vring(index)?;
-        vring.kick = event.map_or(Kick::Polled, Kick::Event);
+        vring.kick = event.clone().map_or(Kick::Polled, Kick::Event);
         vring.failed = false;
-        self.update_ring(index as usize, QueueUpdate::Kick(copy));
+        self.update_ring(index as usize, QueueUpdate::Kick(event));
         Ok(())
     }
 

@@ -344,7 +344,7 @@ impl Session {
             log_used: vring.log_used,
         };
         let kick = match &vring.kick {
-            Kick::Event(event) => Some(event.try_clone().map_err(|error| error.to_string())?),
+            Kick::Event(event) => Some(event.clone()),
             Kick::Unset | Kick::Polled => None,
         };
         let notifier = self.notifier(&vring.call);

@@ -14,7 +14,7 @@ pub(super) enum Kick {
     /// There are none: the ring is to be polled.
     Polled,
     /// They come by this event.
-    Event(EventFd),
+    Event(Arc<EventFd>),
 }
 
 /// Where a ring is, in addresses of the front end.

@@ -4,10 +4,13 @@ use crate::examine::Examined;
 use pollux_core::{
     config::{Config, Device, Transport},
     stats::StatsSegment,
-    transport::vhost_user::{
-        Refresher, Server,
-        socket::{Listener, SocketError, SocketSpec},
-        socket_activation::InheritedSockets,
+    transport::{
+        DeviceHandle,
+        vhost_user::{
+            Server,
+            socket::{Listener, SocketError, SocketSpec},
+            socket_activation::InheritedSockets,
+        },
     },
 };
 use std::io;
@@ -69,9 +72,9 @@ impl Exports {
         Ok(exports)
     }
 
-    /// Ways to ask each backend again what its medium is like.
-    pub(crate) fn refreshers(&self) -> Vec<Refresher> {
-        self.servers.iter().map(Server::refresher).collect()
+    /// The verbs of each device.
+    pub(crate) fn handles(&self) -> Vec<DeviceHandle> {
+        self.servers.iter().map(Server::handle).collect()
     }
 
     /// Drains and flushes every device, closes all connections, removes the sockets that were made. What is left is

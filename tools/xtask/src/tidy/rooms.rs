@@ -113,6 +113,7 @@ const ROOMS: &[(&str, &[Room])] = &[
             ("mmio", &["acpi", "bus", "layout"]),
             ("pci", &["bus", "irq", "layout"]),
             ("vcpu_error", &[]),
+            ("verbs", &[]),
             ("control", &["vcpu_error"]),
             ("vcpu", &["bus", "control", "exits", "vcpu_error"]),
             ("platform", &["bus", "control", "layout"]),
@@ -120,7 +121,7 @@ const ROOMS: &[(&str, &[Room])] = &[
                 "cycle",
                 &[
                     "acpi", "boot", "bus", "console", "control", "irq", "layout", "mmio", "pci", "platform", "serial",
-                    "shutdown", "spec", "vcpu", "vm",
+                    "shutdown", "spec", "vcpu", "verbs", "vm",
                 ],
             ),
             (
@@ -138,6 +139,7 @@ const ROOMS: &[(&str, &[Room])] = &[
                     "spec",
                     "vcpu",
                     "vcpu_error",
+                    "verbs",
                     "vm",
                 ],
             ),
@@ -157,7 +159,6 @@ const CIRCLES_TO_MEND: &[&str] = &[
     "core/src/device/blk/",
     "core/src/plugin/block_v1/",
     "core/src/ring/",
-    "core/src/transport/",
     "core/src/worker/",
     "tools/cli/src/",
     "vmm/src/",
