@@ -53,7 +53,7 @@ fn worker() -> Worker {
 fn features_that_were_not_offered_or_a_legacy_driver_are_refused(kind: RingKind) {
     let worker = worker();
     let mut guest = guest(kind, "features", Behaviour::Inline, &worker);
-    assert_eq!(guest.start_with(VERSION_1 | 1 << 40) & STATUS_FEATURES_OK, 0, "unknown features");
+    assert_eq!(guest.start_with(VERSION_1 | 1 << 60) & STATUS_FEATURES_OK, 0, "unknown features");
     assert_eq!(guest.start_with(FLUSH) & STATUS_FEATURES_OK, 0, "no VERSION_1");
     assert_eq!(guest.start_with(VERSION_1) & STATUS_NEEDS_RESET, 0, "the least that a driver accepts");
     assert_eq!(guest.request(0, IN, 0, &[], &Cut::plain(0, 512)).status, OK);

@@ -1,12 +1,13 @@
 //! Which features are offered, and which of them a driver may accept (virtio 1.3, 2.2).
 use virtio_bindings::{
-    virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1},
+    virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET, VIRTIO_F_VERSION_1},
     virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC},
 };
 
 /// The features that every device of ours offers on every transport.
 pub const TRANSPORT_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_F_RING_PACKED
+    | 1 << VIRTIO_F_RING_RESET
     | 1 << VIRTIO_RING_F_EVENT_IDX
     | 1 << VIRTIO_RING_F_INDIRECT_DESC;
 
