@@ -1,29 +1,6 @@
 //! What the command line says.
-use super::{micro::Micro, work::Work};
+use super::{part::Part, work::Work};
 use std::{path::PathBuf, time::Duration};
-
-/// What there is to measure.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
-    /// Servers in turn.
-    Work(Work),
-    /// A piece of ours alone.
-    Micro(Micro),
-}
-
-impl Part {
-    /// All, in the order of the table.
-    fn all() -> Vec<Part> {
-        Work::ALL.into_iter().map(Part::Work).chain(Micro::ALL.into_iter().map(Part::Micro)).collect()
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Part::Work(work) => work.name(),
-            Part::Micro(micro) => micro.name(),
-        }
-    }
-}
 
 /// The arguments.
 #[derive(Clone, Debug)]

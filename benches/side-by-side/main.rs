@@ -15,6 +15,7 @@ mod arguments;
 mod interrupt;
 mod medium;
 mod micro;
+mod part;
 mod progress;
 mod report;
 mod rival;
@@ -22,7 +23,8 @@ mod turns;
 mod work;
 mod zram;
 
-use arguments::{Arguments, Part, Refusal};
+use arguments::{Arguments, Refusal};
+use part::Part;
 use pollux_benches::row;
 use pollux_loadgen::{load::usable_cpus, machine::Machine};
 use progress::{Interrupted, Progress};

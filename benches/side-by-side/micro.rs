@@ -2,6 +2,7 @@
 //! the kernel's work.
 use super::{
     arguments::Arguments,
+    part::Micro,
     progress::{Interrupted, Progress},
 };
 use pollux_benches::{
@@ -28,41 +29,18 @@ const WAITING_READ_COUNT: u64 = 5_000;
 /// Rounds of what takes milliseconds, for each round of the rest.
 const SHORT_ROUNDS: u32 = 3;
 
-/// A piece.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Micro {
-    /// The way into a plugin.
-    Crossing,
-    /// Idle queues.
-    Queues,
-    /// CPU time of a read.
-    Cpu,
-}
-
-impl Micro {
-    pub(crate) const ALL: [Micro; 3] = [Micro::Crossing, Micro::Queues, Micro::Cpu];
-
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Micro::Crossing => "crossing",
-            Micro::Queues => "queues",
-            Micro::Cpu => "cpu",
-        }
-    }
-
-    /// Number of steps in each round.
-    fn steps_of_round(self) -> u64 {
-        match self {
-            Micro::Crossing => 2 * u64::from(SHORT_ROUNDS),
-            Micro::Queues => u64::from(SHORT_ROUNDS) * (1 + BUSY_DEPTHS.len() as u64),
-            Micro::Cpu => (READS.len() * DEPTHS.len()) as u64,
-        }
+/// Number of steps in each round.
+fn steps_of_round(micro: Micro) -> u64 {
+    match micro {
+        Micro::Crossing => 2 * u64::from(SHORT_ROUNDS),
+        Micro::Queues => u64::from(SHORT_ROUNDS) * (1 + BUSY_DEPTHS.len() as u64),
+        Micro::Cpu => (READS.len() * DEPTHS.len()) as u64,
     }
 }
 
 /// Number of steps.
 pub(crate) fn steps(micro: Micro, rounds: u32) -> u64 {
-    micro.steps_of_round() * u64::from(rounds)
+    steps_of_round(micro) * u64::from(rounds)
 }
 
 /// Measures on `cpu`.

@@ -39,7 +39,7 @@ impl Rival {
             build::program("pollux")
         });
         let (config, socket) = (medium.folder().join("disks.toml"), medium.folder().join("pollux.sock"));
-        let block = work.block(medium);
+        let block = block(work, medium);
         let text = format!(
             "[worker.io0]\ncpu = {cpu}\n[block.disk0]\n{block}\n[device.blk0]\ntype = \"blk\"\nblock = \"disk0\"\n\
              workers = [\"io0\"]\ntransport = \"vhost-user\"\nsocket = {socket:?}\n"
@@ -55,7 +55,7 @@ impl Rival {
         let socket = medium.folder().join(format!("qemu-{}.sock", aio.map_or("null", Aio::name)));
         let mut command = Command::new("taskset");
         command.args(["--cpu-list", &cpu.to_string(), "qemu-storage-daemon"]);
-        command.args(["--object", "iothread,id=t", "--blockdev", &work.blockdev(medium, aio)]);
+        command.args(["--object", "iothread,id=t", "--blockdev", &blockdev(work, medium, aio)]);
         let export = format!(
             "type=vhost-user-blk,id=e,addr.type=unix,addr.path={},node-name=n,writable=on,num-queues=1,iothread=t",
             socket.display()
@@ -106,6 +106,32 @@ impl Drop for Rival {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Our side's `[block]`.
+fn block(work: Work, medium: &Medium) -> String {
+    let path = medium.path();
+    match work {
+        Work::Null | Work::Packed | Work::PackedDirect => {
+            format!("plugin = \"null\"\noptions = {{ size = {} }}", Medium::BYTES)
+        }
+        // The same file as theirs: pages that were never written would all be one, and in the cache.
+        Work::Memory => format!("plugin = \"mem\"\noptions = {{ path = {path:?}, lock = false }}"),
+        Work::Tmpfs | Work::Zram | Work::File => {
+            format!("plugin = \"uring\"\noptions = {{ path = {path:?}, direct = true, lock = false }}")
+        }
+    }
+}
+
+/// Their side's `--blockdev`.
+fn blockdev(work: Work, medium: &Medium, aio: Option<Aio>) -> String {
+    let Some(aio) = aio else {
+        return format!("driver=null-co,node-name=n,size={},read-zeroes=off", Medium::BYTES);
+    };
+    let driver = if work == Work::Zram { "host_device" } else { "file" };
+    let (path, aio) = (medium.path().display(), aio.name());
+    // Direct on tmpfs as well: native AIO does nothing else, and there is no page cache to pass by.
+    format!("driver={driver},node-name=n,filename={path},aio={aio},cache.direct=on,locking=off")
 }
 
 /// The first line of what a program says of its version; `None`: there is no such program.

@@ -1,5 +1,4 @@
 //! What all sides do, and what their figures should be.
-use super::medium::Medium;
 use pollux_benches::row::Goal;
 use pollux_core::ring::RingKind;
 use pollux_loadgen::{Indirect, ideal};
@@ -158,31 +157,5 @@ impl Work {
             _ => return None,
         };
         Some(Goal::AtLeast(goals[depth]))
-    }
-
-    /// Our side's `[block]`.
-    pub(crate) fn block(self, medium: &Medium) -> String {
-        let path = medium.path();
-        match self {
-            Work::Null | Work::Packed | Work::PackedDirect => {
-                format!("plugin = \"null\"\noptions = {{ size = {} }}", Medium::BYTES)
-            }
-            // The same file as theirs: pages that were never written would all be one, and in the cache.
-            Work::Memory => format!("plugin = \"mem\"\noptions = {{ path = {path:?}, lock = false }}"),
-            Work::Tmpfs | Work::Zram | Work::File => {
-                format!("plugin = \"uring\"\noptions = {{ path = {path:?}, direct = true, lock = false }}")
-            }
-        }
-    }
-
-    /// Their side's `--blockdev`.
-    pub(crate) fn blockdev(self, medium: &Medium, aio: Option<Aio>) -> String {
-        let Some(aio) = aio else {
-            return format!("driver=null-co,node-name=n,size={},read-zeroes=off", Medium::BYTES);
-        };
-        let driver = if self == Work::Zram { "host_device" } else { "file" };
-        let (path, aio) = (medium.path().display(), aio.name());
-        // Direct on tmpfs as well: native AIO does nothing else, and there is no page cache to pass by.
-        format!("driver={driver},node-name=n,filename={path},aio={aio},cache.direct=on,locking=off")
     }
 }

@@ -1,6 +1,6 @@
 //! What it costs to reach a backend behind the ABI of plugins: the queue of `null`, through its real shared library,
 //! and a static function in its place.
-use crate::{backend, started_reads};
+use crate::backend::{backend, started_reads};
 use pollux_abi::block_v1::{BlockCompletion, BlockRequest};
 use pollux_core::{memory::GuestMemory, plugin::BackendQueue};
 use std::{hint::black_box, time::Instant};

@@ -1,5 +1,5 @@
 //! A worker with many queues, of which one at most is busy.
-use crate::{Prepared, backend};
+use crate::{backend::backend, prepared::Prepared};
 use pollux_core::{stats::clock, worker::REST_AFTER};
 use pollux_driver::RingKind;
 use pollux_testing::{rig::prepared_queue, turns::Turns};

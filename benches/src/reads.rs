@@ -1,6 +1,6 @@
 //! Random reads of 4 KiB from a file: by the plugin `uring`, its queue called as a device calls it, and by a bare loop
 //! that does the same reads and nothing else.
-use crate::{BLOCK_BYTES, backend, started_reads};
+use crate::backend::{BLOCK_BYTES, backend, started_reads};
 use io_uring::{IoUring, opcode, types::Fixed};
 use pollux_abi::block_v1::BlockRequest;
 use pollux_core::{memory::GuestMemory, plugin::BackendQueue};
