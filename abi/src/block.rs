@@ -10,15 +10,14 @@ use crate::{
     plugin::Provides,
     text::TextBuffer,
 };
-use serde::de::DeserializeOwned;
-use std::{ffi::c_void, os::fd::RawFd};
-
 pub use crate::{
     block_v1::{BlockInfo, BlockV1},
     error::{EINVAL, EIO, ENOTSUP, EROFS, Error},
     memory_region::MemoryRegion,
     segment::Segment,
 };
+use serde::de::DeserializeOwned;
+use std::{ffi::c_void, os::fd::RawFd};
 
 /// What `open` may know about its instance.
 #[derive(Clone, Debug)]

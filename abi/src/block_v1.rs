@@ -26,10 +26,9 @@ use crate::{
     plugin::InterfaceTable,
     text::{Text, TextBuffer},
 };
+pub use crate::{memory_region::MemoryRegion, segment::Segment};
 use abi_stable::StableAbi;
 use std::ffi::c_void;
-
-pub use crate::{memory_region::MemoryRegion, segment::Segment};
 
 /// Read `length` bytes at `offset` into the segments.
 pub const POLLUX_BLOCK_READ: u32 = 0;

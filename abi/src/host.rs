@@ -7,7 +7,11 @@ use crate::{
     host_v1::{HostV1, POLLUX_LOG_DEBUG, POLLUX_LOG_ERROR, POLLUX_LOG_INFO, POLLUX_LOG_TRACE, POLLUX_LOG_WARN},
     text::Text,
 };
-use std::{fmt, ptr::null_mut, sync::atomic::AtomicPtr, sync::atomic::Ordering};
+use std::{
+    fmt,
+    ptr::null_mut,
+    sync::atomic::{AtomicPtr, Ordering},
+};
 
 /// How urgent a log line is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -102,6 +102,5 @@ pub mod text;
 /// Names that `export_plugin!` needs in the plugin's crate. No part of the contract.
 #[doc(hidden)]
 pub mod __private {
-    pub use abi_stable;
-    pub use abi_stable::StableAbi;
+    pub use abi_stable::{self, StableAbi};
 }

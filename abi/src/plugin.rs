@@ -7,8 +7,12 @@
 //! [`export_plugin!`](crate::export_plugin) writes both.
 use crate::{host_v1::HostV1, text::Text};
 use abi_stable::{
-    StableAbi, library::RootModule, package_version_strings, sabi_types::VersionStrings, std_types::RSlice,
-    std_types::RStr, type_layout::TypeLayout,
+    StableAbi,
+    library::RootModule,
+    package_version_strings,
+    sabi_types::VersionStrings,
+    std_types::{RSlice, RStr},
+    type_layout::TypeLayout,
 };
 use std::ffi::c_void;
 

@@ -9,7 +9,11 @@ use std::{
     io,
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd},
-        unix::{fs::FileExt, fs::OpenOptionsExt, net::UnixStream, process::ExitStatusExt},
+        unix::{
+            fs::{FileExt, OpenOptionsExt},
+            net::UnixStream,
+            process::ExitStatusExt,
+        },
     },
     process::{Command, ExitStatus},
     sync::{

@@ -1,19 +1,22 @@
 //! A virtio device in a PCI slot, as the accesses of vCPUs reach it: configuration space, BAR, MSI-X. There is no vCPU.
-
-use std::error::Error;
-use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
-
 use kvm_ioctls::Kvm;
-use pollux_core::memory::GuestMemory;
-use pollux_core::transport::pci::{PciTransport, notify_offset};
+use pollux_core::{
+    memory::GuestMemory,
+    transport::pci::{PciTransport, notify_offset},
+};
+use pollux_vmm::{
+    bus::BusDevice,
+    irq::InterruptRouter,
+    layout::PCI_WINDOW_START,
+    pci::{Ecam, PciBus, VirtioFunction, Window, bar_address},
+    vm::Vm,
+};
+use std::{
+    error::Error,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+};
 use vmm_sys_util::eventfd::EventFd;
-
-use pollux_vmm::bus::BusDevice;
-use pollux_vmm::irq::InterruptRouter;
-use pollux_vmm::layout::PCI_WINDOW_START;
-use pollux_vmm::pci::{Ecam, PciBus, VirtioFunction, Window, bar_address};
-use pollux_vmm::vm::Vm;
 
 /// The place on the bus.
 const PLACE: usize = 1;

@@ -2,10 +2,7 @@
 //!
 //! The machine has two, one for ports and one for memory addresses without memory. Both are built before the
 //! first vCPU runs and never change while one does, so that a lookup takes no lock.
-
-use std::ops::Range;
-use std::sync::Arc;
-
+use std::{ops::Range, sync::Arc};
 use thiserror::Error;
 
 /// A device that a vCPU reaches by reads and writes in an address range.

@@ -1,14 +1,18 @@
 //! What the serial port is connected to, and the keyboard's way to it.
-
-use std::collections::VecDeque;
-use std::fs::File;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-
-use crate::serial::{Interruptible, Output, SerialPort};
-use crate::terminal::{self, RawMode};
+use crate::{
+    serial::{Interruptible, Output, SerialPort},
+    terminal::{self, RawMode},
+};
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::OpenOptionsExt,
+    },
+    path::{Path, PathBuf},
+};
 
 /// What the serial port is connected to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

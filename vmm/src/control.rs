@@ -1,13 +1,14 @@
 //! How a vCPU or a device tells the machine that this run is over.
-
-use std::io;
-use std::os::fd::{AsRawFd, RawFd};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-
 use crate::vcpu_error::VcpuError;
+use std::{
+    io,
+    os::fd::{AsRawFd, RawFd},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Why a run of the machine ended.
 #[derive(Debug)]

@@ -2,9 +2,10 @@
 //!
 //! A kick that reaches a worker through an ioeventfd and an interrupt that arrives through an irqfd never
 //! appear here; an exit per request in steady state is therefore a defect that these counters show.
-
-use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    fmt,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 /// Why a vCPU came back from `KVM_RUN`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

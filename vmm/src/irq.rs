@@ -2,19 +2,17 @@
 //!
 //! KVM numbers interrupts (GSI). The first 24 are the lines of the I/O APIC; every MSI-X vector of every function
 //! has one behind them, whose message is set when the guest unmasks the vector.
-
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
+use crate::layout::IOAPIC_LINES;
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_MAX_IRQ_ROUTES, KvmIrqRouting,
     kvm_irq_routing_entry,
 };
 use kvm_ioctls::VmFd;
-use vmm_sys_util::errno::Error as Errno;
-use vmm_sys_util::eventfd::EventFd;
-
-use crate::layout::IOAPIC_LINES;
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use vmm_sys_util::{errno::Error as Errno, eventfd::EventFd};
 
 /// What an MSI-X vector sends: an address of the local APICs and the data to write there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

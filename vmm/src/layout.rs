@@ -2,7 +2,6 @@
 //!
 //! One page of constants, so that a reader with a guest's crash dump in hand finds each address here.
 //! The hole below 4 GiB is where a PC has its devices; memory that does not fit below it goes on at 4 GiB.
-
 use vm_memory::GuestAddress;
 
 /// Guest memory below this address is one region from 0; everything up to 4 GiB belongs to devices.

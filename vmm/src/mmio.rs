@@ -1,14 +1,13 @@
 //! A virtio device on the memory bus (virtio-mmio), for one run of the machine.
-
-use std::sync::{Arc, Mutex, PoisonError};
-
+use crate::{
+    acpi,
+    bus::BusDevice,
+    layout::{MMIO_FIRST_LINE, MMIO_START, MMIO_STRIDE},
+};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use pollux_core::transport::mmio::{MmioTransport, NOTIFY_OFFSET};
+use std::sync::{Arc, Mutex, PoisonError};
 use vmm_sys_util::errno::Error as Errno;
-
-use crate::acpi;
-use crate::bus::BusDevice;
-use crate::layout::{MMIO_FIRST_LINE, MMIO_START, MMIO_STRIDE};
 
 /// Where the `index`th device lies, and its interrupt line.
 pub(crate) fn place(index: usize) -> acpi::MmioDevice {

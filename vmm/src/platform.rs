@@ -1,11 +1,10 @@
 //! The handful of ports that a PC's chipset answers and a kernel expects: power, reset, keyboard controller, clock.
-
-use std::ops::Range;
-use std::sync::Arc;
-
-use crate::bus::{Bus, BusDevice, RangeTaken};
-use crate::control::{Control, Ending};
-use crate::layout::{RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, SLEEP_VALUE_OFF};
+use crate::{
+    bus::{Bus, BusDevice, RangeTaken},
+    control::{Control, Ending},
+    layout::{RESET_PORT, RESET_VALUE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, SLEEP_VALUE_OFF},
+};
+use std::{ops::Range, sync::Arc};
 
 /// The keyboard controller's command and status port.
 const KEYBOARD_PORT: u16 = 0x64;

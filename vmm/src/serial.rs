@@ -1,16 +1,17 @@
 //! The serial port COM1: a 16550 on an I/O APIC line, its output on a writer, its input from the machine thread.
-
-use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{self, Write};
-use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex, TryLockError};
-
-use vm_superio::Trigger;
-use vm_superio::serial::{Serial, SerialEvents};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-
 use crate::bus::BusDevice;
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{self, Write},
+    os::fd::{AsRawFd, RawFd},
+    sync::{Arc, Mutex, TryLockError},
+};
+use vm_superio::{
+    Trigger,
+    serial::{Serial, SerialEvents},
+};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Where the guest's output goes.
 pub(crate) type Output = Box<dyn Write + Send>;

@@ -1,14 +1,8 @@
 //! What a machine is to be: the description from which [`crate::Machine`] is made.
-
-use std::fmt;
-use std::io;
-use std::sync::Arc;
-
+use crate::{boot::KernelSpec, console::ConsoleSpec};
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use pollux_core::memory::GuestMemory;
-
-use crate::boot::KernelSpec;
-use crate::console::ConsoleSpec;
+use std::{fmt, io, sync::Arc};
 
 /// A virtual machine without its virtio devices, which are attached later.
 #[derive(Clone, Debug)]

@@ -3,14 +3,14 @@
 //! The ways out: [`RawMode`] is dropped; `exit` (whoever calls it, a plugin included); a panic on any thread;
 //! a fatal signal (crash, abort, quit). The shut-down signals are in [`crate::shutdown`], which calls
 //! [`restore`] before it ends the process.
-
-use std::io;
-use std::ptr;
-use std::sync::Once;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicPtr, Ordering};
-
 use libc::{STDIN_FILENO, c_int, c_void, sigaction, siginfo_t, termios};
+use std::{
+    io, ptr,
+    sync::{
+        Once, OnceLock,
+        atomic::{AtomicPtr, Ordering},
+    },
+};
 
 /// The settings to go back to; null while the terminal is as we found it. Allocated once per entry and never
 /// freed, because a signal handler may be reading them on another thread.

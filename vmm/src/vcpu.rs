@@ -2,25 +2,28 @@
 //!
 //! Its loop hands port and memory accesses to the buses and knows no device. It is left when the run ends
 //! ([`Control`]); a thread that sits inside the guest at that moment is kicked out by a signal.
-
-use std::cell::Cell;
-use std::io;
-use std::os::unix::thread::JoinHandleExt;
-use std::panic::{self, AssertUnwindSafe};
-use std::ptr;
-use std::sync::Arc;
-use std::thread::JoinHandle;
-
+use crate::{
+    bus::Bus,
+    control::{Control, Ending},
+    exits::{ExitCounters, ExitKind},
+    vcpu_error::VcpuError,
+};
 use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use pollux_core::cpus::{self, Pin};
-use pollux_core::log_budget::LogBudget;
+use pollux_core::{
+    cpus::{self, Pin},
+    log_budget::LogBudget,
+};
+use std::{
+    cell::Cell,
+    io,
+    os::unix::thread::JoinHandleExt,
+    panic::{self, AssertUnwindSafe},
+    ptr,
+    sync::Arc,
+    thread::JoinHandle,
+};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
-
-use crate::bus::Bus;
-use crate::control::{Control, Ending};
-use crate::exits::{ExitCounters, ExitKind};
-use crate::vcpu_error::VcpuError;
 
 /// What a vCPU's thread works with.
 pub(crate) struct Vcpu {

@@ -1,7 +1,5 @@
 //! Why a vCPU could not go on.
-
 use std::io;
-
 use thiserror::Error;
 
 /// Why a vCPU could not go on.

@@ -1,10 +1,12 @@
 //! The devices of a machine, for whoever runs it: as objects with verbs, while its guest runs.
-
-use std::io;
-use std::os::fd::{AsRawFd, RawFd};
-
-use pollux_core::memory::GuestMemory;
-use pollux_core::transport::{DeviceHandle, HandleError};
+use pollux_core::{
+    memory::GuestMemory,
+    transport::{DeviceHandle, HandleError},
+};
+use std::{
+    io,
+    os::fd::{AsRawFd, RawFd},
+};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 /// The devices of a machine, in the order of attachment. Every verb may be called by any thread but those of workers

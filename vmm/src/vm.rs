@@ -1,13 +1,10 @@
 //! One KVM virtual machine, from power-on to power-off or reset; after a reset there is a new one.
-
-use std::sync::Arc;
-
+use crate::layout::{IDENTITY_MAP_START, TSS_START};
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use pollux_core::memory::GuestMemory;
+use std::sync::Arc;
 use vmm_sys_util::errno::Error as Errno;
-
-use crate::layout::{IDENTITY_MAP_START, TSS_START};
 
 /// What KVM has to be able to do for us, and what it is good for.
 const NEEDED: [(Cap, &str); 7] = [

@@ -4,21 +4,22 @@
 
 mod common;
 
-use std::ffi::CString;
-use std::fs::File;
-use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::mpsc;
-use std::time::Instant;
-
 use common::kvm_is_there;
 use pollux_core::memory::GuestMemory;
 use pollux_test_guest::{PATIENCE, TestGuest, machine_spec};
 use pollux_vmm::{Boot, ConsoleSpec, Exit, Machine, MachineSpec, RawGuest, Shutdown, VcpuSpec, kvm_regs, kvm_sregs};
+use std::{
+    ffi::CString,
+    fs::File,
+    io,
+    os::{
+        fd::AsRawFd,
+        unix::{ffi::OsStrExt, fs::OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
+    sync::{Arc, mpsc},
+    time::Instant,
+};
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 

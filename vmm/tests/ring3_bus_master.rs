@@ -4,8 +4,7 @@ mod common;
 
 use common::{device, kvm_is_there, rig};
 use pollux_core::worker::IdlePolicy;
-use pollux_test_guest::mailbox::plan;
-use pollux_test_guest::outcome;
+use pollux_test_guest::{mailbox::plan, outcome};
 use pollux_vmm::{Exit, Shutdown, Transport};
 
 #[test]

@@ -4,8 +4,10 @@ mod common;
 
 use common::{device, kvm_is_there, rig};
 use pollux_core::worker::IdlePolicy;
-use pollux_test_guest::mailbox::{plan, report as r};
-use pollux_test_guest::{report, run_measured};
+use pollux_test_guest::{
+    mailbox::{plan, report as r},
+    report, run_measured,
+};
 use pollux_vmm::{ExitKind, Transport};
 
 const REQUESTS: u64 = 5000;

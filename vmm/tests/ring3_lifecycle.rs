@@ -4,8 +4,11 @@ mod common;
 
 use common::{Rig, device, kvm_is_there, rig};
 use pollux_core::worker::IdlePolicy;
-use pollux_test_guest::mailbox::{plan, report as r};
-use pollux_test_guest::{PATIENCE, outcome, report};
+use pollux_test_guest::{
+    PATIENCE,
+    mailbox::{plan, report as r},
+    outcome, report,
+};
 use pollux_vmm::{Exit, Machine, Reboot, Shutdown, Transport};
 use std::time::Instant;
 

@@ -5,8 +5,10 @@ mod common;
 
 use common::{device, kvm_is_there, rig};
 use pollux_core::worker::IdlePolicy;
-use pollux_test_guest::mailbox::{plan, report as r};
-use pollux_test_guest::{outcome, report};
+use pollux_test_guest::{
+    mailbox::{plan, report as r},
+    outcome, report,
+};
 use pollux_vmm::{Exit, Shutdown, Transport};
 
 #[test]

@@ -3,15 +3,18 @@
 
 mod common;
 
-use std::sync::Arc;
-
 use common::{Rig, device, kvm_is_there, rig};
-use pollux_core::memory::GuestMemory;
-use pollux_core::worker::IdlePolicy;
-use pollux_test_guest::mailbox::{plan, report as r};
-use pollux_test_guest::{PATIENCE, outcome, report};
+use pollux_core::{memory::GuestMemory, worker::IdlePolicy};
+use pollux_test_guest::{
+    PATIENCE,
+    mailbox::{plan, report as r},
+    outcome, report,
+};
 use pollux_vmm::{Devices, Exit, Shutdown, Transport};
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use vm_memory::{GuestAddress, GuestRegionMmap, MmapRegion};
 
 const ROUNDS: u64 = 10;

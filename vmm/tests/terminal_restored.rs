@@ -5,19 +5,23 @@
 
 mod common;
 
-use std::fs::File;
-use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, ExitStatus};
-use std::time::{Duration, Instant};
-
 use common::{device, kvm_is_there, rig};
-use pollux_core::device::{ActivateError, Activation, ActiveQueue, DeviceModel};
-use pollux_core::worker::IdlePolicy;
-use pollux_test_guest::PATIENCE;
-use pollux_test_guest::mailbox::plan;
+use pollux_core::{
+    device::{ActivateError, Activation, ActiveQueue, DeviceModel},
+    worker::IdlePolicy,
+};
+use pollux_test_guest::{PATIENCE, mailbox::plan};
 use pollux_vmm::{ConsoleSpec, Exit, Shutdown, Transport};
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::{
+        fd::{AsRawFd, FromRawFd},
+        unix::process::{CommandExt, ExitStatusExt},
+    },
+    process::{Child, Command, ExitStatus},
+    time::{Duration, Instant},
+};
 
 /// Names the way in which the child is to end; set only in the child.
 const WAY: &str = "POLLUX_TEST_TERMINAL";

@@ -1,12 +1,13 @@
 //! A virtio block device and what the tests do with it (virtio 1.3, 5.2).
-
-use crate::check;
-use crate::failure::fail;
-use crate::low::{self, plan, read, report_add, report_set, write};
-use crate::mailbox::{plan as p, report as r};
-use crate::mmio::Mmio;
-use crate::pci::Pci;
-use crate::ring::Ring;
+use crate::{
+    check,
+    failure::fail,
+    low::{self, plan, read, report_add, report_set, write},
+    mailbox::{plan as p, report as r},
+    mmio::Mmio,
+    pci::Pci,
+    ring::Ring,
+};
 
 /// A header of 16 bytes and a status byte per slot, and its data.
 const HEADERS: u64 = 0x101_0000;
@@ -115,8 +116,7 @@ impl Disk {
         while done < requests {
             while submitted < requests && submitted - done < self.depth as u64 {
                 // Slots are reused in order of completion, so look for one whose request is finished.
-                let slot =
-                    (0..self.depth).find(|slot| owners[*slot as usize] == 0).unwrap_or_else(|| fail(line!(), 0));
+                let slot = (0..self.depth).find(|slot| owners[*slot as usize] == 0).unwrap_or_else(|| fail(line!(), 0));
                 owners[slot as usize] = submitted + 1;
                 self.submit(slot, submitted, kind, checked);
                 submitted += 1;

@@ -1,7 +1,8 @@
 //! The end of a run that went wrong.
-
-use crate::low::{outb, report_set};
-use crate::mailbox::report as r;
+use crate::{
+    low::{outb, report_set},
+    mailbox::report as r,
+};
 
 /// Ports, see `pollux_vmm::layout`.
 const SLEEP_CONTROL_PORT: u16 = 0x600;

@@ -1,9 +1,9 @@
 //! Machine code: entry, interrupts, ports, and accesses of memory that the device sees.
-
-use core::arch::{asm, global_asm};
-use core::ptr::{read_volatile, write_volatile};
-
 use crate::mailbox::{PLAN, REPORT, plan as p, report as r};
+use core::{
+    arch::{asm, global_asm},
+    ptr::{read_volatile, write_volatile},
+};
 
 /// Where the test has put the interrupt descriptor table, empty.
 const IDT: u64 = 0x2000;

@@ -1,9 +1,10 @@
 //! The device as an MMIO block (virtio 1.3, 4.2).
-
-use crate::check;
-use crate::features::FEATURES;
-use crate::low::{open_line, read, write};
-use crate::ring;
+use crate::{
+    check,
+    features::FEATURES,
+    low::{open_line, read, write},
+    ring,
+};
 
 pub struct Mmio(u64);
 

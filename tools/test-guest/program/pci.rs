@@ -1,9 +1,10 @@
 //! The device as a PCI function (virtio 1.3, 4.1).
-
-use crate::check;
-use crate::features::FEATURES;
-use crate::low::{VECTOR, read, write};
-use crate::ring;
+use crate::{
+    check,
+    features::FEATURES,
+    low::{VECTOR, read, write},
+    ring,
+};
 
 const ECAM: u64 = 0xe000_0000;
 const VENDOR: u16 = 0x1af4;

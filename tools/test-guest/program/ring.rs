@@ -1,5 +1,4 @@
 //! A split virtqueue with event indices, driver side, for requests of three buffers.
-
 use crate::low::{barrier, read, write};
 
 pub const SIZE: u16 = 256;

@@ -10,23 +10,25 @@
 #[allow(missing_docs)] // names say it; the guest's compiler does not ask
 pub mod mailbox;
 
-use std::error::Error;
-use std::io;
-use std::path::Path;
-use std::process::Command;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
-
 use linux_loader::loader::{Elf, KernelLoader};
+use mailbox::{PLAN, REPORT, report};
 use pollux_core::memory::GuestMemory;
 use pollux_vmm::{
     Boot, ConsoleSpec, Exit, ExitCounts, Machine, MachineSpec, RawGuest, Reboot, Shutdown, VcpuSpec, kvm_regs,
     kvm_segment, kvm_sregs,
 };
+use std::{
+    error::Error,
+    io,
+    path::Path,
+    process::Command,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
-
-use mailbox::{PLAN, REPORT, report};
 
 /// Memory of the guest in bytes.
 const MEMORY_BYTES: u64 = 64 << 20;

@@ -3,13 +3,13 @@
 //!
 //! The first sectors are GRUB's boot sector and its core image, which a BIOS starts. Behind them is a partition with a
 //! FAT file system, in which UEFI finds `EFI/BOOT/BOOTX64.EFI`, and both loaders the kernel. What follows it is free.
-
-use std::fs::{self, File};
-use std::io::{Seek, SeekFrom, Write};
-use std::ops::Range;
-use std::path::Path;
-
 use crate::image::{blank, run_tool_well, text};
+use std::{
+    fs::{self, File},
+    io::{Seek, SeekFrom, Write},
+    ops::Range,
+    path::Path,
+};
 
 /// GRUB's boot sector, which loads the core image from the sectors after it.
 pub(crate) const BIOS_BOOT_SECTOR: &str = "/usr/lib/grub/i386-pc/boot.img";

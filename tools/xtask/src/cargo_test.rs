@@ -1,5 +1,4 @@
 //! What `cargo test` printed, as counts and names.
-
 use crate::summary::Tally;
 
 /// Reads the output of `cargo test -- --show-output`.

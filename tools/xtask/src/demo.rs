@@ -1,17 +1,19 @@
 //! `cargo xtask demo`: a Debian guest boots from the uring plugin, uses a second disk of the mem plugin, and the host
 //! shows what it counted.
-
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
-
-use crate::host::{allowed_cpus, is_root, kvm_obstacle};
-use crate::lab::{Lab, LabRun, QUICK_BOOT};
-use crate::process::{Finished, Run};
-use crate::project::Project;
-use crate::setup::{self, DEMO_TOOLS};
-use crate::summary::Outcome;
+use crate::{
+    host::{allowed_cpus, is_root, kvm_obstacle},
+    lab::{Lab, LabRun, QUICK_BOOT},
+    process::{Finished, Run},
+    project::Project,
+    setup::{self, DEMO_TOOLS},
+    summary::Outcome,
+};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 const BUILD_LIMIT: Duration = Duration::from_secs(1200);
 const RUN_LIMIT: Duration = Duration::from_secs(300);

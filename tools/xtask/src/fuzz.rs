@@ -3,19 +3,20 @@
 //!
 //! The targets are the programs of the package `pollux-fuzz`. They are built beside everything else, with what the
 //! stable compiler does only when it is told that it may: RUSTC_BOOTSTRAP. `cargo fuzz` knows their layout too.
-
-use std::collections::BTreeSet;
-use std::env;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
-
-use crate::host::has_program;
-use crate::process::{Finished, Run};
-use crate::project::Project;
-use crate::setup::{self, Tool};
-use crate::summary::{Outcome, Summary};
+use crate::{
+    host::has_program,
+    process::{Finished, Run},
+    project::Project,
+    setup::{self, Tool},
+    summary::{Outcome, Summary},
+};
+use std::{
+    collections::BTreeSet,
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 const PACKAGE: &str = "pollux-fuzz";
 const FEATURE: &str = "libfuzzer";

@@ -1,11 +1,10 @@
 //! Programs in C that guests run, which have no libraries.
-
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
-
-use crate::process::Run;
-use crate::project::Project;
+use crate::{process::Run, project::Project};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 const COMPILE_LIMIT: Duration = Duration::from_secs(120);
 

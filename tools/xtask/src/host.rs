@@ -1,8 +1,8 @@
 //! What this machine is and has.
-
-use std::env;
-use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::{
+    env, fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+};
 
 /// Whether this process may install packages.
 pub(crate) fn is_root() -> bool {

@@ -1,13 +1,9 @@
 //! Disk images of guests: made before a test, looked into after it.
-
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
-
-use crate::lab::Lab;
-use crate::process::{Finished, Run};
+use crate::{
+    lab::Lab,
+    process::{Finished, Run},
+};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command, time::Duration};
 
 /// What an image holds at first.
 #[derive(Clone, Copy)]

@@ -3,19 +3,20 @@
 //!
 //! The bench `instructions` counts them with callgrind, the same on each run, so that a small loss shows on a machine
 //! that is busy.
-
-use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
-use std::fs;
-use std::time::Duration;
-
+use crate::{
+    host::has_program,
+    process::Run,
+    project::Project,
+    setup::{self, Tool},
+    summary::Outcome,
+};
 use serde::{Deserialize, Serialize};
-
-use crate::host::has_program;
-use crate::process::Run;
-use crate::project::Project;
-use crate::setup::{self, Tool};
-use crate::summary::Outcome;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    fs,
+    time::Duration,
+};
 
 /// What was recorded, below the checkout.
 const BASELINE: &str = "benches/instructions.json";

@@ -1,11 +1,13 @@
 //! The lab, `tools/lab`: a VM whose `/dev/kvm` boots stock kernels, on machines whose own does not.
-
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
-
-use crate::process::{Finished, Run};
-use crate::project::Project;
+use crate::{
+    process::{Finished, Run},
+    project::Project,
+};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 const PREPARE_LIMIT: Duration = Duration::from_secs(900);
 

@@ -23,13 +23,10 @@ mod summary;
 mod test;
 mod tidy;
 
-use std::path::PathBuf;
-use std::process::ExitCode;
-
 use clap::{Parser, Subcommand};
-
 use project::Project;
 use qemu_tests::BackendKind;
+use std::{path::PathBuf, process::ExitCode};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Set-up, demo and tests of Pollux")]

@@ -1,12 +1,13 @@
 //! Running other programs: their output in a log, a line of progress on a terminal, an end if they take too long.
-
-use std::fs::{self, File};
-use std::io::{self, BufRead, BufReader, IsTerminal, PipeReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::{
+    fs::{self, File},
+    io::{self, BufRead, BufReader, IsTerminal, PipeReader, Write},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
 
 /// How to run a program.
 pub(crate) struct Run<'a> {

@@ -1,12 +1,12 @@
 //! Where the checkout, Cargo and its output are.
-
-use std::env;
-use std::ffi::OsString;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
 use serde_json::Value;
+use std::{
+    env,
+    ffi::OsString,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 /// The checkout that this program was built from.
 pub(crate) struct Project {

@@ -1,16 +1,14 @@
 //! What a fresh Debian machine with only the Rust toolchain lacks.
 //!
 //! Root gets it installed; anyone else is told exactly what to install. The lab installs its own packages the same way.
-
-use std::path::Path;
-use std::process::Command;
-use std::time::Duration;
-
-use crate::boot_disk;
-use crate::host::{has_program, is_root};
-use crate::lab::Lab;
-use crate::process::Run;
-use crate::project::Project;
+use crate::{
+    boot_disk,
+    host::{has_program, is_root},
+    lab::Lab,
+    process::Run,
+    project::Project,
+};
+use std::{path::Path, process::Command, time::Duration};
 
 /// A program that some step runs, or a file that it reads, by its path, and the Debian package that has it.
 pub(crate) struct Tool {

@@ -1,9 +1,9 @@
 //! What passed, failed and was skipped, and the line that says so at the end.
-
-use std::fmt::Display;
-use std::time::{Duration, Instant};
-
 use crate::process::Finished;
+use std::{
+    fmt::Display,
+    time::{Duration, Instant},
+};
 
 /// What came of a step that is one test.
 pub(crate) enum Outcome {

@@ -1,21 +1,19 @@
 //! `cargo xtask test`: every check there is, one after the other, the rest too if one fails.
-
-use std::io::{self, Write};
-use std::path::{self, PathBuf};
-use std::process::Command;
-use std::time::Duration;
-
-use crate::cargo_test;
-use crate::demo;
-use crate::fuzz;
-use crate::instructions;
-use crate::lab_tests;
-use crate::process::{Finished, Run};
-use crate::project::Project;
-use crate::qemu_tests::{self, BackendKind};
-use crate::setup::{self, TEST_TOOLS};
-use crate::summary::{Outcome, Summary, Tally};
-use crate::tidy;
+use crate::{
+    cargo_test, demo, fuzz, instructions, lab_tests,
+    process::{Finished, Run},
+    project::Project,
+    qemu_tests::{self, BackendKind},
+    setup::{self, TEST_TOOLS},
+    summary::{Outcome, Summary, Tally},
+    tidy,
+};
+use std::{
+    io::{self, Write},
+    path::{self, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 const CARGO_LIMIT: Duration = Duration::from_secs(900);
 const SELFTEST_LIMIT: Duration = Duration::from_secs(600);

@@ -1,15 +1,15 @@
 //! The DSDT: devices that a kernel cannot probe for, and what to write to power off.
-
-use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package,
-    ResourceTemplate, Scope,
-};
-use acpi_tables::sdt::Sdt;
-use acpi_tables::{Aml, AmlSink};
-
 use super::oem::{OEM, OEM_REVISION, OEM_TABLE};
 use crate::layout::{
     ECAM_BYTES, ECAM_START, MMIO_STRIDE, PCI_WINDOW_BYTES, PCI_WINDOW_START, SERIAL_LINE, SERIAL_PORT, SLEEP_TYPE_OFF,
+};
+use acpi_tables::{
+    Aml, AmlSink,
+    aml::{
+        AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package,
+        ResourceTemplate, Scope,
+    },
+    sdt::Sdt,
 };
 
 const DSDT_REVISION: u8 = 6;

@@ -8,13 +8,11 @@ mod dsdt;
 mod oem;
 mod tables;
 
-use acpi_tables::{Aml, rsdp::Rsdp, xsdt::XSDT};
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
-
 use crate::layout::{ACPI_BYTES, ACPI_START};
-use oem::{OEM, OEM_REVISION, OEM_TABLE};
-
+use acpi_tables::{Aml, rsdp::Rsdp, xsdt::XSDT};
 pub(crate) use dsdt::MmioDevice;
+use oem::{OEM, OEM_REVISION, OEM_TABLE};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 /// Writes all tables into guest memory and returns where the root pointer is.
 pub(crate) fn write(

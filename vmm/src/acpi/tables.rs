@@ -1,14 +1,14 @@
 //! The fixed-format tables: FADT, MADT, MCFG.
-
-use acpi_tables::Aml;
-use acpi_tables::fadt::{FADT, FADTBuilder, Flags};
-use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
-use acpi_tables::mcfg::MCFG;
-use acpi_tables::sdt::Sdt;
-
 use super::oem::{OEM, OEM_REVISION, OEM_TABLE};
 use crate::layout::{
     ECAM_START, IOAPIC_START, LAPIC_START, RESET_PORT, RESET_VALUE, SERIAL_LINE, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT,
+};
+use acpi_tables::{
+    Aml,
+    fadt::{FADT, FADTBuilder, Flags},
+    gas::{AccessSize, AddressSpace, GAS},
+    mcfg::MCFG,
+    sdt::Sdt,
 };
 
 /// FADT boot architecture flags (ACPI 6.5, 5.2.9.3): there is no VGA and no real-time clock in CMOS to look for.

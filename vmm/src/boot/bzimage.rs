@@ -1,18 +1,20 @@
 //! bzImage kernels by the 64-bit boot protocol (Linux: Documentation/arch/x86/boot.rst).
-
-use std::fs::File;
-
-use linux_loader::configurator::linux::LinuxBootConfigurator;
-use linux_loader::configurator::{BootConfigurator, BootParams};
-use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header};
-use linux_loader::loader::{BzImage, Error as LoaderError, KernelLoader};
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
-
-use super::initrd::{Initrd, load_initrd, low_memory_end};
-use super::kernel::{Error, KernelSpec};
-use super::memory_map::memory_map;
-use super::registers::Entry;
+use super::{
+    initrd::{Initrd, load_initrd, low_memory_end},
+    kernel::{Error, KernelSpec},
+    memory_map::memory_map,
+    registers::Entry,
+};
 use crate::layout::{BOOT_PAGE_TABLES, COMMAND_LINE, HIGH_LOAD_ADDRESS, ZERO_PAGE};
+use linux_loader::{
+    configurator::{BootConfigurator, BootParams, linux::LinuxBootConfigurator},
+    loader::{
+        BzImage, Error as LoaderError, KernelLoader,
+        bootparam::{boot_e820_entry, boot_params, setup_header},
+    },
+};
+use std::fs::File;
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 /// xloadflags: the kernel has a 64-bit entry, 0x200 behind its start.
 const XLF_KERNEL_64: u16 = 1 << 0;

@@ -1,7 +1,6 @@
 //! What a vCPU answers to CPUID: what KVM supports, with this machine's topology in place of the host's.
 //!
 //! The topology is one package with as many cores as vCPUs, one thread each; the APIC id is the vCPU's index.
-
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use kvm_ioctls::{Cap, Kvm};
 use vmm_sys_util::errno::Error as Errno;

@@ -1,12 +1,11 @@
 //! The initial RAM disk in guest memory.
-
-use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
-use std::path::Path;
-
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
-
 use super::kernel::{Error, KernelSpec};
+use std::{
+    fs::File,
+    io::{self, Seek, SeekFrom},
+    path::Path,
+};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// An initrd in guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

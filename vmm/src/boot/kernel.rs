@@ -1,9 +1,6 @@
 //! A kernel, and why it cannot be started.
-
-use std::io;
-use std::path::PathBuf;
-
 use pollux_core::memory::MemoryError;
+use std::{io, path::PathBuf};
 use thiserror::Error;
 use vm_memory::GuestMemoryError;
 

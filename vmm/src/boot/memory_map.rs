@@ -1,8 +1,6 @@
 //! The memory map that a kernel is given: what is memory, what is reserved, where the ACPI tables are.
-
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
-
 use crate::layout::{ACPI_BYTES, ACPI_START, ECAM_BYTES, ECAM_START, HIGH_LOAD_ADDRESS, LOW_MEMORY_END};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// What a range is good for. The numbers are those of the E820 map, which PVH uses too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,16 +11,15 @@ mod memory_map;
 mod pvh;
 pub(crate) mod registers;
 
-use std::fs::File;
-use std::io::{self, Read};
-
-use pollux_core::memory::GuestMemory;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
-
 use crate::layout::{COMMAND_LINE, COMMAND_LINE_BYTES_MAX, RESET_PORT, RESET_VALUE, RESET_VECTOR, memory_regions};
-
 pub use kernel::{Error, KernelSpec};
+use pollux_core::memory::GuestMemory;
 pub(crate) use registers::Entry;
+use std::{
+    fs::File,
+    io::{self, Read},
+};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
 /// Checks that a machine with so much memory can start this kernel: it is loaded into memory of its own, which is
 /// given back at once. For checking a configuration without a machine; takes some ten milliseconds.

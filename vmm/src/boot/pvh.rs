@@ -1,19 +1,23 @@
 //! ELF kernels by the PVH boot protocol (Xen: docs/misc/pvh.pandoc, xen/include/public/arch-x86/hvm/start_info.h).
-
-use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
-
-use linux_loader::configurator::pvh::PvhBootConfigurator;
-use linux_loader::configurator::{BootConfigurator, BootParams};
-use linux_loader::loader::elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info};
-use linux_loader::loader::{Elf, KernelLoader, PvhBootCapability};
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
-
-use super::initrd::{Initrd, load_initrd, low_memory_end};
-use super::kernel::{Error, KernelSpec};
-use super::memory_map::memory_map;
-use super::registers::Entry;
+use super::{
+    initrd::{Initrd, load_initrd, low_memory_end},
+    kernel::{Error, KernelSpec},
+    memory_map::memory_map,
+    registers::Entry,
+};
 use crate::layout::{COMMAND_LINE, PVH_MEMORY_MAP, PVH_MODULES, PVH_START_INFO};
+use linux_loader::{
+    configurator::{BootConfigurator, BootParams, pvh::PvhBootConfigurator},
+    loader::{
+        Elf, KernelLoader, PvhBootCapability,
+        elf::start_info::{hvm_memmap_table_entry, hvm_modlist_entry, hvm_start_info},
+    },
+};
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom},
+};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 /// "xEn3" with the highest bit set.
 const START_MAGIC: u32 = 0x336e_c578;

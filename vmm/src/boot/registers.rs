@@ -1,12 +1,10 @@
 //! The registers with which the boot processor starts a kernel, and what all processors are given at start.
-
+use super::kernel::Error;
+use crate::layout::{BOOT_GDT, BOOT_PAGE_TABLES, BOOT_STACK};
 use kvm_bindings::{KVM_MP_STATE_RUNNABLE, Msrs, kvm_mp_state, kvm_msr_entry, kvm_segment};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Address, Bytes, GuestMemoryMmap};
 use vmm_sys_util::errno::Error as Errno;
-
-use super::kernel::Error;
-use crate::layout::{BOOT_GDT, BOOT_PAGE_TABLES, BOOT_STACK};
 
 /// How the boot processor starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,11 +1,11 @@
 //! The bus: one segment, one bus, functions in its 32 places, reached by the configuration window (ECAM) and by the
 //! window in which their BARs lie.
-
-use std::sync::Arc;
-
 use super::config::{ConfigSpace, Identity};
-use crate::bus::BusDevice;
-use crate::layout::{PCI_WINDOW_BYTES, PCI_WINDOW_START};
+use crate::{
+    bus::BusDevice,
+    layout::{PCI_WINDOW_BYTES, PCI_WINDOW_START},
+};
+use std::sync::Arc;
 
 /// Places on the bus; place 0 is the host bridge's.
 pub(crate) const PLACES: usize = 32;

@@ -3,14 +3,10 @@
 //! Each vector has an eventfd. While the vector is unmasked the eventfd is an irqfd: a signal becomes an interrupt
 //! without this process. While it is masked the eventfd is nobody's and keeps the signal, which is the pending bit;
 //! KVM looks at it when it becomes an irqfd again and delivers what was pending.
-
-use std::os::fd::AsRawFd;
-use std::sync::Arc;
-
-use pollux_core::{event::InterruptState, transport::VirtioDevice};
-use vmm_sys_util::eventfd::EventFd;
-
 use crate::irq::{InterruptRouter, Message};
+use pollux_core::{event::InterruptState, transport::VirtioDevice};
+use std::{os::fd::AsRawFd, sync::Arc};
+use vmm_sys_util::eventfd::EventFd;
 
 /// Capability ID of MSI-X.
 const CAPABILITY_MSIX: u8 = 0x11;

@@ -1,21 +1,24 @@
 //! A virtio device as a PCI function: configuration space, MSI-X, and the events of its queues.
-
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
+use super::{
+    bus::Function,
+    config::{ConfigSpace, Identity},
+    msix::{self, Msix},
+};
+use crate::{
+    irq::InterruptRouter,
+    layout::{PCI_WINDOW_BYTES, PCI_WINDOW_START},
+};
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use pollux_core::transport::pci::{
     BAR_BYTES, BAR_INDEX, MSIX_PENDING_OFFSET, MSIX_TABLE_OFFSET, PciTransport, REGISTERS_END, REVISION, SUBSYSTEM_ID,
     VENDOR_ID, capabilities, notify_offset, pci_access,
 };
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
-
-use super::bus::Function;
-use super::config::{ConfigSpace, Identity};
-use super::msix::{self, Msix};
-use crate::irq::InterruptRouter;
-use crate::layout::{PCI_WINDOW_BYTES, PCI_WINDOW_START};
 
 /// Why a device could not be made a PCI function.
 #[derive(Debug, Error)]
@@ -286,13 +289,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use crate::vm::Vm;
-    use std::sync::atomic::AtomicUsize;
-
     use kvm_ioctls::Kvm;
-    use pollux_core::device::{ActivateError, Activation, ActiveQueue, DeviceModel};
-    use pollux_core::memory::GuestMemory;
-    use pollux_core::queue::Position;
-    use pollux_core::transport::VirtioDevice;
+    use pollux_core::{
+        device::{ActivateError, Activation, ActiveQueue, DeviceModel},
+        memory::GuestMemory,
+        queue::Position,
+        transport::VirtioDevice,
+    };
+    use std::sync::atomic::AtomicUsize;
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     /// Offset of BAR 0 in configuration space.

@@ -1,16 +1,17 @@
 //! A machine with block devices for the test guest.
 #![allow(dead_code)] // each test uses a part
 
-use std::sync::Arc;
-
-use pollux_core::device::blk::{Blk, BlkOptions};
-use pollux_core::plugin::{BlockBackend, OpenOptions, Plugin};
-use pollux_core::queue::QueueOptions;
-use pollux_core::stats::StatsSegment;
-use pollux_core::worker::{IdlePolicy, Worker};
+use pollux_core::{
+    device::blk::{Blk, BlkOptions},
+    plugin::{BlockBackend, OpenOptions, Plugin},
+    queue::QueueOptions,
+    stats::StatsSegment,
+    worker::{IdlePolicy, Worker},
+};
 use pollux_test_guest::{TestGuest, machine_spec};
 use pollux_testing::build;
 use pollux_vmm::{Machine, Transport};
+use std::sync::Arc;
 
 /// Whether a test can run here; if not, says so.
 pub(crate) fn kvm_is_there() -> bool {

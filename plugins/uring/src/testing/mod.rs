@@ -4,7 +4,6 @@
 mod model;
 
 pub(crate) use model::check_against_model;
-
 use pollux_abi::{
     block::{Block, BlockInfo, BlockV1, Segment, table},
     block_v1::*,

@@ -4,10 +4,9 @@ mod facts;
 mod inflight;
 mod link;
 
+use crate::{ideal, queue::Queue, slots::Slots};
 pub use error::Error;
 pub use facts::Facts;
-
-use crate::{ideal, queue::Queue, slots::Slots};
 use facts::{CONFIG_BYTES, PROTOCOL_FEATURES, TAKEN};
 use inflight::Inflight;
 use link::Link;

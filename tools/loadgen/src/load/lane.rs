@@ -344,8 +344,10 @@ mod tests {
         workload::{Span, Workload},
     };
     use pollux_core::memory::GuestMemory;
-    use pollux_driver::RingKind;
-    use pollux_driver::slots::{EitherRing, Ring};
+    use pollux_driver::{
+        RingKind,
+        slots::{EitherRing, Ring},
+    };
     use pollux_testing::{
         disk::{self, Behaviour},
         rig,

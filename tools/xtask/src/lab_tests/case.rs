@@ -1,5 +1,4 @@
 //! A test in the lab.
-
 use super::guest::Bench;
 use crate::setup::Tool;
 

@@ -1,12 +1,12 @@
 //! What is tested with stock guests.
-
-use serde_json::Value;
-
-use super::case::{Case, Test};
-use super::drive;
-use super::guest::{Bench, Guest, Init, Kernel, PLAIN, Ran};
-use super::media;
+use super::{
+    case::{Case, Test},
+    drive,
+    guest::{Bench, Guest, Init, Kernel, PLAIN, Ran},
+    media,
+};
 use crate::image::Disk;
+use serde_json::Value;
 
 /// All tests, in the order in which they run.
 pub(super) const ALL: &[Case] = &[

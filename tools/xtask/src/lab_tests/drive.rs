@@ -1,14 +1,12 @@
 //! What is tested on an NVMe drive of the lab's, without a guest.
-
-use std::fs::{self, File};
-use std::path::PathBuf;
-use std::time::Duration;
-
-use serde_json::Value;
-
 use super::guest::Bench;
-use crate::lab::LabRun;
-use crate::process::Run;
+use crate::{lab::LabRun, process::Run};
+use serde_json::Value;
+use std::{
+    fs::{self, File},
+    path::PathBuf,
+    time::Duration,
+};
 
 const BUILD_LIMIT: Duration = Duration::from_secs(900);
 const RUN_LIMIT: Duration = Duration::from_secs(240);

@@ -1,17 +1,18 @@
 //! A guest in the lab: its files, its run, and what is asked of it afterwards.
-
-use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
-
+use crate::{
+    guest_program,
+    image::{self, Disk, Images},
+    lab::{LAB_DIED, Lab, LabRun, QUICK_BOOT},
+    process::Finished,
+    project::Project,
+};
 use serde_json::Value;
-
-use crate::guest_program;
-use crate::image::{self, Disk, Images};
-use crate::lab::{LAB_DIED, Lab, LabRun, QUICK_BOOT};
-use crate::process::Finished;
-use crate::project::Project;
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// What the tests share: the programs to test, the lab, and a folder for each test.
 pub(super) struct Bench<'a> {

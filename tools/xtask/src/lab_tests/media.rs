@@ -1,8 +1,6 @@
 //! Media that misbehave below the kernel of the lab: what a guest sees of each, and how it goes on.
-
 use super::guest::{Bench, Guest, Init, PLAIN, Ran};
-use crate::image::Disk;
-use crate::setup::Tool;
+use crate::{image::Disk, setup::Tool};
 
 /// What makes devices of the device mapper in the lab, whose programs are this machine's.
 pub(super) const TOOLS: &[Tool] = &[Tool { program: "dmsetup", package: "dmsetup" }];

@@ -10,16 +10,15 @@ mod drive;
 mod guest;
 mod media;
 
-use std::fs;
-use std::path::Path;
-
-use crate::lab::Lab;
-use crate::project::Project;
-use crate::setup;
-use crate::summary::{Outcome, Summary};
-
+use crate::{
+    lab::Lab,
+    project::Project,
+    setup,
+    summary::{Outcome, Summary},
+};
 use case::{Case, Test};
 use guest::Bench;
+use std::{fs, path::Path};
 
 /// The names of all steps below.
 pub(crate) fn names() -> Vec<String> {

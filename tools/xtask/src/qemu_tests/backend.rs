@@ -1,18 +1,16 @@
 //! The process that serves the disks: `pollux serve`, or for comparison qemu-storage-daemon.
-
-use std::fmt::Write;
-use std::fs;
-use std::ops::Range;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
-
+use super::{qmp::Qmp, service::Service};
 use clap::ValueEnum;
 use serde_json::{Value, json};
-
-use super::qmp::Qmp;
-use super::service::Service;
+use std::{
+    fmt::Write,
+    fs,
+    ops::Range,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
 /// Which program serves.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]

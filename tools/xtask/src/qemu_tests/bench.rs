@@ -1,19 +1,22 @@
 //! What a test with QEMU is made on: its folder, images, backend and machines.
-
-use std::env;
-use std::fs;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
-use std::process::{self, Command};
-use std::time::Duration;
-
-use super::backend::{Backend, BackendKind, Medium};
-use super::machine::{Boot, Interface, Machine, MachineSpec};
-use crate::guest_program;
-use crate::image::{Disk, Images};
-use crate::lab::Lab;
-use crate::process::Run;
-use crate::project::Project;
+use super::{
+    backend::{Backend, BackendKind, Medium},
+    machine::{Boot, Interface, Machine, MachineSpec},
+};
+use crate::{
+    guest_program,
+    image::{Disk, Images},
+    lab::Lab,
+    process::Run,
+    project::Project,
+};
+use std::{
+    env, fs,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    process::{self, Command},
+    time::Duration,
+};
 
 /// What the tests share, and a folder for each test.
 pub(super) struct Bench<'a> {

@@ -1,5 +1,4 @@
 //! A test with QEMU.
-
 use super::bench::Bench;
 use crate::setup::Tool;
 

@@ -1,18 +1,21 @@
 //! What is tested with QEMU as the front end.
-
-use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
-
+use super::{
+    backend::BackendKind,
+    bench::{Bench, Guest, Stage},
+    case::{Case, Test},
+    firmware_boots,
+    machine::Machine,
+};
+use crate::{
+    image::{self, Disk},
+    setup::BOOT_DISK_TOOLS,
+};
 use serde_json::json;
-
-use super::backend::BackendKind;
-use super::bench::{Bench, Guest, Stage};
-use super::case::{Case, Test};
-use super::firmware_boots;
-use super::machine::Machine;
-use crate::image::{self, Disk};
-use crate::setup::BOOT_DISK_TOOLS;
+use std::{
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 /// All tests, in the order in which they run.
 pub(super) const ALL: &[Case] = &[

@@ -1,9 +1,6 @@
 //! What starts a machine before any kernel does.
-
-use std::fs;
-use std::path::Path;
-
 use crate::boot_disk::{OVMF_CODE, OVMF_VARIABLES};
+use std::{fs, path::Path};
 
 /// What starts a machine.
 #[derive(Clone, Copy)]

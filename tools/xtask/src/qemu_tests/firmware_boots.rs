@@ -1,15 +1,16 @@
 //! Guests that a firmware boots from the disk: its driver and the boot loader come first, and they only poll.
-
-use std::thread;
-use std::time::Duration;
-
-use super::backend::{Backend, BackendKind, Held, Medium};
-use super::bench::{Bench, sources};
-use super::firmware::Firmware;
-use super::machine::{Boot, Interface, Machine, MachineSpec, PERIODIC_TICK};
-use crate::boot_disk::{self, LOADING, PARTITION_END};
-use crate::image::sha256_of_start;
-use crate::lab::QUICK_BOOT;
+use super::{
+    backend::{Backend, BackendKind, Held, Medium},
+    bench::{Bench, sources},
+    firmware::Firmware,
+    machine::{Boot, Interface, Machine, MachineSpec, PERIODIC_TICK},
+};
+use crate::{
+    boot_disk::{self, LOADING, PARTITION_END},
+    image::sha256_of_start,
+    lab::QUICK_BOOT,
+};
+use std::{thread, time::Duration};
 
 /// How long the backend is away. What polls with a time limit of its own would show it.
 const AWAY: Duration = Duration::from_secs(3);

@@ -1,15 +1,12 @@
 //! A QEMU with a stock Debian guest: its command line, its console, its QMP.
-
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
-
-use serde_json::{Value, json};
-
-use super::firmware::Firmware;
-use super::qmp::Qmp;
-use super::service::Service;
+use super::{firmware::Firmware, qmp::Qmp, service::Service};
 use crate::lab::QUICK_BOOT;
+use serde_json::{Value, json};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 /// What a machine is made of.
 pub(super) struct MachineSpec<'a> {

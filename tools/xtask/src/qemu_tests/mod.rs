@@ -16,17 +16,16 @@ mod machine;
 mod qmp;
 mod service;
 
-use std::fs;
-use std::path::Path;
-
-use crate::host::has_program;
-use crate::project::Project;
-use crate::setup;
-use crate::summary::{Outcome, Summary};
-
+use crate::{
+    host::has_program,
+    project::Project,
+    setup,
+    summary::{Outcome, Summary},
+};
 pub(crate) use backend::BackendKind;
 use bench::{Bench, Tools};
 use case::Case;
+use std::{fs, path::Path};
 
 /// The names of all steps below.
 pub(crate) fn names() -> Vec<String> {

@@ -1,13 +1,13 @@
 //! A client of QMP, the QEMU Machine Protocol (QEMU: interop/qmp-spec): commands, their results, and events.
-
-use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::os::unix::net::UnixStream;
-use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
-
 use serde_json::{Value, json};
+use std::{
+    collections::VecDeque,
+    io::{BufRead, BufReader, ErrorKind, Write},
+    os::unix::net::UnixStream,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 /// A connection to a QEMU or a qemu-storage-daemon.
 pub(super) struct Qmp {
@@ -104,9 +104,8 @@ impl Qmp {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::net::UnixListener;
-
     use super::*;
+    use std::os::unix::net::UnixListener;
 
     /// A server that greets, then for each line it reads sends the next answer.
     fn connected(name: &str, answers: &'static [&str]) -> Qmp {

@@ -1,14 +1,14 @@
 //! A program that runs beside the test: its output line by line, in a log too, and its end.
-
-use std::fs::File;
-use std::io::{self, PipeReader, Write};
-use std::path::Path;
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
-
 use crate::process::{Progress, lines_of};
+use std::{
+    fs::File,
+    io::{self, PipeReader, Write},
+    path::Path,
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
+    sync::mpsc::{self, Receiver, RecvTimeoutError},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
 
 /// A running program. It is killed when dropped.
 pub(super) struct Service {

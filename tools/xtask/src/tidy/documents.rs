@@ -1,8 +1,6 @@
 //! Rules about documents: what they point to is there, and something points to each of them.
-
-use std::collections::{BTreeSet, HashMap};
-
 use super::source::{self, Source};
+use std::collections::{BTreeSet, HashMap};
 
 /// Where a reader begins.
 const FRONT_PAGE: &str = "README.md";
@@ -138,8 +136,7 @@ fn anchors(file: &Source) -> BTreeSet<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::source::tests::source;
-    use super::*;
+    use super::{super::source::tests::source, *};
 
     fn tree() -> Vec<Source> {
         vec![

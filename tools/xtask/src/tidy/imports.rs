@@ -3,7 +3,6 @@
 //! An import leads to the file that defines what is named, through re-exports: a `mod.rs` that only declares modules
 //! and hands on their names is imported by nobody. Code that only unit tests compile is left out: a test may look
 //! into its neighbours.
-
 use super::{
     modules,
     source::{self, Source},

@@ -1,9 +1,7 @@
 //! What Pollux is linked with has a licence that goes with its own, Apache-2.0.
-
-use std::collections::BTreeSet;
-
 use serde_json::Value;
 use spdx::{Expression, ParseMode};
+use std::collections::BTreeSet;
 
 /// Licences that ask for no more than their own text. That of the Mozilla Foundation is for files alone: whoever
 /// changes one of its files passes on that file.

@@ -9,6 +9,7 @@
 //! | [`rooms`] | which room may import which, and circles |
 //! | [`rust_version`] | the least version of the compiler |
 //! | [`source`] | (no rule: a file of the tree) |
+//! | [`uses`] | how imports are written |
 //! | [`width`] | lines of code and prose |
 
 mod documents;
@@ -18,16 +19,16 @@ mod modules;
 mod rooms;
 mod rust_version;
 mod source;
+mod uses;
 mod width;
 
-use std::fs;
-use std::path::Path;
-
+use crate::{
+    project::Project,
+    summary::{Outcome, Summary},
+};
 use serde_json::Value;
-
-use crate::project::Project;
-use crate::summary::{Outcome, Summary};
 use source::Source;
+use std::{fs, path::Path};
 
 /// A rule: what is checked, and how: the faults that were found.
 type Rule = (&'static str, fn(&Tree<'_>) -> Vec<String>);
@@ -50,6 +51,7 @@ const RULES: &[Rule] = &[
     ("no dead files", |tree| modules::dead(&tree.files, &tree.project.metadata, &tree.project.root)),
     ("rooms import what they may", |tree| tree.of_crates(rooms::imports)),
     ("no import circles", |tree| tree.of_crates(rooms::circles)),
+    ("one style of imports", |tree| uses::scattered(&tree.files)),
     ("links in documents", |tree| documents::links(&tree.files)),
     ("paths in documents", |tree| documents::paths(&tree.files)),
     ("documents and examples can be found", |tree| documents::reachable(&tree.files)),

@@ -1,11 +1,7 @@
 //! No Rust file is dead: each is the root of a target, or a module of another one.
-
-use std::collections::BTreeSet;
-use std::path::Path;
-
-use serde_json::Value;
-
 use super::source::{self, Source};
+use serde_json::Value;
+use std::{collections::BTreeSet, path::Path};
 
 /// Rust files that nothing compiles.
 pub(super) fn dead(files: &[Source], metadata: &Value, root: &Path) -> Vec<String> {
@@ -80,8 +76,7 @@ fn declared(line: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::source::tests::source;
-    use super::*;
+    use super::{super::source::tests::source, *};
 
     #[test]
     fn modules_are_followed_and_what_nobody_names_is_found() {

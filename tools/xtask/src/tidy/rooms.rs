@@ -1,7 +1,6 @@
 //! Which room may import which, and no circles.
 //!
 //! A room is a folder or a file directly below a crate's root. What counts as an import is said in [`super::imports`].
-
 use super::imports::{Crate, Import};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -343,8 +342,10 @@ fn shortest_circle<'i>(imports: &'i [Import], knot: &BTreeSet<&str>) -> Vec<&'i 
 
 #[cfg(test)]
 mod tests {
-    use super::super::{imports::crates, source::tests::source};
-    use super::*;
+    use super::{
+        super::{imports::crates, source::tests::source},
+        *,
+    };
     use serde_json::json;
     use std::path::Path;
 

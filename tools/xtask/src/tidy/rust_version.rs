@@ -1,6 +1,5 @@
 //! The workspace builds with the compiler that it names as its least: so do its dependencies. What the standard library
 //! had in that version is checked by clippy (`incompatible_msrv`).
-
 use super::source::Source;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -47,8 +46,7 @@ fn numbers(version: &str) -> [u64; 3] {
 
 #[cfg(test)]
 mod tests {
-    use super::super::source::tests::source;
-    use super::*;
+    use super::{super::source::tests::source, *};
 
     fn metadata(theirs: &str) -> Value {
         serde_json::json!({

@@ -1,5 +1,4 @@
 //! Lines are no wider than a window.
-
 use super::{documents, source::Source};
 
 /// The widest line of code and of prose, in characters.
@@ -40,8 +39,7 @@ fn is_row(line: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::source::tests::source;
-    use super::*;
+    use super::{super::source::tests::source, *};
 
     #[test]
     fn only_rows_of_tables_and_code_in_documents_may_be_wide() {
