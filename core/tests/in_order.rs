@@ -3,15 +3,12 @@
 //! makes the device panic; and what waits for its turn when the process dies is neither lost nor given back twice.
 use pollux_abi::block_v1::Segment;
 use pollux_core::{
-    memory::{ForeignMapping, GuestMemory, Translator},
-    ring::{
-        Chain, InOrder, InflightPlace, PackedRing, Ring, RingError, RingKind, RingStart, SegmentList, SplitRing,
-        UsedRuns,
-    },
+    memory::{GuestMemory, Translator},
+    ring::{Chain, InOrder, PackedRing, Ring, RingError, RingKind, SegmentList, SplitRing, UsedRuns},
 };
 use pollux_driver::{Buffer, RingDriver};
+use pollux_testing::inflight::InflightFile;
 use proptest::prelude::*;
-use std::{fs::File, sync::Arc};
 use vm_memory::{Bytes, GuestAddress};
 
 const DATA: u64 = 0x10000;
@@ -175,34 +172,18 @@ fn a_chain_that_waits_is_the_devices<R: UsedRuns>(kind: RingKind) {
     assert_eq!(pair.reap(), [(added[0], 1), (added[1], 1)]);
 }
 
-/// The region for requests in flight, and a start on it.
-struct Region {
-    file: File,
-    bytes: u64,
-    size: u16,
-}
-
-impl Region {
-    fn new(kind: RingKind, size: u16) -> Self {
-        let (file, bytes) = (tempfile::tempfile().expect("a file"), kind.inflight_bytes(size));
-        file.set_len(bytes).expect("a length");
-        Region { file, bytes, size }
-    }
-
+impl<R: Ring> Pair<R> {
     /// The next process takes over.
-    fn open<R: Ring>(&self, pair: &mut Pair<R>) {
-        let mapping = Arc::new(ForeignMapping::map(&self.file, 0, self.bytes, true).expect("a mapping"));
-        let inflight = Some(InflightPlace { mapping, index: 0, queue_size: self.size });
-        let start = RingStart { resumed: true, inflight, ..RingStart::default() };
-        let ring = R::start(&pair.driver.config(), pair.memory.translator(), true, start);
-        pair.ring = ring.expect("a ring");
+    fn take_over(&mut self, record: &InflightFile) {
+        let ring = R::start(&self.driver.config(), self.memory.translator(), true, record.start(None));
+        self.ring = ring.expect("a ring");
     }
 }
 
 fn what_waits_is_left_to_the_next_process_in_order<R: UsedRuns>(kind: RingKind) {
     let mut pair = Pair::<InOrder<R>>::new(kind, 16, true);
-    let region = Region::new(kind, 16);
-    region.open(&mut pair);
+    let record = InflightFile::new(kind, 16);
+    pair.take_over(&record);
     let added: Vec<u16> = (0..8).map(|_| pair.add(16, 1, false).expect("room")).collect();
     pair.driver.publish();
     let taken = pair.pop().expect("a legal ring");
@@ -215,14 +196,14 @@ fn what_waits_is_left_to_the_next_process_in_order<R: UsedRuns>(kind: RingKind) 
     // It dies with three that have ended and wait for the third. Then once more, having done everything and shown
     // nothing.
     for _ in 0..2 {
-        region.open(&mut pair);
+        pair.take_over(&record);
         assert!(pair.ring.has_left_over());
         assert_eq!(pair.pop_left_over(), added[2..], "in the order in which they were made available");
         added[2..].iter().rev().for_each(|&head| pair.ring.push_used(head, 1));
     }
     assert!(pair.driver.used_count() == 0 && pair.ring.publish());
     assert_eq!(pair.reap(), added[2..].iter().map(|&head| (head, 1)).collect::<Vec<_>>());
-    region.open(&mut pair);
+    pair.take_over(&record);
     assert!(!pair.ring.has_left_over() && !pair.ring.has_available());
 }
 
@@ -231,8 +212,8 @@ fn what_waits_is_left_to_the_next_process_in_order<R: UsedRuns>(kind: RingKind) 
 fn chains_outlive_the_process_that_took_them<R: UsedRuns>(kind: RingKind) {
     const SIZE: u16 = 16;
     let mut pair = Pair::<InOrder<R>>::new(kind, SIZE, true);
-    let region = Region::new(kind, SIZE);
-    region.open(&mut pair);
+    let record = InflightFile::new(kind, SIZE);
+    pair.take_over(&record);
     let mut random = fastrand::Rng::with_seed(7);
     // What the driver has on its way, and what the device of now has taken and not ended.
     let (mut expected, mut held) = (std::collections::VecDeque::new(), Vec::new());
@@ -265,7 +246,7 @@ fn chains_outlive_the_process_that_took_them<R: UsedRuns>(kind: RingKind) {
         }
         if dies {
             waited += u32::from(pair.driver.used_count() < ended);
-            region.open(&mut pair);
+            pair.take_over(&record);
             held.clear();
             ended = pair.driver.used_count();
             crashes += 1;

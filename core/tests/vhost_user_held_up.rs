@@ -4,7 +4,7 @@ use pollux_testing::{
     disk::Behaviour,
     front_end::FrontEnd,
     neighbours::{Neighbours, QUEUES},
-    raw_front_end::{RawGuest, words32},
+    raw_front_end::{RawGuest, block, words32},
 };
 use std::{
     os::fd::AsRawFd,
@@ -33,16 +33,6 @@ fn an_event_that_is_full_and_blocks_delays_nobody() {
         both.all_work();
     }
     both.stop();
-}
-
-/// Fills the call event of a guest, and makes it block.
-fn block(event: &EventFd) {
-    // What the start has signalled.
-    let _ = event.read();
-    event.write(u64::MAX - 1).expect("a full counter");
-    // SAFETY: the descriptor is open.
-    let flags = unsafe { libc::fcntl(event.as_raw_fd(), libc::F_SETFL, libc::O_RDWR) };
-    assert_eq!(flags, 0);
 }
 
 /// It loses its connection. The next one may do the same on every queue, over and over: that holds up nobody, and

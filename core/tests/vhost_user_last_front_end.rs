@@ -10,10 +10,10 @@ use pollux_testing::{
     blk::wait_for,
     disk::{self, Behaviour},
     front_end::serve,
-    raw_front_end::RawGuest,
+    raw_front_end::{RawGuest, block},
     rig::options,
 };
-use std::{os::fd::AsRawFd, sync::mpsc::channel, thread, time::Duration};
+use std::{sync::mpsc::channel, thread, time::Duration};
 
 /// Its ring is drained when nobody hears it any more: the worker signals its event for the last time then.
 #[test]
@@ -25,11 +25,7 @@ fn a_server_stops_whose_last_front_end_held_up_a_worker_and_has_gone() {
     let backend = disk::open("last-front-end", 1 << 20, Behaviour::Inline).expect("a disk");
     let mut server = serve(Blk::new(options("last", 1, &[worker.handle()]), backend, &stats), &path);
     let (raw, mut guest) = RawGuest::started(&path, 0);
-    // What the start has signalled.
-    let _ = guest.call.read();
-    guest.call.write(u64::MAX - 1).expect("a full counter");
-    // SAFETY: the descriptor is open.
-    assert_eq!(unsafe { libc::fcntl(guest.call.as_raw_fd(), libc::F_SETFL, libc::O_RDWR) }, 0);
+    block(&guest.call);
     guest.read_first_sector();
     // It is in the used ring before the worker signals it.
     wait_for("a request", || guest.driver.pop());

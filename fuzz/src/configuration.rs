@@ -1,5 +1,6 @@
 //! Any text as a configuration file.
-use pollux_core::config::{Context, Diagnostic, Host, HugepagePool, Limits, Purpose, parse};
+use pollux_core::config::{Context, Diagnostic, Purpose, parse};
+use pollux_testing::host::{host, limits};
 use std::path::Path;
 
 /// Reads a file for each purpose.
@@ -8,20 +9,7 @@ use std::path::Path;
 /// Neither a configuration nor an error comes of it, or a message has no place in the text or names no way out.
 pub fn run(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    let host = Host {
-        cpus_present: vec![0, 1, 2, 3],
-        cpus_online: vec![0, 1, 2, 3],
-        cpus_usable: vec![0, 1, 2],
-        memory_bytes: 8 << 30,
-        hugepages: vec![HugepagePool { page_bytes: 2 << 20, available: 512 }],
-    };
-    let limits = Limits {
-        vcpus_max: 8,
-        memory_bytes_min: 4 << 20,
-        cmdline_bytes_max: 2047,
-        pci_devices_max: 31,
-        mmio_devices_max: 8,
-    };
+    let (host, limits) = (host(), limits());
     for purpose in [Purpose::Run, Purpose::Serve, Purpose::Any] {
         let context = Context { purpose, folder: Path::new("/proc/self"), host: &host, limits: &limits };
         let (config, diagnostics) = parse(text, &context);

@@ -18,8 +18,6 @@ mod options;
 mod read;
 pub mod suggest;
 mod tables;
-#[cfg(test)]
-mod tests;
 
 pub use diagnostic::{Diagnostic, Label, Position, Severity, Span, Spanned};
 pub use host::{Host, HugepagePool, Limits};

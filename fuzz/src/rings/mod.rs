@@ -7,16 +7,17 @@ mod request;
 use crate::{disk, input::Input};
 use book::Book;
 use pollux_core::{
-    memory::{ForeignMapping, GuestMemory},
-    ring::{InflightPlace, RingKind, RingStart},
+    memory::GuestMemory,
+    ring::{RingKind, RingStart},
 };
 use pollux_testing::{
     blk::BlkDriver,
     disk::{Behaviour, Control},
+    inflight::InflightFile,
     rig::{Rig, options},
 };
 use request::{DEPTH, Request};
-use std::{fs::File, sync::Arc};
+use std::sync::Arc;
 use vm_memory::{Bytes, GuestAddress};
 
 const STEPS_MAX: usize = 200;
@@ -55,33 +56,12 @@ pub fn run(data: &[u8]) {
     }
 }
 
-/// The region for requests in flight, which outlives the device's process.
-struct Region {
-    file: File,
-    bytes: u64,
-    size: u16,
-}
-
-impl Region {
-    fn new(kind: RingKind, size: u16) -> Self {
-        let (file, bytes) = (crate::file::in_memory(&[]), kind.inflight_bytes(size));
-        file.set_len(bytes).expect("a length");
-        Region { file, bytes, size }
-    }
-
-    fn start(&self, base: Option<u32>) -> RingStart {
-        let mapping = ForeignMapping::map(&self.file, 0, self.bytes, true).expect("a mapping");
-        let inflight = Some(InflightPlace { mapping: Arc::new(mapping), index: 0, queue_size: self.size });
-        RingStart { base, resumed: true, inflight, ..RingStart::default() }
-    }
-}
-
 /// A device with a driver, and what is known of both.
 struct Bench {
     rig: Rig,
     control: Arc<Control>,
     book: Book,
-    region: Option<Region>,
+    record: Option<InflightFile>,
     /// The driver has broken no rule yet.
     is_honest: bool,
     /// The device sleeps.
@@ -99,7 +79,7 @@ impl Bench {
             RingKind::Split => [16, 64, 16, 32],
             RingKind::Packed => [16, 64, 17, 31],
         });
-        let (event_idx, in_order, has_region) = (input.flag(), input.flag(), input.flag());
+        let (event_idx, in_order, has_record) = (input.flag(), input.flag(), input.flag());
         let behaviour = input.choose(&[
             Behaviour::Metered,
             Behaviour::Inline,
@@ -115,14 +95,14 @@ impl Bench {
         if in_order {
             driver.ring.set_in_order();
         }
-        let region = has_region.then(|| Region::new(kind, size));
-        let start = region.as_ref().map_or_else(RingStart::default, |region| region.start(None));
+        let record = has_record.then(|| InflightFile::new(kind, size));
+        let start = record.as_ref().map_or_else(RingStart::default, |record| record.start(None));
         let rig = Rig::with_start(kind, backend, driver, event_idx, options("rings", 1, &[]), start);
         Bench {
             rig,
             control,
             book: Book::new(behaviour),
-            region,
+            record,
             is_honest: true,
             sleeps: false,
             wants_kick: false,
@@ -145,8 +125,8 @@ impl Bench {
             14 if self.is_honest => self.add(input),
             _ => {
                 self.is_honest = false;
-                let region = self.region.as_ref().map(|region| (&region.file, region.bytes));
-                hostile::step(&mut self.rig.driver, region, input);
+                let record = self.record.as_ref().map(|record| (&record.file, record.bytes));
+                hostile::step(&mut self.rig.driver, record, input);
             }
         }
         true
@@ -226,13 +206,13 @@ impl Bench {
 
     /// The device's process dies, and the next one goes on. Returns whether it can.
     fn take_over(&mut self) -> bool {
-        let Some(region) = &self.region else { return true };
+        let Some(record) = &self.record else { return true };
         if self.rig.interrupts.has_failed() {
             // It has to be reset first.
             return true;
         }
         let base = self.is_honest.then(|| self.rig.driver.ring.base(false));
-        let taken_over = self.rig.take_over(region.start(base.or(Some(0))));
+        let taken_over = self.rig.take_over(record.start(base.or(Some(0))));
         assert!(taken_over.is_ok() || !self.is_honest, "the next process goes on: {taken_over:?}");
         self.book.take_over();
         (self.sleeps, self.wants_kick) = (false, false);

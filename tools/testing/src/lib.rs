@@ -11,6 +11,8 @@
 //! | [`neighbours`] | two devices served by the same workers, one of which is attacked |
 //! | [`registers`] | a block device behind the registers of PCI or MMIO, and a driver in front of them |
 //! | [`rig`] | a block device with all of these around it, polled by hand or by workers |
+//! | [`inflight`] | the record of requests in flight, which outlives the device's process |
+//! | [`host`] | a machine that a configuration file is checked against |
 //! | [`turns`] | a worker without its thread |
 //!
 //! Mistakes of the caller panic here, as in any test. Unsafe code is in the modules that are marked so below.
@@ -22,6 +24,8 @@ pub mod build;
 pub mod disk;
 #[allow(unsafe_code)]
 pub mod front_end;
+pub mod host;
+pub mod inflight;
 pub mod media;
 pub mod neighbours;
 #[allow(unsafe_code)]

@@ -271,3 +271,13 @@ impl RawGuest {
         self.kick.write(1).expect("a kick");
     }
 }
+
+/// Fills an event of a guest, and makes it block whoever signals it.
+pub fn block(event: &EventFd) {
+    // What the start has signalled.
+    let _ = event.read();
+    event.write(u64::MAX - 1).expect("a full counter");
+    // SAFETY: the descriptor is open.
+    let flags = unsafe { libc::fcntl(event.as_raw_fd(), libc::F_SETFL, libc::O_RDWR) };
+    assert_eq!(flags, 0);
+}

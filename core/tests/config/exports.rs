@@ -1,6 +1,11 @@
 //! Files without `[vm]`: devices that are served over vhost-user.
-use super::*;
-use crate::stats::Thread;
+use super::{Bench, VM, expect};
+use pollux_core::{
+    config::{Config, Purpose, Transport},
+    stats::Thread,
+    transport::vhost_user::socket::SocketSpec,
+};
+use std::{fs, path::PathBuf};
 
 /// A worker and a backend.
 const BACKEND: &str = "[worker.io0]\ncpu = 0\n[block.d]\nplugin = \"null\"\nread_only = true\n";

@@ -1,8 +1,15 @@
+//! What is said of a configuration file, and what becomes of a good one.
 mod exports;
 
-use super::*;
-use crate::queue::coalescing::Coalescing;
-use std::fs;
+use pollux_core::{
+    config::{
+        Config, Console, Context, DeviceKind, Diagnostic, Host, Limits, Purpose, Reboot, Transport, parse, read_file,
+    },
+    queue::{QueueOptions, coalescing::Coalescing},
+    worker::IdlePolicy,
+};
+use pollux_testing::host::{self, host};
+use std::{fs, path::Path};
 
 /// A folder with a kernel and an initrd, and a host of four CPUs of which three may be used.
 struct Bench {
@@ -16,21 +23,8 @@ impl Bench {
         let folder = tempfile::tempdir().expect("folder");
         fs::write(folder.path().join("vmlinuz"), "kernel").expect("kernel");
         fs::write(folder.path().join("initrd.img"), "initrd").expect("initrd");
-        let host = Host {
-            cpus_online: vec![0, 1, 2, 3],
-            cpus_usable: vec![0, 1, 2],
-            cpus_present: vec![0, 1, 2, 3, 4],
-            memory_bytes: 8 << 30,
-            hugepages: vec![HugepagePool { page_bytes: 2 << 20, available: 512 }],
-        };
-        let limits = Limits {
-            vcpus_max: 8,
-            memory_bytes_min: 4 << 20,
-            cmdline_bytes_max: 40,
-            pci_devices_max: 3,
-            mmio_devices_max: 1,
-        };
-        Bench { folder, host, limits }
+        let limits = Limits { cmdline_bytes_max: 40, pci_devices_max: 3, mmio_devices_max: 1, ..host::limits() };
+        Bench { folder, host: host(), limits }
     }
 
     fn parse(&self, text: &str) -> (Option<Config>, Vec<Diagnostic>) {
