@@ -1,8 +1,8 @@
 //! Another process reads the statistics from a file: whole, of the right version, and also when the writer is gone.
 use pollux_core::{
     stats::{
-        BlkStats, Capacity, KindSnapshot, LAYOUT_VERSION, QueueIdentity, QueueRecord, ReadError, SegmentReader,
-        StatsSegment,
+        BlkStats, Capacity, KindSnapshot, LAYOUT_VERSION, PlainStats, QueueIdentity, QueueRecord, ReadError,
+        SegmentReader, StatsSegment,
     },
     worker::{IdlePolicy, Worker},
 };
@@ -270,4 +270,15 @@ fn a_worker_counts_its_turns_sleeps_and_wake_ups() {
     assert_eq!(record.commands.get(), 5, "two queues came and went, and the end");
     let last = segment.snapshot().schedules[0].expect("known at the end");
     assert!(last.run_ns > 0 && last.switches_voluntary > 0, "{last:?}");
+}
+
+#[test]
+fn a_kind_of_device_that_counts_nothing_besides_has_what_all_have() {
+    let segment = StatsSegment::anonymous(2).expect("a segment");
+    let identity = |index| QueueIdentity { device: "rng0", index, worker: "io0" };
+    let queues: [QueueRecord<PlainStats<4>>; 2] = [0, 1].map(|index| segment.add_queue(identity(index)).expect("room"));
+    queues[1].requests.add(7);
+    let snapshot = segment.snapshot();
+    assert_eq!(snapshot.queues.iter().map(|queue| queue.requests.get()).collect::<Vec<_>>(), [0, 7]);
+    assert!(matches!(snapshot.queues[1].kind, KindSnapshot::Unknown(4)));
 }

@@ -1,5 +1,5 @@
 //! What every device model does: its queues on their workers, its activation, changes of the guest's memory, the
-//! statistics. What differs is a [`DeviceKind`].
+//! statistics. What differs is a [`ModelKind`].
 use super::{
     activation::{ActivateError, Activation, ActiveQueue},
     config_space::{ConfigFields, ToldConfig},
@@ -30,7 +30,7 @@ pub struct DeviceOptions {
 
 /// What is particular to one kind of device. `[control]` throughout; the methods that [`DeviceModel`] has as well say
 /// there what they do.
-pub trait DeviceKind: Send {
+pub trait ModelKind: Send {
     /// What its queues count besides what all do. It names the virtio device ID.
     type Stats: QueueKind;
 
@@ -87,7 +87,7 @@ pub trait DeviceKind: Send {
 }
 
 /// A device model: what all of them have, around what is particular to a kind.
-pub struct DeviceShell<K: DeviceKind> {
+pub struct DeviceShell<K: ModelKind> {
     options: DeviceOptions,
     kind: K,
     queue_sizes: Vec<u16>,
@@ -97,13 +97,13 @@ pub struct DeviceShell<K: DeviceKind> {
     activation: Option<Activation>,
 }
 
-impl<K: DeviceKind> fmt::Debug for DeviceShell<K> {
+impl<K: ModelKind> fmt::Debug for DeviceShell<K> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "DeviceShell({})", self.options.name)
     }
 }
 
-impl<K: DeviceKind> DeviceShell<K> {
+impl<K: ModelKind> DeviceShell<K> {
     /// A device of this kind. Its statistics go to `segment`.
     pub fn around(kind: K, options: DeviceOptions, segment: &StatsSegment) -> Self {
         let queues = QueueSet::new(&options.name, &options.workers);
@@ -148,7 +148,7 @@ impl<K: DeviceKind> DeviceShell<K> {
     }
 }
 
-impl<K: DeviceKind> DeviceModel for DeviceShell<K> {
+impl<K: ModelKind> DeviceModel for DeviceShell<K> {
     fn name(&self) -> &str {
         &self.options.name
     }
@@ -270,7 +270,7 @@ impl<K: DeviceKind> DeviceModel for DeviceShell<K> {
     }
 }
 
-impl<K: DeviceKind> Drop for DeviceShell<K> {
+impl<K: ModelKind> Drop for DeviceShell<K> {
     fn drop(&mut self) {
         self.deactivate();
         if self.queues.has_lost() {

@@ -9,11 +9,13 @@
 pub mod dirty_log;
 pub mod foreign;
 pub mod quota;
+mod segments;
 
 pub use dirty_log::DirtyLog;
 pub use foreign::ForeignMapping;
 pub use pollux_guard as guard;
 pub use quota::Quota;
+pub(crate) use segments::scatter;
 
 use crate::error::Chain;
 use pollux_abi::block_v1::MemoryRegion;

@@ -13,14 +13,16 @@
 pub mod coalescing;
 pub mod options;
 mod retiring;
-pub(crate) mod sampler;
+mod sampler;
 pub mod set;
-pub(crate) mod shell;
+mod shell;
 pub mod update;
 #[allow(unsafe_code)]
-pub(crate) mod virtqueue;
+mod virtqueue;
 
 pub use options::QueueOptions;
 pub use set::QueueSet;
+pub(crate) use shell::QueueModel;
 pub use update::{Position, QueueUpdate, Retired, position_of};
+pub(crate) use virtqueue::Virtqueue;
 pub use virtqueue::{BATCH, VirtqueueSetup};

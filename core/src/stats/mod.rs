@@ -151,7 +151,7 @@ pub use header::{LAYOUT_VERSION, MAGIC};
 pub use histogram::{BUCKETS, BatchSizes, Histogram, OperationLatency, SUB_BUCKETS};
 pub use places::Capacity;
 pub use process::{Schedule, Thread, Writer};
-pub use queue::{QueueIdentity, QueueKind, QueueStats};
+pub use queue::{PlainStats, QueueIdentity, QueueKind, QueueStats};
 pub use reader::{ReadError, SegmentReader};
 pub use segment::{
     BackendStatsHandle, BlkStatsHandle, QueueRecord, QueueStatsHandle, StatsHandle, StatsSegment, WorkerStatsHandle,

@@ -55,6 +55,21 @@ pub trait QueueKind: Words + Sync {
     const KIND: u32;
 }
 
+/// Of a kind of device whose queues count nothing besides: its virtio device ID.
+#[derive(Debug)]
+pub struct PlainStats<const KIND: u32>;
+
+// SAFETY: there are no words.
+unsafe impl<const KIND: u32> Words for PlainStats<KIND> {
+    fn gauges(&self) -> impl Iterator<Item = &AtomicU64> {
+        std::iter::empty()
+    }
+}
+
+impl<const KIND: u32> QueueKind for PlainStats<KIND> {
+    const KIND: u32 = KIND;
+}
+
 impl QueueStats {
     /// Names the queue, which has a block of kind `K`.
     pub(super) fn describe<K: QueueKind>(&self, identity: QueueIdentity<'_>) {

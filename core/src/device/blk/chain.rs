@@ -4,7 +4,7 @@ use super::{
     rooms::Rooms,
 };
 use crate::{
-    memory::{Translator, prefetch},
+    memory::{Translator, prefetch, scatter},
     ring::{Ring, RingError, SegmentList},
 };
 use pollux_abi::block_v1::Segment;
@@ -214,12 +214,7 @@ pub(super) fn answer_id(data: &Data<'_>, name: &str) -> Status {
     if data.readable > 0 || data.writable == 0 {
         return Status::IoError;
     }
-    let mut rest = &id[..];
-    for segment in data.segments {
-        let length = segment.length.min(rest.len());
-        // SAFETY: the segment was translated for this request, and no Rust reference covers guest memory.
-        unsafe { std::ptr::copy_nonoverlapping(rest.as_ptr(), segment.base, length) };
-        rest = &rest[length..];
-    }
+    // SAFETY: the segments were translated for this request, which is in flight.
+    unsafe { scatter(data.segments, &id) };
     Status::Ok
 }

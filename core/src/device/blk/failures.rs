@@ -5,7 +5,7 @@ use super::{
     request::{Data, Header, Status},
     tally::Tally,
 };
-use crate::{block::DiskQueue, log_budget::LogBudget, queue::virtqueue::Virtqueue, ring::Ring, stats::BlkStats};
+use crate::{block::DiskQueue, log_budget::LogBudget, queue::Virtqueue, ring::Ring, stats::BlkStats};
 use std::{
     io,
     sync::{

@@ -17,7 +17,7 @@ mod tally;
 use super::{
     config_space::{ConfigFields, ToldConfig},
     measure::Measure,
-    shell::{DeviceKind, DeviceOptions, DeviceShell},
+    shell::{DeviceOptions, DeviceShell, ModelKind},
 };
 use crate::{
     block::{Disk, DiskQueue, OpenQueue},
@@ -148,7 +148,7 @@ fn features(info: &BlockInfo, limits: &Limits, queues: usize) -> u64 {
     features
 }
 
-impl DeviceKind for BlkKind {
+impl ModelKind for BlkKind {
     type Stats = BlkStats;
 
     fn features(&self) -> u64 {

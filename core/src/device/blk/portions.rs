@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     block::DiskQueue,
-    queue::virtqueue::{BATCH, Virtqueue},
+    queue::{BATCH, Virtqueue},
     ring::Ring,
     stats::BlkStats,
 };

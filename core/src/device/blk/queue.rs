@@ -2,7 +2,7 @@
 //!
 //! One turn takes up to [`BATCH`] requests from the ring in stages (heads, descriptors, headers), so that the cache
 //! misses of a batch overlap, and offers them to the backend in one call. What every queue does is in
-//! [`shell`](crate::queue::shell).
+//! [`queue`](crate::queue).
 use super::{
     Shared,
     chain::{ChainParts, IN_USE, Inline, OLD_MEMORY, OVERFLOWN, Slot, answer_id, range_action},
@@ -15,10 +15,7 @@ use super::{
 use crate::{
     block::{DiskQueue, QueueFailed},
     fallible,
-    queue::{
-        shell::QueueModel,
-        virtqueue::{BATCH, Virtqueue},
-    },
+    queue::{BATCH, QueueModel, Virtqueue},
     ring::{Ring, RingError},
     stats::BlkStatsHandle,
 };

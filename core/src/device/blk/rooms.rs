@@ -4,7 +4,7 @@
 //! the size. So there are at most [`ROOMS_MAX`]. A queue takes no more chains at once than there are rooms left; the
 //! others stay in the ring until requests end. None fails for it.
 use super::chain::{Inline, Overflow};
-use crate::{fallible, queue::virtqueue::BATCH, ring::RingError};
+use crate::{fallible, queue::BATCH, ring::RingError};
 use std::{
     alloc::{Layout, alloc_zeroed},
     ptr,
