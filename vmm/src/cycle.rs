@@ -1,34 +1,34 @@
 //! One run of the machine: a fresh KVM virtual machine over the memory and devices that stay.
-
-use std::os::fd::AsRawFd;
-use std::os::fd::RawFd;
-use std::sync::Arc;
-use std::thread;
-use std::time::Duration;
-
+use crate::{
+    acpi,
+    attached::Attached,
+    boot::{self, Entry, registers},
+    bus::Bus,
+    console::{Console, Typed},
+    control::{Control, Ending},
+    error::Error,
+    irq::InterruptRouter,
+    layout::{ECAM_BYTES, ECAM_START, MMIO_STRIDE, PCI_WINDOW_BYTES, PCI_WINDOW_START, SERIAL_LINE, SERIAL_PORT},
+    mmio::{self, VirtioMmio},
+    parts::Parts,
+    pci::{self, Ecam, PciBus, VirtioFunction, Window},
+    platform,
+    serial::SerialPort,
+    shutdown::Shutdown,
+    spec::{Boot, RawGuest},
+    vcpu::{Vcpu, VcpuThread},
+    verbs::Changes,
+    vm::Vm,
+};
 use kvm_ioctls::VcpuFd;
 use libc::{POLLIN, pollfd};
-use vm_memory::GuestAddress;
-
-use crate::acpi;
-use crate::boot::{self, Entry, registers};
-use crate::bus::Bus;
-use crate::console::{Console, Typed};
-use crate::control::{Control, Ending};
-use crate::irq::InterruptRouter;
-use crate::layout::{
-    ECAM_BYTES, ECAM_START, MMIO_STRIDE, PCI_WINDOW_BYTES, PCI_WINDOW_START, SERIAL_LINE, SERIAL_PORT,
+use std::{
+    os::fd::{AsRawFd, RawFd},
+    sync::Arc,
+    thread,
+    time::Duration,
 };
-use crate::machine::{Attached, Error, Machine};
-use crate::mmio::{self, VirtioMmio};
-use crate::pci::{self, Ecam, PciBus, VirtioFunction, Window};
-use crate::platform;
-use crate::serial::SerialPort;
-use crate::shutdown::Shutdown;
-use crate::spec::{Boot, RawGuest};
-use crate::vcpu::{Vcpu, VcpuThread};
-use crate::verbs::Changes;
-use crate::vm::Vm;
+use vm_memory::GuestAddress;
 
 /// How long to wait before input is offered again to a serial port that a vCPU held.
 const FEED_AGAIN: Duration = Duration::from_millis(10);
@@ -56,24 +56,23 @@ pub(crate) struct Cycle {
 
 impl Cycle {
     /// Powers the machine on: builds buses and devices' connections, loads what is to run, starts the vCPUs.
-    pub(crate) fn start(machine: &Machine, console: &Console) -> Result<Cycle, Error> {
-        let control = Arc::new(Control::new().map_err(|source| machine.system("make an event", source))?);
-        let output = console.output().map_err(|source| machine.system("open the console", source))?;
-        let serial =
-            Arc::new(SerialPort::new(output).map_err(|source| machine.system("make the serial port", source))?);
-        let vm = Vm::new(&machine.kvm, &machine.memory).map_err(machine.kvm_failed("make a virtual machine"))?;
-        let router = InterruptRouter::new(vm.fd().clone()).map_err(machine.kvm_failed("route interrupts"))?;
+    pub(crate) fn start(parts: &Parts, console: &Console) -> Result<Cycle, Error> {
+        let control = Arc::new(Control::new().map_err(|source| parts.system("make an event", source))?);
+        let output = console.output().map_err(|source| parts.system("open the console", source))?;
+        let serial = Arc::new(SerialPort::new(output).map_err(|source| parts.system("make the serial port", source))?);
+        let vm = Vm::new(&parts.kvm, &parts.memory).map_err(parts.kvm_failed("make a virtual machine"))?;
+        let router = InterruptRouter::new(vm.fd().clone()).map_err(parts.kvm_failed("route interrupts"))?;
         let router = Arc::new(router);
         router
             .connect_line(SERIAL_LINE, serial.line())
-            .map_err(machine.kvm_failed("connect the serial port's interrupt"))?;
+            .map_err(parts.kvm_failed("connect the serial port's interrupt"))?;
         let mut ports = Bus::new("port");
         platform::insert(&mut ports, &control)?;
         ports.insert(SERIAL_PORT.into()..u64::from(SERIAL_PORT) + 8, serial.clone())?;
-        let memory = memory_bus(machine, &vm, &router)?;
-        let fds = processors(machine, &vm)?;
-        let mut cycle = Cycle { machine_name: machine.spec.name.clone(), control, serial, vcpus: Vec::new(), _vm: vm };
-        cycle.spawn(machine, fds, Arc::new(ports), Arc::new(memory))?;
+        let memory = memory_bus(parts, &vm, &router)?;
+        let fds = processors(parts, &vm)?;
+        let mut cycle = Cycle { machine_name: parts.spec.name.clone(), control, serial, vcpus: Vec::new(), _vm: vm };
+        cycle.spawn(parts, fds, Arc::new(ports), Arc::new(memory))?;
         Ok(cycle)
     }
 
@@ -120,19 +119,19 @@ impl Cycle {
         }
     }
 
-    fn spawn(&mut self, machine: &Machine, fds: Vec<VcpuFd>, ports: Arc<Bus>, memory: Arc<Bus>) -> Result<(), Error> {
+    fn spawn(&mut self, parts: &Parts, fds: Vec<VcpuFd>, ports: Arc<Bus>, memory: Arc<Bus>) -> Result<(), Error> {
         for (index, fd) in fds.into_iter().enumerate() {
             let vcpu = Vcpu {
                 index,
-                pin: machine.spec.vcpus[index].pin,
+                pin: parts.spec.vcpus[index].pin,
                 fd,
                 ports: ports.clone(),
                 memory: memory.clone(),
                 control: self.control.clone(),
-                exits: machine.exits[index].clone(),
-                lines: machine.lines.clone(),
+                exits: parts.exits[index].clone(),
+                lines: parts.lines.clone(),
             };
-            let thread = VcpuThread::spawn(vcpu).map_err(|source| machine.system("start a vCPU thread", source))?;
+            let thread = VcpuThread::spawn(vcpu).map_err(|source| parts.system("start a vCPU thread", source))?;
             self.vcpus.push(thread);
         }
         Ok(())
@@ -169,10 +168,10 @@ fn wait<const N: usize>(fds: [RawFd; N], timeout: Option<Duration>) -> [bool; N]
 }
 
 /// The memory bus with every virtio device in its place.
-fn memory_bus(machine: &Machine, vm: &Vm, router: &Arc<InterruptRouter>) -> Result<Bus, Error> {
+fn memory_bus(parts: &Parts, vm: &Vm, router: &Arc<InterruptRouter>) -> Result<Bus, Error> {
     let mut bus = Bus::new("memory");
     let mut pci_bus = PciBus::new();
-    for attached in &machine.devices {
+    for attached in &parts.devices {
         match attached {
             Attached::Pci { place, transport, vectors } => {
                 let bar = pci::bar_address(*place);
@@ -182,9 +181,9 @@ fn memory_bus(machine: &Machine, vm: &Vm, router: &Arc<InterruptRouter>) -> Resu
             }
             Attached::Mmio { index, transport, line } => {
                 let place = mmio::place(*index);
-                router.connect_line(place.line, line).map_err(machine.kvm_failed("connect a virtio-mmio interrupt"))?;
+                router.connect_line(place.line, line).map_err(parts.kvm_failed("connect a virtio-mmio interrupt"))?;
                 let device = VirtioMmio::new(vm.fd(), transport.clone(), place.address)
-                    .map_err(machine.kvm_failed("register virtio-mmio notifications"))?;
+                    .map_err(parts.kvm_failed("register virtio-mmio notifications"))?;
                 bus.insert(place.address..place.address + MMIO_STRIDE, Arc::new(device))?;
             }
         }
@@ -196,22 +195,22 @@ fn memory_bus(machine: &Machine, vm: &Vm, router: &Arc<InterruptRouter>) -> Resu
 }
 
 /// Loads what is to run and makes the vCPUs, ready to be run.
-fn processors(machine: &Machine, vm: &Vm) -> Result<Vec<VcpuFd>, Error> {
-    let failed = machine.kvm_failed("set up a vCPU");
+fn processors(parts: &Parts, vm: &Vm) -> Result<Vec<VcpuFd>, Error> {
+    let failed = parts.kvm_failed("set up a vCPU");
     let mut fds = Vec::new();
-    for index in 0..machine.spec.vcpus.len() {
-        let fd = vm.fd().create_vcpu(index as u64).map_err(machine.kvm_failed("make a vCPU"))?;
-        fd.set_cpuid2(&machine.cpuid.for_vcpu(index)).map_err(&failed)?;
+    for index in 0..parts.spec.vcpus.len() {
+        let fd = vm.fd().create_vcpu(index as u64).map_err(parts.kvm_failed("make a vCPU"))?;
+        fd.set_cpuid2(&parts.cpuid.for_vcpu(index)).map_err(&failed)?;
         registers::set_common(&fd).map_err(&failed)?;
         fds.push(fd);
     }
-    match &machine.spec.boot {
+    match &parts.spec.boot {
         Boot::Kernel(_) => {
-            let entry = load_kernel(machine)?;
+            let entry = load_kernel(parts)?;
             registers::set_entry(&fds[0], entry).map_err(&failed)?;
         }
         Boot::Raw(guest) => {
-            guest.load(&machine.memory).map_err(|source| machine.system("load the raw guest", source))?;
+            guest.load(&parts.memory).map_err(|source| parts.system("load the raw guest", source))?;
             for (index, fd) in fds.iter().enumerate() {
                 set_raw(&**guest, index, fd).map_err(&failed)?;
             }
@@ -220,11 +219,11 @@ fn processors(machine: &Machine, vm: &Vm) -> Result<Vec<VcpuFd>, Error> {
     Ok(fds)
 }
 
-fn load_kernel(machine: &Machine) -> Result<Entry, Error> {
-    let Boot::Kernel(kernel) = &machine.spec.boot else { unreachable!("called for kernels only") };
-    let failed = |source| Error::Boot { machine: machine.spec.name.clone(), source };
-    let memory = &**machine.memory.map();
-    let mmio: Vec<_> = machine
+fn load_kernel(parts: &Parts) -> Result<Entry, Error> {
+    let Boot::Kernel(kernel) = &parts.spec.boot else { unreachable!("called for kernels only") };
+    let failed = |source| Error::Boot { machine: parts.spec.name.clone(), source };
+    let memory = &**parts.memory.map();
+    let mmio: Vec<_> = parts
         .devices
         .iter()
         .filter_map(|attached| match attached {
@@ -233,7 +232,7 @@ fn load_kernel(machine: &Machine) -> Result<Entry, Error> {
         })
         .collect();
     let rsdp: GuestAddress =
-        acpi::write(memory, machine.spec.vcpus.len(), &mmio).map_err(|error| failed(error.into()))?;
+        acpi::write(memory, parts.spec.vcpus.len(), &mmio).map_err(|error| failed(error.into()))?;
     let entry = boot::load(memory, kernel, rsdp).map_err(failed)?;
     registers::write_gdt(memory, entry).map_err(failed)?;
     Ok(entry)

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`spec`] | what a machine is to be |
 //! | [`machine`] | the machine: memory and devices that stay |
+//! | `parts`, `attached` | what of it stays from run to run; a device and what connects it |
+//! | [`error`] | why it could not be made or could not go on |
 //! | `cycle` | one run of it, from power-on to power-off or reset |
 //! | [`vm`], `vcpu`, [`irq`] | KVM's virtual machine, its processors, its interrupt routing |
 //! | `vcpu_error` | why a processor could not go on |
@@ -23,6 +25,7 @@
 #![deny(unsafe_code)]
 
 mod acpi;
+mod attached;
 pub mod boot;
 pub mod bus;
 #[allow(unsafe_code)] // read(2) on standard input, fcntl(2)
@@ -30,11 +33,13 @@ pub mod console;
 mod control;
 #[allow(unsafe_code)] // poll(2)
 mod cycle;
+pub mod error;
 pub mod exits;
 pub mod irq;
 pub mod layout;
 pub mod machine;
 mod mmio;
+mod parts;
 pub mod pci;
 mod platform;
 mod serial;
@@ -52,9 +57,10 @@ pub mod vm;
 
 pub use boot::KernelSpec;
 pub use console::ConsoleSpec;
+pub use error::Error;
 pub use exits::{ExitCounts, ExitKind};
 pub use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
-pub use machine::{Error, Exit, Location, Machine, Transport};
+pub use machine::{Exit, Location, Machine, Transport};
 pub use shutdown::Shutdown;
 pub use spec::{Boot, MachineSpec, RawGuest, Reboot, VcpuSpec};
 pub use terminal::restore_terminal_at_exit;

@@ -1,126 +1,34 @@
 //! The machine: memory and devices that stay, and one run after another from power-on to power-off or reset.
-
-use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
-
+pub use crate::error::Error;
+use crate::{
+    attached::Attached,
+    boot::cpuid::CpuidTemplate,
+    console::{Console, ConsoleSpec},
+    cycle::{Cycle, CycleEnd},
+    exits::ExitCounts,
+    layout::{MEMORY_BYTES_MIN, MMIO_DEVICES_MAX, VCPUS_MAX, memory_regions},
+    mmio,
+    parts::Parts,
+    pci,
+    shutdown::Shutdown,
+    spec::{MachineSpec, Reboot},
+    vcpu,
+    verbs::{Changes, Devices},
+    vm,
+};
 use kvm_ioctls::Kvm;
-use pollux_core::cpus;
-use pollux_core::device::DeviceModel;
-use pollux_core::log_budget::LogBudget;
-use pollux_core::memory::{GuestMemory, MemoryError};
-use pollux_core::transport::mmio::MmioTransport;
-use pollux_core::transport::pci::PciTransport;
-use pollux_core::transport::{DeviceHandle, VirtioDevice};
-use thiserror::Error;
-use vmm_sys_util::errno::Error as Errno;
+use pollux_core::{
+    cpus,
+    device::DeviceModel,
+    log_budget::LogBudget,
+    memory::GuestMemory,
+    transport::{VirtioDevice, mmio::MmioTransport, pci::PciTransport},
+};
+use std::{
+    io,
+    sync::{Arc, Mutex},
+};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-
-use crate::boot::cpuid::CpuidTemplate;
-use crate::boot::{self};
-use crate::console::{Console, ConsoleSpec};
-use crate::cycle::{Cycle, CycleEnd};
-use crate::exits::{ExitCounters, ExitCounts};
-use crate::layout::{MEMORY_BYTES_MIN, MMIO_DEVICES_MAX, VCPUS_MAX, memory_regions};
-use crate::pci::{self, FunctionError};
-use crate::shutdown::Shutdown;
-use crate::spec::{MachineSpec, Reboot};
-use crate::vcpu_error::VcpuError;
-use crate::verbs::{Changes, Devices};
-use crate::{bus, mmio, vcpu, vm};
-
-/// Why a machine could not be made or could not go on.
-#[derive(Debug, Error)]
-pub enum Error {
-    /// /dev/kvm cannot be opened.
-    #[error(
-        "{machine}: cannot open /dev/kvm: {source}; is the kvm module loaded, and may this user open it (group kvm)?"
-    )]
-    OpenKvm {
-        /// The machine's name.
-        machine: String,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// This host's KVM is too old.
-    #[error("{machine}: this host's KVM does not offer {what}; use a newer kernel")]
-    OldKvm {
-        /// The machine's name.
-        machine: String,
-        /// What is missing.
-        what: &'static str,
-    },
-    /// The description makes no sense.
-    #[error("{machine}: {reason}")]
-    Spec {
-        /// The machine's name.
-        machine: String,
-        /// What is wrong and what to do about it.
-        reason: String,
-    },
-    /// There is no memory for the guest.
-    #[error("{machine}: {source}")]
-    Memory {
-        /// The machine's name.
-        machine: String,
-        /// Why.
-        source: MemoryError,
-    },
-    /// A KVM call failed.
-    #[error("{machine}: cannot {action}: {source}")]
-    Kvm {
-        /// The machine's name.
-        machine: String,
-        /// What was attempted.
-        action: &'static str,
-        /// What the kernel said.
-        source: Errno,
-    },
-    /// A system call failed.
-    #[error("{machine}: cannot {action}: {source}")]
-    System {
-        /// The machine's name.
-        machine: String,
-        /// What was attempted.
-        action: &'static str,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The kernel cannot be started.
-    #[error("{machine}: {source}")]
-    Boot {
-        /// The machine's name.
-        machine: String,
-        /// Why.
-        source: boot::Error,
-    },
-    /// A device cannot be attached.
-    #[error("{device}: {reason}")]
-    Attach {
-        /// The device's name.
-        device: String,
-        /// Why, and what to do about it.
-        reason: String,
-    },
-    /// A device cannot be put on the bus.
-    #[error("{device}: {source}")]
-    Function {
-        /// The device's name.
-        device: String,
-        /// Why.
-        source: FunctionError,
-    },
-    /// Two devices of the machine itself collide.
-    #[error(transparent)]
-    Bus(#[from] bus::RangeTaken),
-    /// A vCPU broke down.
-    #[error("{machine}: {source}")]
-    Vcpu {
-        /// The machine's name.
-        machine: String,
-        /// Why.
-        source: VcpuError,
-    },
-}
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,58 +67,13 @@ pub enum Location {
     },
 }
 
-/// A virtio device and what connects it, which both outlive the runs of the machine.
-pub(crate) enum Attached {
-    /// With the event of each MSI-X vector.
-    Pci { place: usize, transport: Arc<Mutex<PciTransport>>, vectors: Vec<Arc<EventFd>> },
-    /// With the event of its line.
-    Mmio { index: usize, transport: Arc<Mutex<MmioTransport>>, line: Arc<EventFd> },
-}
-
-impl Attached {
-    /// The device's name in the configuration.
-    pub(crate) fn name(&self) -> String {
-        match self {
-            Attached::Pci { transport, .. } => {
-                transport.lock().unwrap_or_else(PoisonError::into_inner).device().name().to_owned()
-            }
-            Attached::Mmio { transport, .. } => {
-                transport.lock().unwrap_or_else(PoisonError::into_inner).device().name().to_owned()
-            }
-        }
-    }
-
-    /// The verbs of the device.
-    fn handle(&self) -> DeviceHandle {
-        match self {
-            Attached::Pci { transport, .. } => PciTransport::handle(transport),
-            Attached::Mmio { transport, .. } => MmioTransport::handle(transport),
-        }
-    }
-
-    /// Resets the device; returns when its data path is drained. No vCPU runs.
-    fn reset(&self) {
-        match self {
-            Attached::Pci { transport, .. } => transport.lock().unwrap_or_else(PoisonError::into_inner).reset(),
-            Attached::Mmio { transport, .. } => transport.lock().unwrap_or_else(PoisonError::into_inner).reset(),
-        }
-    }
-}
-
 /// A virtual machine.
 ///
 /// Made and driven by one thread: attach everything, then [`Machine::run`]. Other threads reach its devices by
 /// [`Machine::devices`] meanwhile.
 pub struct Machine {
-    pub(crate) spec: MachineSpec,
-    pub(crate) kvm: Kvm,
-    pub(crate) memory: GuestMemory,
-    pub(crate) cpuid: CpuidTemplate,
-    pub(crate) devices: Vec<Attached>,
-    pub(crate) changes: Changes,
-    pub(crate) exits: Vec<Arc<ExitCounters>>,
-    /// For lines that the guest causes by resetting the machine.
-    pub(crate) lines: Arc<LogBudget>,
+    parts: Parts,
+    changes: Changes,
 }
 
 impl Machine {
@@ -242,12 +105,13 @@ impl Machine {
             source,
         })?;
         let (devices, lines) = (Vec::new(), Arc::new(LogBudget::of_guest()));
-        Ok(Machine { spec, kvm, memory, cpuid, devices, changes, exits, lines })
+        let parts = Parts { spec, kvm, memory, cpuid, devices, exits, lines };
+        Ok(Machine { parts, changes })
     }
 
     /// The guest's memory, which lives as long as the machine: backends are told of it before the start.
     pub fn memory(&self) -> &GuestMemory {
-        &self.memory
+        &self.parts.memory
     }
 
     /// Attaches a device. Guests find PCI functions in the order of attachment, and virtio-mmio devices too.
@@ -257,7 +121,7 @@ impl Machine {
     pub fn attach(&mut self, model: Box<dyn DeviceModel>, transport: Transport) -> Result<Location, Error> {
         let name = model.name().to_owned();
         let failed = |reason: String| Error::Attach { device: name.clone(), reason };
-        let device = VirtioDevice::new(model, self.memory.clone())
+        let device = VirtioDevice::new(model, self.parts.memory.clone())
             .map_err(|error| failed(format!("cannot make its queues: {error}")))?;
         let change = device.change_event();
         let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Arc::new);
@@ -274,7 +138,7 @@ impl Machine {
                     (0..=device.queue_count()).map(|_| event()).collect::<Result<_, _>>().map_err(no_event)?;
                 let transport =
                     PciTransport::new(device, vectors.clone()).map_err(|error| failed(error.to_string()))?;
-                self.devices.push(Attached::Pci { place, transport: Arc::new(Mutex::new(transport)), vectors });
+                self.parts.devices.push(Attached::Pci { place, transport: Arc::new(Mutex::new(transport)), vectors });
                 Location::Pci { device: place as u8 }
             }
             Transport::Mmio => {
@@ -286,12 +150,12 @@ impl Machine {
                 }
                 let line = event().map_err(no_event)?;
                 let transport = Arc::new(Mutex::new(MmioTransport::new(device, line.clone())));
-                self.devices.push(Attached::Mmio { index, transport, line });
+                self.parts.devices.push(Attached::Mmio { index, transport, line });
                 let place = mmio::place(index);
                 Location::Mmio { address: place.address, line: place.line }
             }
         };
-        if let (Some(change), Some(attached)) = (change, self.devices.last()) {
+        if let (Some(change), Some(attached)) = (change, self.parts.devices.last()) {
             self.changes
                 .watch(attached.handle(), change)
                 .map_err(|error| failed(format!("cannot watch for changes of its medium: {error}")))?;
@@ -302,7 +166,7 @@ impl Machine {
     /// The devices that are attached by now, with the verbs of whoever runs the machine. They may be used by other
     /// threads while this one runs it, and keep none of it alive.
     pub fn devices(&self) -> Devices {
-        Devices::new(self.devices.iter().map(Attached::handle).collect())
+        Devices::new(self.parts.devices.iter().map(Attached::handle).collect())
     }
 
     /// Runs the machine until its guest powers off or somebody asks for a stop. Blocks. When it returns, no vCPU runs,
@@ -311,27 +175,27 @@ impl Machine {
     /// # Errors
     /// The kernel cannot be loaded, KVM refuses something, or a vCPU broke down.
     pub fn run(&mut self, shutdown: &Shutdown) -> Result<Exit, Error> {
-        vcpu::prepare_kicks().map_err(|source| self.system("install the vCPU signal", source))?;
+        vcpu::prepare_kicks().map_err(|source| self.parts.system("install the vCPU signal", source))?;
         let mut console =
-            Console::open(&self.spec.console).map_err(|source| self.system("open the console", source))?;
+            Console::open(&self.parts.spec.console).map_err(|source| self.parts.system("open the console", source))?;
         loop {
             let exit = self.run_once(&mut console, shutdown);
-            self.devices.iter().for_each(Attached::reset);
+            self.parts.devices.iter().for_each(Attached::reset);
             if let Some(exit) = exit? {
                 return Ok(exit);
             }
-            if self.lines.may_log(&self.spec.name) {
-                tracing::info!(machine = self.spec.name, "the guest resets the machine");
+            if self.parts.lines.may_log(&self.parts.spec.name) {
+                tracing::info!(machine = self.parts.spec.name, "the guest resets the machine");
             }
         }
     }
 
     /// From power-on until the vCPUs have stopped. `None` if the machine is to start again.
     fn run_once(&self, console: &mut Console, shutdown: &Shutdown) -> Result<Option<Exit>, Error> {
-        let cycle = Cycle::start(self, console)?;
+        let cycle = Cycle::start(&self.parts, console)?;
         let exit = cycle.serve(console, shutdown, &self.changes).map(|end| match end {
             CycleEnd::PowerOff => Some(Exit::PowerOff),
-            CycleEnd::Reset if self.spec.reboot == Reboot::Exit => Some(Exit::Reboot),
+            CycleEnd::Reset if self.parts.spec.reboot == Reboot::Exit => Some(Exit::Reboot),
             CycleEnd::Reset => None,
             CycleEnd::Stopped(signal) => Some(Exit::Stopped(signal)),
         });
@@ -345,39 +209,30 @@ impl Machine {
 
     /// The machine with another answer to its guest's resets.
     pub fn with_reboot(mut self, reboot: Reboot) -> Machine {
-        self.spec.reboot = reboot;
+        self.parts.spec.reboot = reboot;
         self
     }
 
     /// The machine with another console.
     pub fn with_console(mut self, console: ConsoleSpec) -> Machine {
-        self.spec.console = console;
+        self.parts.spec.console = console;
         self
     }
 
     /// How often each vCPU has left guest mode, since the machine was made. Also callable through
     /// [`Machine::exit_counter`] while the machine runs.
     pub fn exit_counts(&self) -> Vec<ExitCounts> {
-        self.exits.iter().map(|counters| counters.snapshot()).collect()
+        self.parts.exits.iter().map(|counters| counters.snapshot()).collect()
     }
 
     /// A reader of [`Machine::exit_counts`] for another thread while this one runs the machine.
     pub fn exit_counter(&self) -> impl Fn() -> Vec<ExitCounts> + Send + use<> {
-        let exits = self.exits.clone();
+        let exits = self.parts.exits.clone();
         move || exits.iter().map(|counters| counters.snapshot()).collect()
     }
 
     fn count(&self, is_counted: impl Fn(&Attached) -> bool) -> usize {
-        self.devices.iter().filter(|attached| is_counted(attached)).count()
-    }
-
-    pub(crate) fn system(&self, action: &'static str, source: io::Error) -> Error {
-        Error::System { machine: self.spec.name.clone(), action, source }
-    }
-
-    pub(crate) fn kvm_failed(&self, action: &'static str) -> impl Fn(Errno) -> Error + use<> {
-        let machine = self.spec.name.clone();
-        move |source| Error::Kvm { machine: machine.clone(), action, source }
+        self.parts.devices.iter().filter(|attached| is_counted(attached)).count()
     }
 }
 

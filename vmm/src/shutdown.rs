@@ -1,16 +1,17 @@
 //! The wish to stop, from a signal or from the program, as something a machine can wait for.
-
-use std::io;
-use std::os::fd::{AsRawFd, RawFd};
-use std::ptr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicPtr, AtomicU64, Ordering};
-use std::time::Duration;
-
-use libc::c_int;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-
 use crate::terminal;
+use libc::c_int;
+use std::{
+    io,
+    os::fd::{AsRawFd, RawFd},
+    ptr,
+    sync::{
+        Arc,
+        atomic::{AtomicI32, AtomicPtr, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// How long after the first request a signal is a second one. Some senders send two at once, as systemd does with
 /// SendSIGHUP, or a wrapper and the terminal; people take longer.

@@ -116,30 +116,21 @@ const ROOMS: &[(&str, &[Room])] = &[
             ("control", &["vcpu_error"]),
             ("vcpu", &["bus", "control", "exits", "vcpu_error"]),
             ("platform", &["bus", "control", "layout"]),
+            ("attached", &[]),
+            ("error", &["boot", "bus", "pci", "vcpu_error"]),
+            ("parts", &["attached", "boot", "error", "exits", "spec"]),
             (
                 "cycle",
                 &[
-                    "acpi", "boot", "bus", "console", "control", "irq", "layout", "mmio", "pci", "platform", "serial",
-                    "shutdown", "spec", "vcpu", "verbs", "vm",
+                    "acpi", "attached", "boot", "bus", "console", "control", "error", "irq", "layout", "mmio", "parts",
+                    "pci", "platform", "serial", "shutdown", "spec", "vcpu", "verbs", "vm",
                 ],
             ),
             (
                 "machine",
                 &[
-                    "boot",
-                    "bus",
-                    "console",
-                    "cycle",
-                    "exits",
-                    "layout",
-                    "mmio",
-                    "pci",
-                    "shutdown",
-                    "spec",
-                    "vcpu",
-                    "vcpu_error",
-                    "verbs",
-                    "vm",
+                    "attached", "boot", "console", "cycle", "error", "exits", "layout", "mmio", "parts", "pci",
+                    "shutdown", "spec", "vcpu", "verbs", "vm",
                 ],
             ),
         ],
@@ -147,8 +138,7 @@ const ROOMS: &[(&str, &[Room])] = &[
 ];
 
 /// Imports against the table that are still to go. Whoever removes the last of a line removes the line.
-const ROOMS_TO_MEND: &[(&str, &str, &str)] =
-    &[("core/src/lib.rs", "ring", "worker"), ("vmm/src/lib.rs", "cycle", "machine")];
+const ROOMS_TO_MEND: &[(&str, &str, &str)] = &[("core/src/lib.rs", "ring", "worker")];
 
 /// Folders in which files import each other in circles that are still to go. Whoever removes the last circle of a
 /// folder removes its line.
@@ -159,7 +149,6 @@ const CIRCLES_TO_MEND: &[&str] = &[
     "core/src/ring/",
     "core/src/worker/",
     "tools/cli/src/",
-    "vmm/src/",
 ];
 
 /// What is wrong with the table, and imports that it does not allow.

@@ -3,7 +3,7 @@ use super::source::Source;
 use syn::{Item, ItemUse, UseTree, Visibility};
 
 /// Where imports are still written as they come.
-const TO_CONVERT: &[&str] = &["core/src/", "vmm/src/cycle.rs", "vmm/src/machine.rs", "vmm/src/shutdown.rs"];
+const TO_CONVERT: &[&str] = &["core/src/"];
 
 /// Modules with imports in several places, or several trees for one crate. Re-exports are trees of their own.
 pub(super) fn scattered(files: &[Source]) -> Vec<String> {
