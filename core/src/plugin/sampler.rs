@@ -4,13 +4,14 @@
 //! asked longer than [`PATIENCE`] is left with the thread that asks it, and another one asks the others, so that there
 //! are as many of these threads as plugins that hang, and one more.
 use std::{
+    mem,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
         mpsc::{self, RecvTimeoutError},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tracing::warn;
 
@@ -39,7 +40,8 @@ struct Sampler {
 #[derive(Default)]
 struct Sources {
     list: Vec<Arc<Entry>>,
-    has_new: bool,
+    /// Those that nobody has asked yet.
+    fresh: Vec<Arc<Entry>>,
 }
 
 struct Entry {
@@ -53,8 +55,9 @@ impl Sampler {
     fn start() -> &'static Self {
         let sampler: &Sampler = Box::leak(Box::new(Sampler { sources: Mutex::default(), added: Condvar::new() }));
         let started = thread::Builder::new().name("counters".into()).spawn(move || {
+            let mut next_round = Instant::now() + INTERVAL;
             loop {
-                ask(sampler.due());
+                ask(sampler.due(&mut next_round));
             }
         });
         if let Err(error) = started {
@@ -64,18 +67,21 @@ impl Sampler {
     }
 
     fn add(&self, source: Weak<dyn Source>) {
-        let mut sources = self.lock();
-        sources.list.push(Arc::new(Entry { source, is_asked: AtomicBool::new(false) }));
-        sources.has_new = true;
+        self.lock().fresh.push(Arc::new(Entry { source, is_asked: AtomicBool::new(false) }));
         self.added.notify_one();
     }
 
-    /// Waits until it is time to ask, and returns whom.
-    fn due(&self) -> Vec<Arc<Entry>> {
-        let sources = self.lock();
-        let waited = self.added.wait_timeout_while(sources, INTERVAL, |sources| !sources.has_new);
+    /// Waits until it is time to ask somebody, and returns whom: fresh ones at once, all of them once in an interval.
+    fn due(&self, next_round: &mut Instant) -> Vec<Arc<Entry>> {
+        let left = next_round.saturating_duration_since(Instant::now());
+        let waited = self.added.wait_timeout_while(self.lock(), left, |sources| sources.fresh.is_empty());
         let (mut sources, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        sources.has_new = false;
+        let fresh = mem::take(&mut sources.fresh);
+        sources.list.extend_from_slice(&fresh);
+        if Instant::now() < *next_round {
+            return fresh;
+        }
+        *next_round = Instant::now() + INTERVAL;
         sources.list.retain(|entry| entry.source.strong_count() > 0);
         // Relaxed: whether it is seen in this round or the next makes no difference.
         sources.list.iter().filter(|entry| !entry.is_asked.load(Ordering::Relaxed)).cloned().collect()

@@ -108,7 +108,9 @@ fn collect(root: &Path, folder: &Path, target: &Path, files: &mut Vec<Source>) {
         let path = entry.path();
         let Ok(kind) = entry.file_type() else { continue };
         if kind.is_dir() {
-            let is_output = path == target || path == root.join("target");
+            // A package that is no member of the workspace has its own.
+            let is_own_output = path.ends_with("target") && folder.join("Cargo.toml").exists();
+            let is_output = path == target || is_own_output;
             if !is_output && ![".git", "__pycache__"].contains(&entry.file_name().to_string_lossy().as_ref()) {
                 collect(root, &path, target, files);
             }
