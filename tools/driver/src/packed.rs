@@ -43,7 +43,7 @@ impl PackedDriver {
 
     /// Where the ring is, for the device.
     pub fn config(&self) -> QueueConfig {
-        self.ring.config()
+        self.ring.config
     }
 
     /// Describes `buffers` as one chain, without showing it to the device yet. Returns its buffer ID. `None`: not
@@ -193,7 +193,7 @@ impl PackedDriver {
     /// Asks for interrupts or not: by the flags without EVENT_IDX, by the place of the next used descriptor with it.
     pub fn want_interrupts(&mut self, wanted: bool) {
         let next = EVENTS_DESCRIPTOR | u32::from(self.used.bits());
-        let events = match (wanted, self.ring.has_event_index()) {
+        let events = match (wanted, self.ring.event_idx) {
             (false, _) => EVENTS_DISABLE,
             (true, false) => 0,
             (true, true) => next,
@@ -224,6 +224,6 @@ impl PackedDriver {
 
     /// Writes any value to guest memory.
     pub fn write<T: Copy>(&mut self, address: u64, value: T) {
-        self.ring.memory().write(address, value);
+        self.ring.memory.write(address, value);
     }
 }

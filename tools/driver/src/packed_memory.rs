@@ -19,15 +19,17 @@ pub(crate) struct PackedMemory {
     driver_events: *mut u32,
     device_events: *const u32,
     size: u16,
-    event_idx: bool,
+    /// Whether both sides say by an event index when they are to be notified.
+    pub(crate) event_idx: bool,
     /// Where the next descriptor goes.
     next: Place,
     /// The first descriptor that the device cannot see yet, and its second half.
     held: Option<(u16, u64)>,
     /// Descriptors added since the last publication.
     added: u16,
-    config: QueueConfig,
-    memory: DriverMemory,
+    /// Where it is, for the device.
+    pub(crate) config: QueueConfig,
+    pub(crate) memory: DriverMemory,
 }
 
 // SAFETY: the pointers lead to a shared mapping that `memory` keeps alive; one thread at a time has the ring.
@@ -58,18 +60,6 @@ impl PackedMemory {
             config: QueueConfig { size, descriptors: base, driver_area, device_area },
             memory,
         }
-    }
-
-    pub(crate) fn config(&self) -> QueueConfig {
-        self.config
-    }
-
-    pub(crate) fn memory(&self) -> &DriverMemory {
-        &self.memory
-    }
-
-    pub(crate) fn has_event_index(&self) -> bool {
-        self.event_idx
     }
 
     /// Where the next descriptor goes.

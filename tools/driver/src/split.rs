@@ -43,7 +43,7 @@ impl SplitDriver {
 
     /// Where the ring is, for the device.
     pub fn config(&self) -> QueueConfig {
-        self.ring.config()
+        self.ring.config
     }
 
     /// Describes `buffers` as one chain and puts its head into the available ring, without showing it to the device
@@ -197,7 +197,7 @@ impl SplitDriver {
 
     /// Writes any value to guest memory.
     pub fn write<T: Copy>(&mut self, address: u64, value: T) {
-        self.ring.memory().write(address, value);
+        self.ring.memory.write(address, value);
     }
 
     /// Asks for interrupts or not: the flag without EVENT_IDX, the event index with it. `true`: with the next used

@@ -13,9 +13,11 @@ pub(crate) struct SplitMemory {
     available: *mut u16,
     used: *mut u16,
     size: u16,
-    event_idx: bool,
-    config: QueueConfig,
-    memory: DriverMemory,
+    /// Whether both sides say by an event index when they are to be notified.
+    pub(crate) event_idx: bool,
+    /// Where it is, for the device.
+    pub(crate) config: QueueConfig,
+    pub(crate) memory: DriverMemory,
 }
 
 // SAFETY: the pointers lead to a shared mapping that `memory` keeps alive; one thread at a time has the ring.
@@ -46,18 +48,6 @@ impl SplitMemory {
             config: QueueConfig { size, descriptors: base, driver_area, device_area },
             memory,
         }
-    }
-
-    pub(crate) fn config(&self) -> QueueConfig {
-        self.config
-    }
-
-    pub(crate) fn memory(&self) -> &DriverMemory {
-        &self.memory
-    }
-
-    pub(crate) fn has_event_index(&self) -> bool {
-        self.event_idx
     }
 
     /// The place of a running index in a table of the ring's size.

@@ -40,7 +40,7 @@ impl PackedRing {
         let slots_max = if indirect { size } else { size / CHAIN_LENGTH };
         assert!(slots <= slots_max, "{slots} slots fit a ring of {size}");
         let memory = PackedMemory::new(memory, base, size, event_idx);
-        let tables = indirect.then(|| Tables::new(memory.memory(), base + PackedMemory::bytes(size), slots));
+        let tables = indirect.then(|| Tables::new(&memory.memory, base + PackedMemory::bytes(size), slots));
         let mut ring = PackedRing {
             ring: memory,
             tables,
@@ -126,7 +126,7 @@ impl Ring for PackedRing {
             }
         };
         let length = std::mem::take(&mut self.lengths[usize::from(slot)]);
-        self.used = self.used.advanced(length.into(), self.ring.config().size);
+        self.used = self.used.advanced(length.into(), self.ring.config.size);
         self.count -= 1;
         Ok(Some(slot))
     }
@@ -138,7 +138,7 @@ impl Ring for PackedRing {
 
     fn arm(&mut self) -> bool {
         let next = EVENTS_DESCRIPTOR | u32::from(self.used.bits());
-        self.ring.write_events(if self.ring.has_event_index() { next } else { 0 });
+        self.ring.write_events(if self.ring.event_idx { next } else { 0 });
         memory::before_looking_again();
         let is_within_run = self.order.as_ref().is_some_and(Order::is_within_run);
         let nothing = !is_within_run && self.ring.used_at(self.used).is_none();
@@ -149,7 +149,7 @@ impl Ring for PackedRing {
     }
 
     fn config(&self) -> QueueConfig {
-        self.ring.config()
+        self.ring.config
     }
 
     fn base(&self) -> Option<u16> {

@@ -73,7 +73,7 @@ impl SplitRing {
             "{slots} slots fit a ring of {size}"
         );
         let memory = SplitMemory::new(memory, base, size, event_idx);
-        let tables = indirect.then(|| Tables::new(memory.memory(), base + SplitMemory::bytes(size), slots));
+        let tables = indirect.then(|| Tables::new(&memory.memory, base + SplitMemory::bytes(size), slots));
         let mut ring = SplitRing {
             ring: memory,
             tables,
@@ -96,13 +96,13 @@ impl SplitRing {
             order: Order::new(slots),
             next_descriptor: 0,
             heads: vec![0; slots.into()].into(),
-            slots: vec![0; self.ring.config().size.into()].into(),
+            slots: vec![0; self.ring.config.size.into()].into(),
         });
     }
 
     fn silence_now(&mut self) {
         self.silenced_at = self.last_used;
-        if self.ring.has_event_index() {
+        if self.ring.event_idx {
             // An index that was passed long ago.
             self.ring.write_used_event(self.last_used.wrapping_sub(0x4000));
         } else {
@@ -162,7 +162,7 @@ impl Ring for SplitRing {
         *flag = true;
         self.count += 1;
         let head = self.in_order.as_ref().map_or_else(|| self.head(slot), |in_order| in_order.next_descriptor);
-        let size = self.ring.config().size;
+        let size = self.ring.config.size;
         let ring = &mut self.ring;
         let count = match &mut self.tables {
             None => write_chain(size, head, chain, |index, descriptor| ring.write_descriptor(index, descriptor)),
@@ -224,7 +224,7 @@ impl Ring for SplitRing {
     }
 
     fn arm(&mut self) -> bool {
-        if self.ring.has_event_index() {
+        if self.ring.event_idx {
             self.ring.write_used_event(self.last_used);
         } else {
             self.ring.write_available_flags(0);
@@ -238,7 +238,7 @@ impl Ring for SplitRing {
     }
 
     fn config(&self) -> QueueConfig {
-        self.ring.config()
+        self.ring.config
     }
 
     fn base(&self) -> Option<u16> {
