@@ -13,6 +13,7 @@ use pollux_core::{
 use pollux_driver::RingKind;
 use pollux_testing::{
     blk::{IN, OUT},
+    disk,
     rig::prepared_queue,
     turns::Turns,
 };
@@ -34,11 +35,14 @@ struct Case {
     /// Number of requests that are there at once; 0: the queue is idle.
     depth: usize,
     indirect: bool,
+    /// Number of layers in front of the plugin, each of which does nothing.
+    layers: usize,
     /// Number of queues of the worker, whose others are idle; 0: the queue is polled without a worker.
     queues: usize,
 }
 
-const NULL: Case = Case { plugin: "null", operation: IN, kind: RingKind::Split, depth: 1, indirect: false, queues: 0 };
+const NULL: Case =
+    Case { plugin: "null", operation: IN, kind: RingKind::Split, depth: 1, indirect: false, layers: 0, queues: 0 };
 const MEM: Case = Case { plugin: "mem", ..NULL };
 const WRITE: Case = Case { operation: OUT, ..MEM };
 
@@ -51,6 +55,7 @@ fn cases() -> Vec<Case> {
         cases.extend([MEM, WRITE].map(|case| Case { kind, depth: 32, ..case }));
         cases.push(Case { kind, depth: 0, ..NULL });
     }
+    cases.extend([1, 2].map(|layers| Case { layers, depth: 32, ..NULL }));
     cases.extend([0, 1].map(|depth| Case { depth, queues: 256, ..NULL }));
     cases
 }
@@ -105,16 +110,17 @@ fn made_with(valgrind: String) -> Value {
 
 impl Case {
     fn name(&self) -> String {
-        let Case { plugin, operation, kind, depth, indirect, queues } = *self;
+        let Case { plugin, operation, kind, depth, indirect, layers, queues } = *self;
         let kind = match kind {
             RingKind::Split => "split",
             RingKind::Packed => "packed",
         };
         let operation = if operation == OUT { "write" } else { "read" };
         let chain = if indirect { ", indirect" } else { "" };
+        let layers = if layers > 0 { format!(", layers {layers}") } else { String::new() };
         match (queues, depth) {
             (0, 0) => format!("idle turn, {kind}"),
-            (0, _) => format!("{plugin} {operation}, {kind}, depth {depth}{chain}"),
+            (0, _) => format!("{plugin} {operation}, {kind}, depth {depth}{chain}{layers}"),
             (_, 0) => format!("idle turn of {queues} queues, {kind}"),
             _ => format!("{plugin} {operation}, {kind}, depth {depth}, one of {queues} queues"),
         }
@@ -135,9 +141,14 @@ impl Case {
         let mut drivers: Vec<Prepared> = (0..self.queues.max(1))
             .map(|_| Prepared::with_operation(self.operation, self.kind, self.depth, self.indirect))
             .collect();
-        let mut tasks = drivers
-            .iter()
-            .map(|driver| prepared_queue(self.kind, backend.clone(), &driver.memory, driver.driver.config()));
+        let mut tasks = drivers.iter().map(|driver| {
+            prepared_queue(
+                self.kind,
+                disk::behind(self.layers, backend.clone()),
+                &driver.memory,
+                driver.driver.config(),
+            )
+        });
         if self.queues == 0 {
             let mut queue = tasks.next().expect("a queue");
             let turns = self.depth.div_ceil(BATCH).max(1);

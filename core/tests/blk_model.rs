@@ -1,5 +1,5 @@
 //! Random legal request streams, in random cuts and batches, leave the disk as a model in memory says, and read what
-//! it says.
+//! it says, also through layers.
 use pollux_driver::RingKind;
 use pollux_testing::{
     blk::{Cut, DISCARD, FLUSH, IN, OK, OUT, WRITE_ZEROES, pattern, range, wait_for},
@@ -50,8 +50,9 @@ fn cut(readable: u32, writable: u32, seed: u64) -> Cut {
     Cut { readable: pieces(readable, seed), writable: pieces(writable, seed >> 3), indirect: seed & 4 != 0 }
 }
 
-fn run(kind: RingKind, batches: Vec<Vec<Request>>, behaviour: Behaviour, event_idx: bool) {
-    let mut rig = Rig::new(kind, disk::open("model", SECTORS * 512, behaviour).expect("disk"), 128, event_idx);
+fn run(kind: RingKind, batches: Vec<Vec<Request>>, behaviour: Behaviour, event_idx: bool, layers: usize) {
+    let disk = disk::open("model", SECTORS * 512, behaviour).expect("disk");
+    let mut rig = Rig::new(kind, disk::behind(layers, disk), 128, event_idx);
     let mut model = vec![0u8; (SECTORS * 512) as usize];
     for batch in batches {
         let mut expected = Vec::new();
@@ -108,8 +109,9 @@ proptest! {
         // Those that do requests in order, since requests of a batch may overlap.
         behaviour in prop::sample::select(vec![Behaviour::Inline, Behaviour::Deferred, Behaviour::Slow]),
         event_idx in any::<bool>(),
+        layers in 0usize..3,
         kind in prop::sample::select(&RingKind::BOTH[..]),
     ) {
-        run(kind, batches, behaviour, event_idx);
+        run(kind, batches, behaviour, event_idx, layers);
     }
 }

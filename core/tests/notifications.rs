@@ -136,15 +136,15 @@ fn with_event_idx_an_interrupt_comes_when_its_index_is_passed_and_not_before(kin
     }
 }
 
-/// A worker with three devices under a driver that pauses at random, so that it often meets the worker between looking
-/// and sleeping, while another thread attaches and detaches a fourth.
+/// A worker with three devices, whose disks are behind none, one and two layers, under a driver that pauses at random,
+/// so that it often meets the worker between looking and sleeping, while another thread attaches and detaches a fourth.
 fn no_wake_up_is_lost(kind: RingKind, policy: IdlePolicy, behaviour: Behaviour, without: u64) {
     const ROUNDS: usize = 2000;
     let worker = Worker::spawn("sleepy", None, policy).expect("worker");
     let mut guests: Vec<Guest> = (0..3)
-        .map(|_| {
+        .map(|layers| {
             let disk = disk::open("sleepy", 1 << 20, behaviour).expect("disk");
-            let mut guest = Guest::with_rings(kind, "sleepy", disk, 1, &[worker.handle()]);
+            let mut guest = Guest::with_rings(kind, "sleepy", disk::behind(layers, disk), 1, &[worker.handle()]);
             assert_eq!(guest.start_without(without) & STATUS_NEEDS_RESET, 0);
             guest
         })

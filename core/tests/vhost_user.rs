@@ -1,8 +1,8 @@
 //! A device served over vhost-user, as its front end sees it.
 use pollux_core::{
+    block::Disk,
     device::blk::Blk,
     memory::GuestMemory,
-    plugin::BlockBackend,
     stats::StatsSegment,
     transport::vhost_user::Server,
     worker::{IdlePolicy, Worker},
@@ -50,6 +50,9 @@ pollux_testing::on_both_rings!(
     a_server_that_stops_drains_and_flushes_before_it_closes,
 );
 
+/// How many layers there are between device and disk, where that is tried.
+const LAYERS: std::ops::Range<usize> = 0..2;
+
 /// Names a disk of one test.
 fn unique(kind: RingKind, name: &str) -> String {
     format!("{name}-{kind:?}")
@@ -72,11 +75,22 @@ impl Host {
     }
 
     fn with_policy(kind: RingKind, name: &str, queues: usize, behaviour: Behaviour, policy: IdlePolicy) -> Self {
-        let backend = disk::open(&unique(kind, name), 1 << 20, behaviour).expect("a disk");
-        Self::with_backend(kind, name, queues, backend, policy)
+        Self::behind(0, kind, name, queues, behaviour, policy)
     }
 
-    fn with_backend(kind: RingKind, name: &str, queues: usize, backend: Arc<BlockBackend>, policy: IdlePolicy) -> Self {
+    fn behind(
+        layers: usize,
+        kind: RingKind,
+        name: &str,
+        queues: usize,
+        behaviour: Behaviour,
+        policy: IdlePolicy,
+    ) -> Self {
+        let backend = disk::open(&unique(kind, name), 1 << 20, behaviour).expect("a disk");
+        Self::with_backend(kind, name, queues, disk::behind(layers, backend), policy)
+    }
+
+    fn with_backend(kind: RingKind, name: &str, queues: usize, backend: Arc<dyn Disk>, policy: IdlePolicy) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("disk.sock");
         let workers: Vec<Worker> =
@@ -240,7 +254,11 @@ fn a_disabled_ring_is_not_served_until_it_is_enabled_again(kind: RingKind) {
 
 /// The table is replaced, grows and shrinks while requests are in flight, which end as if nothing had happened.
 fn the_memory_table_changes_under_running_rings(kind: RingKind) {
-    let host = Host::with_policy(kind, "vu-memory", 2, Behaviour::Threaded, IdlePolicy::Spin);
+    LAYERS.for_each(|layers| the_memory_table_changes_under_running_rings_behind(kind, layers));
+}
+
+fn the_memory_table_changes_under_running_rings_behind(kind: RingKind, layers: usize) {
+    let host = Host::behind(layers, kind, "vu-memory", 2, Behaviour::Threaded, IdlePolicy::Spin);
     let mut front = host.front_end(2);
     front.start();
     let more = GuestMemory::create(&[(1 << 33, 1 << 20), (1 << 34, 1 << 20)], None).expect("memory to plug");
@@ -275,7 +293,12 @@ fn the_memory_table_changes_under_running_rings(kind: RingKind) {
 }
 
 fn a_request_in_flight_ends_in_the_memory_that_it_was_made_in(kind: RingKind) {
-    let host = Host::new(kind, "vu-old-map", 1, Behaviour::Held);
+    LAYERS.for_each(|layers| a_request_in_flight_ends_in_the_memory_that_it_was_made_in_behind(kind, layers));
+}
+
+fn a_request_in_flight_ends_in_the_memory_that_it_was_made_in_behind(kind: RingKind, layers: usize) {
+    let name = format!("vu-old-map-{layers}");
+    let host = Host::behind(layers, kind, &name, 1, Behaviour::Held, IdlePolicy::Adaptive);
     let mut front = host.front_end(1);
     front.start();
     front.submit(0, IN, 0, &[], &Cut::plain(0, 4096));
@@ -288,7 +311,7 @@ fn a_request_in_flight_ends_in_the_memory_that_it_was_made_in(kind: RingKind) {
         front.wire.remove_mem_region(&regions(&more)[0]).expect("REM_MEM_REG");
     }
     assert!(front.drivers[0].pop().is_none());
-    control(&unique(kind, "vu-old-map")).release();
+    control(&unique(kind, &name)).release();
     assert_eq!(front.finish(0).status, OK);
     write_and_read(&mut front, 0, 5);
 }
@@ -351,7 +374,12 @@ fn a_second_front_end_may_ask_and_takes_over_when_the_first_has_stopped(kind: Ri
 }
 
 fn a_reconnected_front_end_goes_on_where_it_was(kind: RingKind) {
-    let mut host = Host::new(kind, "vu-again", 2, Behaviour::Threaded);
+    LAYERS.for_each(|layers| a_reconnected_front_end_goes_on_where_it_was_behind(kind, layers));
+}
+
+fn a_reconnected_front_end_goes_on_where_it_was_behind(kind: RingKind, layers: usize) {
+    let new = || Host::behind(layers, kind, "vu-again", 2, Behaviour::Threaded, IdlePolicy::Adaptive);
+    let mut host = new();
     let mut front = host.front_end(2);
     front.track_inflight();
     front.start();
@@ -366,7 +394,7 @@ fn a_reconnected_front_end_goes_on_where_it_was(kind: RingKind) {
         for queue in 0..2 {
             front.submit(queue, IN, 8, &[], &Cut::plain(0, 4096));
         }
-        host = Host::new(kind, "vu-again", 2, Behaviour::Threaded);
+        host = new();
         front.reconnect(&host.path);
         for queue in 0..2 {
             assert_eq!([front.finish(queue).status, front.finish(queue).status], [OK; 2]);
@@ -377,14 +405,19 @@ fn a_reconnected_front_end_goes_on_where_it_was(kind: RingKind) {
 }
 
 fn a_resized_medium_is_told_to_the_front_end(kind: RingKind) {
-    let host = Host::new(kind, "vu-resize", 1, Behaviour::Inline);
+    LAYERS.for_each(|layers| a_resized_medium_is_told_to_the_front_end_behind(kind, layers));
+}
+
+fn a_resized_medium_is_told_to_the_front_end_behind(kind: RingKind, layers: usize) {
+    let name = format!("vu-resize-{layers}");
+    let host = Host::behind(layers, kind, &name, 1, Behaviour::Inline, IdlePolicy::Adaptive);
     let mut front = host.front_end(1);
     let (ours, theirs) = UnixStream::pair().expect("a channel");
     front.wire.set_backend_request_fd(&theirs).expect("SET_BACKEND_REQ_FD");
     front.start();
     write_and_read(&mut front, 0, 15);
     assert_eq!(front.request(0, IN, 2048, &[], &Cut::plain(0, 512)).status, IOERR, "beyond the end");
-    control(&unique(kind, "vu-resize")).resize(2 << 20);
+    control(&unique(kind, &name)).resize(2 << 20);
     host.server.handle().refresh();
     let mut message = [0; 12];
     std::io::Read::read_exact(&mut &ours, &mut message).expect("a message");
@@ -461,7 +494,12 @@ fn all_pages_of_a_read_in_portions_are_logged(kind: RingKind) {
 }
 
 fn a_server_that_stops_drains_and_flushes_before_it_closes(kind: RingKind) {
-    let host = Host::new(kind, "vu-sigterm", 1, Behaviour::Threaded);
+    LAYERS.for_each(|layers| a_server_that_stops_drains_and_flushes_before_it_closes_behind(kind, layers));
+}
+
+fn a_server_that_stops_drains_and_flushes_before_it_closes_behind(kind: RingKind, layers: usize) {
+    let name = format!("vu-sigterm-{layers}");
+    let host = Host::behind(layers, kind, &name, 1, Behaviour::Threaded, IdlePolicy::Adaptive);
     let mut front = host.front_end(1);
     front.start();
     for sector in 0..20 {
@@ -474,7 +512,7 @@ fn a_server_that_stops_drains_and_flushes_before_it_closes(kind: RingKind) {
     for _ in 0..taken {
         assert_eq!(front.drivers[0].pop().expect("done").status, OK);
     }
-    assert!(control(&unique(kind, "vu-sigterm")).flushes.load(std::sync::atomic::Ordering::SeqCst) >= 1);
+    assert!(control(&unique(kind, &name)).flushes.load(std::sync::atomic::Ordering::SeqCst) >= 1);
     assert!(!path.exists(), "the socket is gone");
 }
 

@@ -1,8 +1,8 @@
 //! A plugin's medium as a disk. The methods do what those of the same name do, and are inlined into the data path.
-use super::{Completion, Disk, DiskError, DiskQueue, OpenQueue, QueueFailed, StopFailed};
+use super::disk::{Disk, DiskError, DiskQueue};
 use crate::{
     memory::GuestMemory,
-    plugin::{BackendQueue, BlockBackend, Counters},
+    plugin::{BackendQueue, BlockBackend, Completion, Counters, QueueFailed, StopFailed},
     stats::StatsSegment,
 };
 use pollux_abi::block_v1::{BlockInfo, BlockRequest};
@@ -46,8 +46,8 @@ impl Disk for BlockBackend {
         }
     }
 
-    fn open_queue(self: Arc<Self>, index: u32, depth: u32) -> Result<OpenQueue, DiskError> {
-        Ok(OpenQueue::Backend(BlockBackend::open_queue(&self, index, depth)?))
+    fn open_queue(self: Arc<Self>, index: u32, depth: u32) -> Result<Box<dyn DiskQueue>, DiskError> {
+        Ok(Box::new(BlockBackend::open_queue(&self, index, depth)?))
     }
 }
 
@@ -74,6 +74,10 @@ impl DiskQueue for BackendQueue {
     #[inline(always)]
     fn completion(&self, index: usize) -> Completion {
         self.completion(index)
+    }
+
+    fn append_completed(&self, done: &mut Vec<Completion>) {
+        done.extend(self.completions());
     }
 
     fn offset(&self, slot: u32) -> u64 {

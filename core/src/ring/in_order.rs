@@ -112,7 +112,7 @@ impl<R: UsedRuns> Ring for InOrder<R> {
         self.ring.watch()
     }
 
-    #[inline]
+    #[inline(always)]
     fn walk(&mut self, head: u16, data: &mut Translator, segments: &mut SegmentList<'_>) -> Result<Chain, RingError> {
         let chain = self.ring.walk(head, data, segments)?;
         self.states[usize::from(head)].writable = chain.writable_bytes;

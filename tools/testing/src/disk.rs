@@ -6,10 +6,18 @@ use pollux_abi::{
     plugin::{Interface, POLLUX_PLUGIN_VERSION, PluginDescriptor},
     text::Text,
 };
-use pollux_core::plugin::{BackendError, BlockBackend, OpenOptions, Plugin};
+use pollux_core::{
+    block::{
+        Disk,
+        filter::{Filter, PassThrough},
+        stack::Stack,
+    },
+    plugin::{BackendError, BlockBackend, OpenOptions, Plugin},
+};
 use serde::Deserialize;
 use std::{
     collections::VecDeque,
+    iter,
     ops::Deref,
     os::fd::{AsRawFd, RawFd},
     sync::{
@@ -214,6 +222,12 @@ pub fn open(name: &str, size: u64, behaviour: Behaviour) -> Result<Arc<BlockBack
 pub fn open_with(name: &str, json: &str, read_only: bool) -> Result<Arc<BlockBackend>, BackendError> {
     let plugin = Plugin::linked(&DESCRIPTOR)?;
     BlockBackend::open(&plugin, name, &OpenOptions { json: json.into(), read_only, probe: false })
+}
+
+/// A disk behind so many layers that do nothing.
+pub fn behind(layers: usize, disk: Arc<BlockBackend>) -> Arc<dyn Disk> {
+    let pass_through = || Arc::new(PassThrough) as Arc<dyn Filter>;
+    Stack::over(disk, iter::repeat_with(pass_through).take(layers).collect())
 }
 
 fn kebab(behaviour: Behaviour) -> String {

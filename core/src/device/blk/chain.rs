@@ -96,10 +96,14 @@ impl ChainParts {
     /// Follows one chain and finds header, data and status in it. Nothing is assumed of how the driver has cut them
     /// into buffers (virtio 1.3,
     /// 2.7.4).
+    #[expect(
+        clippy::extra_unused_type_parameters,
+        reason = "`Q`, the kind of the disk's queue, gives each data path a function of its own, which is inlined"
+    )]
     #[inline]
-    pub(super) fn take_chain(
+    pub(super) fn take_chain<R: Ring, Q>(
         &mut self,
-        ring: &mut impl Ring,
+        ring: &mut R,
         memory: &mut Translator,
         head: u16,
         slot: &mut Slot,

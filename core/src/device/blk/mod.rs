@@ -20,7 +20,7 @@ use super::{
     shell::{DeviceOptions, DeviceShell, ModelKind},
 };
 use crate::{
-    block::{Disk, DiskQueue, OpenQueue},
+    block::{Disk, DiskQueue, open::OpenQueue},
     memory::GuestMemory,
     queue::{QueueOptions, VirtqueueSetup},
     ring::Ring,
@@ -197,9 +197,10 @@ impl ModelKind for BlkKind {
     fn build_queue<R: Ring>(&self, setup: VirtqueueSetup, stats: BlkStatsHandle) -> Result<Box<dyn Task>, String> {
         // One slot more than the ring has, for the flush at the end.
         let depth = u32::from(setup.config.size) + 1;
-        let opened = self.disk.clone().open_queue(setup.index as u32, depth).map_err(|error| error.to_string())?;
+        let opened = OpenQueue::of(&self.disk, setup.index as u32, depth).map_err(|error| error.to_string())?;
         match opened {
             OpenQueue::Backend(backend) => self.serve::<R>(setup, stats, backend),
+            OpenQueue::Stack(stack) => self.serve::<R>(setup, stats, stack),
         }
     }
 

@@ -291,7 +291,7 @@ impl<Q: DiskQueue> BlkQueue<Q> {
             let index = usize::from(head);
             let room = (&mut self.inline[index], &mut self.rooms);
             let slot = &mut self.slots[index];
-            if let Err(error) = parts.take_chain(&mut queue.ring, &mut queue.data, head, slot, room) {
+            if let Err(error) = parts.take_chain::<R, Q>(&mut queue.ring, &mut queue.data, head, slot, room) {
                 // The driver is broken, and so is all of this batch: none of it has been submitted.
                 return queue.break_ring(error);
             }

@@ -182,6 +182,13 @@ impl BackendQueue {
         Completion { slot: token as u32, result }
     }
 
+    /// All of them.
+    #[inline]
+    pub fn completions(&self) -> impl ExactSizeIterator<Item = Completion> {
+        let completions = self.completions[..self.completed].iter();
+        completions.map(|&BlockCompletion { token, result, .. }| Completion { slot: token as u32, result })
+    }
+
     /// Where on the medium the last request of a slot began, also after its end.
     pub fn offset(&self, slot: u32) -> u64 {
         self.slots[slot as usize].offset
