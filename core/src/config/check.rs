@@ -1,7 +1,8 @@
 //! What concerns several tables: references, CPUs, what is shared and what is unused.
 use super::{
-    Block, Context, Device, Transport,
+    context::Context,
     diagnostic::{Diagnostic, Diagnostics, Span, Spanned},
+    model::{Block, Device, Transport},
     suggest,
     tables::{Draft, Entries, Kind},
 };
@@ -21,7 +22,7 @@ pub(super) fn check(draft: &Draft, context: &Context<'_>, diagnostics: &Diagnost
     check_room(draft, context, diagnostics);
     check_exports(draft, diagnostics);
     if !diagnostics.has_errors() {
-        // With errors, what seems to be left out or left over may be in what could not be read.
+        // With errors, what seems to be missing or unused may be in what could not be read.
         check_spinning(draft, context, diagnostics);
         check_unused(draft, diagnostics);
         if draft.kind == Kind::Exports && draft.devices.names.is_empty() {

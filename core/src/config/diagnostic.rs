@@ -122,6 +122,12 @@ impl Position {
     }
 }
 
+/// The system's words without the error number.
+pub(super) fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,4 @@
 //! What a configuration is checked against: this host, and what a machine can take.
-use super::Context;
 use crate::cpus;
 use std::{fs, path::Path};
 
@@ -57,13 +56,6 @@ pub struct Limits {
     pub pci_devices_max: usize,
     /// Most devices with `transport = "mmio"`.
     pub mmio_devices_max: usize,
-}
-
-impl Context<'_> {
-    /// The path that a name in the file stands for.
-    pub(super) fn path(&self, name: &str) -> std::path::PathBuf {
-        self.folder.join(name)
-    }
 }
 
 fn memory_bytes() -> u64 {

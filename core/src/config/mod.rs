@@ -5,191 +5,37 @@
 //! | module | holds |
 //! |---|---|
 //! | [`diagnostic`] | what is wrong, where, and what to write instead |
-//! | [`host`] | what the file is checked against |
+//! | [`host`], `context` | what the file is checked against |
+//! | `model` | what a file says |
 //! | `read` | a reader over one table |
 //! | `tables` | each table of the format, read by it |
 //! | `options` | a plugin's options on their way to JSON |
 //! | `check` | what concerns several tables |
 //! | [`suggest`] | "did you mean" |
 mod check;
+mod context;
 pub mod diagnostic;
 pub mod host;
+mod model;
 mod options;
 mod read;
 pub mod suggest;
 mod tables;
 
-pub use diagnostic::{Diagnostic, Label, Position, Severity, Span, Spanned};
-pub use host::{Host, HugepagePool, Limits};
-pub use options::Options;
-
-use crate::{queue::QueueOptions, transport::vhost_user::socket::SocketSpec, worker::IdlePolicy};
-use diagnostic::Diagnostics;
-use read::Table;
-use std::{fs::File, io, io::Read, path::Path, path::PathBuf};
+pub use self::{
+    context::{Context, Purpose},
+    diagnostic::{Diagnostic, Label, Position, Severity, Span, Spanned},
+    host::{Host, HugepagePool, Limits},
+    model::{Blk, Block, Config, Console, Device, DeviceKind, Reboot, Transport, Vm, Worker},
+    options::Options,
+};
+use self::{diagnostic::Diagnostics, read::Table};
+use std::{
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
 use toml::de::DeTable;
-
-/// Everything that a file says.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// The machine; none: the devices are served to other programs' machines, and all have a socket.
-    pub vm: Option<Vm>,
-    /// Workers, in the order of the file; names are unique.
-    pub workers: Vec<Worker>,
-    /// Block backends, in the order of the file; names are unique.
-    pub blocks: Vec<Block>,
-    /// Devices, in the order of the file; names are unique.
-    pub devices: Vec<Device>,
-}
-
-impl Config {
-    /// The block backend of that name. References in a checked file lead somewhere.
-    pub fn block(&self, name: &str) -> Option<&Block> {
-        self.blocks.iter().find(|block| block.name.value == name)
-    }
-}
-
-/// `[vm]`
-#[derive(Clone, Debug)]
-pub struct Vm {
-    /// For each vCPU the host CPU it is pinned to, if any.
-    pub vcpus: Vec<Option<Spanned<usize>>>,
-    /// Size of guest memory in bytes, in whole pages.
-    pub memory_bytes: u64,
-    /// Size of the huge pages that back it, in bytes.
-    pub hugepages: Option<u64>,
-    /// The kernel's file.
-    pub kernel: Spanned<PathBuf>,
-    /// The initial RAM disk's file.
-    pub initrd: Option<Spanned<PathBuf>>,
-    /// The kernel's command line.
-    pub cmdline: String,
-    /// What the serial port is connected to.
-    pub console: Console,
-    /// What a reset by the guest does.
-    pub reboot: Reboot,
-}
-
-/// `console`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Console {
-    /// Standard input and output.
-    Terminal,
-    /// Standard output alone.
-    Stdout,
-    /// Nothing.
-    Off,
-    /// A file, made or overwritten.
-    File(PathBuf),
-}
-
-/// `reboot`
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reboot {
-    /// The machine starts again.
-    Restart,
-    /// The run ends.
-    Exit,
-}
-
-/// `[worker.NAME]`
-#[derive(Clone, Debug)]
-pub struct Worker {
-    /// Its name.
-    pub name: Spanned<String>,
-    /// The CPU it is pinned to.
-    pub cpu: Option<Spanned<usize>>,
-    /// How it rests.
-    pub idle: IdlePolicy,
-}
-
-/// `[block.NAME]`
-#[derive(Clone, Debug)]
-pub struct Block {
-    /// Its name.
-    pub name: Spanned<String>,
-    /// The plugin's name, or a file if there is a slash in it.
-    pub plugin: Spanned<String>,
-    /// What the plugin is told.
-    pub options: Options,
-    /// Never write.
-    pub read_only: bool,
-}
-
-/// `[device.NAME]`
-#[derive(Clone, Debug)]
-pub struct Device {
-    /// Its name.
-    pub name: Spanned<String>,
-    /// How the guest's driver reaches it.
-    pub transport: Transport,
-    /// The workers that its queues are dealt out to, in turn; at least one, none twice.
-    pub workers: Vec<Spanned<String>>,
-    /// How its queues are set up. The place is that of their number.
-    pub queues: Spanned<QueueOptions>,
-    /// What it is.
-    pub kind: DeviceKind,
-}
-
-impl Device {
-    /// The block backend behind it, if there is one.
-    pub fn block(&self) -> Option<&Spanned<String>> {
-        match &self.kind {
-            DeviceKind::Blk(blk) => Some(&blk.block),
-        }
-    }
-}
-
-/// `transport`
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// virtio over PCI.
-    Pci,
-    /// virtio over MMIO.
-    Mmio,
-    /// virtio over vhost-user, on this socket. The place is that of its path.
-    VhostUser(Spanned<SocketSpec>),
-}
-
-/// `type`, with the keys that go with it.
-#[derive(Clone, Debug)]
-pub enum DeviceKind {
-    /// A block device.
-    Blk(Blk),
-}
-
-/// `type = "blk"`
-#[derive(Clone, Debug)]
-pub struct Blk {
-    /// The block backend behind it.
-    pub block: Spanned<String>,
-    /// What the guest reads as its serial number, at most 20 bytes; empty: the device's name.
-    pub serial: String,
-}
-
-/// What a file is read for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    /// To run the machine in it.
-    Run,
-    /// To serve the devices in it.
-    Serve,
-    /// To see whether it is good for either.
-    Any,
-}
-
-/// What a file is checked against.
-#[derive(Clone, Copy, Debug)]
-pub struct Context<'c> {
-    /// What it is read for.
-    pub purpose: Purpose,
-    /// Where relative paths start: the file's own folder.
-    pub folder: &'c Path,
-    /// The host.
-    pub host: &'c Host,
-    /// What one machine can take.
-    pub limits: &'c Limits,
-}
 
 /// Longest configuration file in bytes. Longer ones are taken for something else.
 const FILE_BYTES_MAX: u64 = 4 << 20;

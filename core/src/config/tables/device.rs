@@ -1,11 +1,17 @@
 //! `[device.NAME]`
-use super::{Kind, TRANSPORT, VHOST_USER, queues, socket};
-use crate::config::{
-    Blk, Context, Device, DeviceKind, Transport,
-    diagnostic::{Diagnostic, Spanned},
-    read::Table,
+use super::{
+    draft::{Kind, TRANSPORT, VHOST_USER},
+    queues, socket,
 };
-use crate::transport::vhost_user::socket::SocketSpec;
+use crate::{
+    config::{
+        context::Context,
+        diagnostic::{Diagnostic, Spanned},
+        model::{Blk, Device, DeviceKind, Transport},
+        read::Table,
+    },
+    transport::vhost_user::socket::SocketSpec,
+};
 
 /// The types of devices, and what reads the keys that are theirs alone.
 const TYPES: &[(&str, ReadKind)] = &[("blk", blk)];

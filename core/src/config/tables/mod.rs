@@ -2,6 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | `draft` | what could be read of all of them |
 //! | `vm` | `[vm]` |
 //! | `device` | `[device.NAME]` |
 //! | `queues` | the keys of its queues |
@@ -9,60 +10,21 @@
 //! | `coalesce` | the key `coalesce` of a device |
 mod coalesce;
 mod device;
+mod draft;
 mod queues;
 mod socket;
 mod vm;
 
+pub(super) use self::draft::{Draft, Entries, Kind};
+use self::draft::{TRANSPORT, VHOST_USER};
 use super::{
-    Block, Config, Context, Device, Purpose, Vm, Worker,
+    context::{Context, Purpose},
     diagnostic::{Diagnostic, Spanned},
+    model::{Block, Vm, Worker},
     options,
     read::Table,
 };
 use crate::worker::IdlePolicy;
-use std::io;
-
-/// The key of a device's transport and the one that goes with vhost-user: they tell what a file is for.
-const TRANSPORT: &str = "transport";
-const VHOST_USER: &str = "vhost-user";
-
-/// What could be read of a file, however much is wrong with it.
-pub(super) struct Draft {
-    /// What the file is for: a machine with its devices, or devices alone.
-    pub(super) kind: Kind,
-    pub(super) vm: Option<Vm>,
-    pub(super) workers: Entries<Worker>,
-    pub(super) blocks: Entries<Block>,
-    pub(super) devices: Entries<Device>,
-}
-
-/// What a file describes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
-    /// A machine and its devices.
-    Machine,
-    /// Devices for other programs' machines.
-    Exports,
-}
-
-/// The tables of one section.
-pub(super) struct Entries<T> {
-    /// The names of all of them: a reference to a table that could not be read is no second mistake.
-    pub(super) names: Vec<String>,
-    /// Those that could be read.
-    pub(super) items: Vec<T>,
-}
-
-impl Draft {
-    /// The configuration, if every table could be read.
-    pub(super) fn finish(self) -> Option<Config> {
-        let vm = match self.kind {
-            Kind::Machine => Some(self.vm?),
-            Kind::Exports => None,
-        };
-        Some(Config { vm, workers: self.workers.items, blocks: self.blocks.items, devices: self.devices.items })
-    }
-}
 
 /// Reads the whole file.
 pub(super) fn read(root: Table<'_>, context: &Context<'_>) -> Draft {
@@ -144,10 +106,4 @@ fn block(name: Spanned<String>, table: Table<'_>) -> Option<Block> {
     let read_only = table.optional::<bool>("read_only", "read_only = true").is_some_and(|value| value.value);
     table.finish("; what the plugin takes goes into options = { … }");
     Some(Block { name, plugin: plugin?, options, read_only })
-}
-
-/// The system's words without the error number.
-fn reason(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
 }

@@ -1,5 +1,5 @@
 //! The keys of a device's queues, which all devices have.
-use super::{Kind, coalesce};
+use super::{coalesce, draft::Kind};
 use crate::{
     config::{
         diagnostic::{Diagnostic, Span, Spanned},

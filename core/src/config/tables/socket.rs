@@ -1,9 +1,8 @@
 //! The key `socket` of a device that is served over vhost-user.
-use super::reason;
 use crate::{
     config::{
-        Context,
-        diagnostic::{Diagnostic, Spanned},
+        context::Context,
+        diagnostic::{Diagnostic, Spanned, reason},
         read::{Item, Table},
     },
     transport::vhost_user::socket::{PATH_BYTES_MAX, SocketSpec},

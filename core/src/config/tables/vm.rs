@@ -1,8 +1,8 @@
 //! `[vm]`
-use super::reason;
 use crate::config::{
-    Console, Context, Reboot, Vm,
-    diagnostic::{Diagnostic, Spanned},
+    context::Context,
+    diagnostic::{Diagnostic, Spanned, reason},
+    model::{Console, Reboot, Vm},
     read::Table,
     suggest,
 };

@@ -1,0 +1,34 @@
+//! What a file is read for, and what it is checked against.
+use super::host::{Host, Limits};
+use std::path::{Path, PathBuf};
+
+/// What a file is read for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To run the machine in it.
+    Run,
+    /// To serve the devices in it.
+    Serve,
+    /// To see whether it is good for either.
+    Any,
+}
+
+/// What a file is checked against.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'c> {
+    /// What it is read for.
+    pub purpose: Purpose,
+    /// Where relative paths start: the file's own folder.
+    pub folder: &'c Path,
+    /// The host.
+    pub host: &'c Host,
+    /// What one machine can take.
+    pub limits: &'c Limits,
+}
+
+impl Context<'_> {
+    /// The path that a name in the file stands for.
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+}
