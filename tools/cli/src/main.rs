@@ -3,6 +3,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`command`] | what every command takes, and how it ends |
 //! | [`mod@bench`] | `pollux bench` |
 //! | [`check`] | `pollux check` |
 //! | [`run`] | `pollux run` |
@@ -25,6 +26,7 @@
 mod assemble;
 mod bench;
 mod check;
+mod command;
 mod descriptors;
 mod examine;
 mod report;
@@ -40,11 +42,10 @@ mod stats_output;
 mod stats_table;
 mod targets;
 
-use clap::{ArgAction, Args, Parser, Subcommand};
-use pollux_core::plugin::PluginPath;
+use clap::{Parser, Subcommand};
+use command::{Shared, Status, fail};
 use pollux_loadgen::units;
-use std::{fmt, io, io::IsTerminal, path::PathBuf, process::ExitCode};
-use tracing::level_filters::LevelFilter;
+use std::{io, io::IsTerminal, process::ExitCode};
 
 /// Run virtual machines whose disks are plugins on polling cores, or serve such disks to QEMU and others.
 #[derive(Parser)]
@@ -92,65 +93,6 @@ enum Command {
     /// The numbers are read from memory that the other process shares: its workers do not notice. Those of a process
     /// that is gone are in the file that it was given by --stats-segment.
     Stats(stats::Arguments),
-}
-
-/// What every command takes.
-#[derive(Args)]
-struct Shared {
-    /// Look for plugins in DIR first; may be repeated.
-    ///
-    /// Then follow those of POLLUX_PLUGIN_PATH (separated by colons), the folder of this program, and
-    /// /usr/lib/pollux/plugins.
-    #[arg(long, value_name = "DIR", global = true)]
-    plugin_path: Vec<PathBuf>,
-    /// Log more: informative lines; twice: for debugging; three times: everything.
-    #[arg(short, long, action = ArgAction::Count, global = true)]
-    verbose: u8,
-    /// Log and warn less: errors only; twice: nothing.
-    #[arg(short, long, action = ArgAction::Count, global = true, conflicts_with = "verbose")]
-    quiet: u8,
-    /// Log lines of this level and above: off, error, warn, info, debug or trace.
-    #[arg(long, value_name = "LEVEL", global = true, conflicts_with_all = ["verbose", "quiet"])]
-    log: Option<LevelFilter>,
-}
-
-impl Shared {
-    fn plugin_path(&self) -> PluginPath {
-        PluginPath::new(&self.plugin_path)
-    }
-
-    fn level(&self) -> LevelFilter {
-        match (self.log, self.verbose, self.quiet) {
-            (Some(level), ..) => level,
-            (None, 0, 0) => LevelFilter::WARN,
-            (None, 0, 1) => LevelFilter::ERROR,
-            (None, 0, _) => LevelFilter::OFF,
-            (None, 1, _) => LevelFilter::INFO,
-            (None, 2, _) => LevelFilter::DEBUG,
-            (None, ..) => LevelFilter::TRACE,
-        }
-    }
-
-    /// Whether warnings are shown.
-    fn warns(&self) -> bool {
-        self.level() >= LevelFilter::WARN
-    }
-}
-
-/// How a command ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Status {
-    Success,
-    Failure,
-    BadConfiguration,
-    /// Stopped by this signal, before it was done.
-    Stopped(i32),
-}
-
-/// Says why a command failed.
-fn fail(error: &dyn fmt::Display) -> Status {
-    report::complain(error);
-    Status::Failure
 }
 
 fn main() -> ExitCode {
