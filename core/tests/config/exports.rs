@@ -149,7 +149,7 @@ fn a_file_takes_time_in_proportion_to_its_devices() {
 #[test]
 fn a_socket_that_was_left_behind_is_no_mistake() {
     let bench = Bench::new();
-    drop(std::os::unix::net::UnixListener::bind(bench.folder.path().join("a.sock")).expect("bound"));
+    pollux_testing::sockets::leave_behind(&bench.folder.path().join("a.sock"));
     assert_eq!(bench.said(&format!("{BACKEND}{}", exported("a", "\"a.sock\""))), Vec::<String>::new());
 }
 

@@ -2,9 +2,10 @@
 mod common;
 
 use common::{Ran, running::Running};
+use pollux_testing::sockets::leave_behind;
 use std::{
     fs,
-    os::unix::net::{UnixListener, UnixStream},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
@@ -43,7 +44,7 @@ fn backend(test: &str, folder: &Path) -> Option<Running> {
 #[test]
 fn failures_end_with_1_and_mistakes_with_2() {
     let folder = tempfile::tempdir().expect("a folder");
-    drop(UnixListener::bind(folder.path().join("dead")).expect("a socket"));
+    leave_behind(&folder.path().join("dead"));
     fs::write(folder.path().join("disks.toml"), "").expect("a file");
     let cases: [(&[&str], i32, &str); 11] = [
         (&["none"], 1, "pollux: none: no such socket; start the backend first, or correct the path\n"),

@@ -3,6 +3,7 @@ mod common;
 
 use common::{PATIENCE, Place, limits, options};
 use pollux_loadgen::{Error, FrontEnd, Limits, Load, Options, Workload};
+use pollux_testing::sockets::leave_behind;
 use std::{fs, os::unix::net::UnixListener, path::Path, process::Command, thread, time::Duration};
 
 fn refuses(path: &Path, options: &Options, words: &str) -> Error {
@@ -17,7 +18,7 @@ fn a_place_where_nobody_listens_is_told_from_others() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("s");
     assert!(!refuses(&path, &options(), "no such socket; start the backend first").is_usage());
-    drop(UnixListener::bind(&path).expect("a socket"));
+    leave_behind(&path);
     assert!(!refuses(&path, &options(), "nobody listens on this socket").is_usage());
     let file = folder.path().join("disk.img");
     fs::write(&file, "").expect("a file");

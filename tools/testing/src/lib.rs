@@ -13,6 +13,7 @@
 //! | [`rig`] | a block device with all of these around it, polled by hand or by workers |
 //! | [`inflight`] | the record of requests in flight, which outlives the device's process |
 //! | [`host`] | a machine that a configuration file is checked against |
+//! | [`sockets`] | sockets of processes that have ended |
 //! | [`turns`] | a worker without its thread |
 //!
 //! Mistakes of the caller panic here, as in any test. Unsafe code is in the modules that are marked so below.
@@ -32,6 +33,7 @@ pub mod neighbours;
 pub mod raw_front_end;
 pub mod registers;
 pub mod rig;
+pub mod sockets;
 pub mod turns;
 
 // For the macro below.

@@ -302,6 +302,7 @@ fn name_of(address: &SocketAddr) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pollux_testing::sockets::leave_behind;
     use std::{io::Read, os::unix::net::UnixDatagram, process::Command};
 
     fn spec(path: PathBuf) -> SocketSpec {
@@ -329,14 +330,7 @@ mod tests {
     fn a_stale_socket_is_taken_over() {
         let folder = tempfile::tempdir().expect("folder");
         let path = folder.path().join("disk.sock");
-        drop(UnixListener::bind(&path).expect("bound"));
-        assert!(path.exists(), "left behind");
-        // A child of another test has a copy of the listener until it executes its own program.
-        let deadline = Instant::now() + Duration::from_secs(60);
-        while UnixStream::connect(&path).is_ok() {
-            assert!(Instant::now() < deadline, "nobody else listens");
-            thread::sleep(Duration::from_millis(1));
-        }
+        leave_behind(&path);
         let _listener = Listener::bind(&spec(path.clone())).expect("taken over");
         UnixStream::connect(&path).expect("connects");
     }
