@@ -109,6 +109,11 @@ impl Machine {
         Ok(Machine { parts, changes })
     }
 
+    /// What it was made from.
+    pub fn spec(&self) -> &MachineSpec {
+        &self.parts.spec
+    }
+
     /// The guest's memory, which lives as long as the machine: backends are told of it before the start.
     pub fn memory(&self) -> &GuestMemory {
         &self.parts.memory

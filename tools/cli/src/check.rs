@@ -1,6 +1,7 @@
 //! `pollux check`
-use crate::{Shared, Status, assemble::dataplane, examine, report, units};
+use crate::{Shared, Status, examine, report, units};
 use pollux_core::config::{Config, Purpose};
+use pollux_host::configuration;
 use std::path::PathBuf;
 
 /// The arguments of `pollux check`.
@@ -36,8 +37,11 @@ pub(crate) fn check(arguments: &Arguments, shared: &Shared) -> Status {
 /// What the configuration describes, in a line.
 fn summary(config: &Config) -> String {
     let count = |count: usize, noun: &str| format!("{count} {noun}{}", if count == 1 { "" } else { "s" });
-    let devices =
-        format!("{} with {}", count(config.devices.len(), "device"), count(dataplane::queue_count(config), "queue"));
+    let devices = format!(
+        "{} with {}",
+        count(config.devices.len(), "device"),
+        count(configuration::queue_count(config), "queue")
+    );
     let workers = count(config.workers.len(), "worker");
     match &config.vm {
         Some(vm) => {

@@ -1,16 +1,14 @@
 //! What every command does first: a file becomes a configuration without mistakes, its plugins loaded and its media
 //! looked at. Nothing is started and nothing is locked.
 use crate::{
-    Shared,
-    assemble::machine,
-    descriptors,
+    Shared, descriptors,
     report::{self, Source},
 };
-use pollux_abi::block_v1::BlockInfo;
 use pollux_core::{
-    config::{self, Block, Config, Context, Device, Diagnostic, Host, Purpose, Span, Spanned, Transport, Vm, suggest},
-    plugin::{BackendError, BlockBackend, OpenOptions, Plugin, PluginPath, Registry},
+    config::{self, Block, Config, Context, Device, Diagnostic, Host, Purpose, Span, Transport, Vm, suggest},
+    plugin::{BackendError, Plugin, PluginPath},
 };
+use pollux_host::{Backend, Plugins, configuration::Backends, machine, plugin::PluginError};
 use pollux_vmm::boot;
 use std::{
     collections::{BTreeMap, HashMap},
@@ -22,8 +20,10 @@ use std::{
 #[derive(Debug)]
 pub(crate) struct Examined {
     pub(crate) config: Config,
-    /// The plugin of each block, by the block's name.
-    pub(crate) plugins: HashMap<String, Plugin>,
+    /// The plugins that are loaded.
+    pub(crate) plugins: Plugins,
+    /// The medium of each block.
+    pub(crate) backends: Backends,
     /// What is hardly as it is meant.
     pub(crate) warnings: Vec<Diagnostic>,
 }
@@ -58,22 +58,24 @@ pub(crate) fn examine(
         let context = Context { purpose, folder: &folder, host: &host, limits: &limits };
         let (config, found) = config::parse(&source.text, &context);
         let Some(config) = config else { return Err(found) };
-        let mut probe = Probe { plugin_path, folder: &folder, registry: Registry::default(), found };
+        let plugins = Plugins::new(plugin_path, &folder);
+        let mut probe = Probe { plugins: &plugins, found };
         if let Some(vm) = &config.vm {
             probe.kernel(vm);
         }
-        let plugins = probe.plugins(&config.blocks);
-        let infos = probe.media(&config.blocks, &plugins);
-        probe.devices(&config, &infos);
+        let used = probe.plugins(&config.blocks);
+        let backends = probe.media(&config.blocks, &used);
+        probe.devices(&config, &backends);
         probe.found.extend(descriptors::examine(&config));
         if purpose == Purpose::Any {
             probe.sockets(&config);
         }
-        probe.found.sort_by_key(|diagnostic| diagnostic.labels.first().map(|label| label.span.start));
-        if probe.found.iter().any(Diagnostic::is_error) {
-            return Err(probe.found);
+        let mut found = probe.found;
+        found.sort_by_key(|diagnostic| diagnostic.labels.first().map(|label| label.span.start));
+        if found.iter().any(Diagnostic::is_error) {
+            return Err(found);
         }
-        Ok(Examined { config, plugins, warnings: probe.found })
+        Ok(Examined { config, plugins, backends, warnings: found })
     });
     (source, result)
 }
@@ -92,9 +94,7 @@ fn enter_folder(file: &Path) -> Result<PathBuf, Diagnostic> {
 }
 
 struct Probe<'p> {
-    plugin_path: &'p PluginPath,
-    folder: &'p Path,
-    registry: Registry,
+    plugins: &'p Plugins,
     found: Vec<Diagnostic>,
 }
 
@@ -131,55 +131,40 @@ impl Probe<'_> {
         plugins
     }
 
-    fn plugin(&mut self, name: &str) -> Result<Plugin, Diagnostic> {
-        let path = self
-            .plugin_path
-            .find(name, self.folder)
-            .map_err(|places| Diagnostic::error(format!("plugin \"{name}\": {places}")).help(self.where_else(name)))?;
-        self.registry.load(&path).map_err(|error| Diagnostic::error(error.to_string()))
+    fn plugin(&self, name: &str) -> Result<Plugin, Diagnostic> {
+        self.plugins.load(name).map_err(|error| {
+            let diagnostic = Diagnostic::error(error.to_string());
+            match error {
+                PluginError::NotFound { help, .. } => diagnostic.help(help),
+                PluginError::Load(_) => diagnostic,
+            }
+        })
     }
 
-    /// What to write instead of a plugin's name that leads nowhere.
-    fn where_else(&self, name: &str) -> String {
-        if name.contains('/') {
-            return "name an existing file, or a plugin on the plugin path such as \"uring\"".into();
-        }
-        if name.contains(".so") {
-            return format!("for a file, write its path with a slash: \"./{name}\"");
-        }
-        let there = self.plugin_path.names();
-        if let Some(near) = suggest::nearest(name, there.iter().map(String::as_str)) {
-            return format!("did you mean \"{near}\"?");
-        }
-        let more = "add a folder with --plugin-path DIR or POLLUX_PLUGIN_PATH";
-        if there.is_empty() { more.into() } else { format!("there are {}; or {more}", there.join(", ")) }
-    }
-
-    /// What each medium is like, by the block's name.
-    fn media(&mut self, blocks: &[Block], plugins: &HashMap<String, Plugin>) -> HashMap<String, BlockInfo> {
-        let mut infos = HashMap::new();
+    /// Looks at the medium of each block.
+    fn media(&mut self, blocks: &[Block], plugins: &HashMap<String, Plugin>) -> Backends {
+        let mut backends = Backends::new();
         for block in blocks {
             let name = &block.name.value;
             let Some(plugin) = plugins.get(name) else { continue };
-            let options = OpenOptions { probe: true, ..open_options(block) };
-            match BlockBackend::open(plugin, name, &options) {
-                Ok(backend) => drop(infos.insert(name.clone(), *backend.info())),
+            match Backend::probe(block.into(), plugin.clone()) {
+                Ok(backend) => drop(backends.insert(name.clone(), backend)),
                 Err(error) => self.found.push(complaint(block, &error)),
             }
         }
-        infos
+        backends
     }
 
     /// What devices want of their media.
-    fn devices(&mut self, config: &Config, infos: &HashMap<String, BlockInfo>) {
-        let mut seen: Vec<(&Device, &Spanned<String>, &Block, &BlockInfo)> = Vec::new();
+    fn devices(&mut self, config: &Config, backends: &Backends) {
+        let mut seen: Vec<(&Device, &Block, &Backend)> = Vec::new();
         for device in &config.devices {
             let Some(name) = device.block() else { continue };
-            let (Some(block), Some(info)) = (config.block(&name.value), infos.get(&name.value)) else {
+            let (Some(block), Some(backend)) = (config.block(&name.value), backends.get(&name.value)) else {
                 continue;
             };
             let queues = device.queues.value.count;
-            let most = info.maximum_queues as usize;
+            let most = backend.info().maximum_queues as usize;
             if most != 0 && queues > most {
                 let message = format!("{} has {queues} queues, but its backend serves {most}", device.name.value);
                 self.found.push(
@@ -190,15 +175,13 @@ impl Probe<'_> {
                 );
             }
             // Two devices of one block were looked at when the file was read.
-            let clash = seen.iter().find(|(_, _, other, their_info)| {
-                other.name.value != block.name.value
-                    && is_same_medium(info, their_info)
-                    && (writes(block, info) || writes(other, their_info))
+            let clash = seen.iter().find(|(_, other, their_backend)| {
+                other.name.value != block.name.value && backend.is_in_the_way_of(their_backend)
             });
-            if let Some((other_device, _, other, _)) = clash {
+            if let Some((other_device, other, _)) = clash {
                 self.found.push(same_medium(device, block, other_device, other));
             }
-            seen.push((device, name, block, info));
+            seen.push((device, block, backend));
         }
     }
 }
@@ -218,20 +201,6 @@ impl Probe<'_> {
             }
         }
     }
-}
-
-/// How to open the medium of `block`.
-pub(crate) fn open_options(block: &Block) -> OpenOptions {
-    OpenOptions { json: block.options.json.clone(), read_only: block.read_only, probe: false }
-}
-
-fn is_same_medium(one: &BlockInfo, other: &BlockInfo) -> bool {
-    let identity = |info: &BlockInfo| (info.identity_device, info.identity_object);
-    identity(one) != (0, 0) && identity(one) == identity(other)
-}
-
-fn writes(block: &Block, info: &BlockInfo) -> bool {
-    !block.read_only && !info.is_read_only()
 }
 
 /// Where a block names its medium.

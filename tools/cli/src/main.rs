@@ -9,7 +9,6 @@
 //! | [`run`] | `pollux run` |
 //! | [`serve`] | `pollux serve` |
 //! | [`examine`] | what all do first: a file becomes a configuration without mistakes, its plugins loaded and probed |
-//! | [`assemble`] | such a configuration becomes backends, workers and devices, and a machine or sockets for them |
 //! | [`report`] | how mistakes in the configuration are shown |
 //! | [`service_manager`] | what a service manager such as systemd is told |
 //! | [`signals`] | what signals do to this process |
@@ -23,7 +22,6 @@
 //! the signal that stopped it.
 #![deny(unsafe_code)]
 
-mod assemble;
 mod bench;
 mod check;
 mod command;

@@ -1,18 +1,15 @@
 //! `pollux run`
 use crate::{
     Shared, Status,
-    assemble::{
-        dataplane,
-        machine::{self, Assembly},
-    },
     examine::Examined,
     signals,
     start::{Arguments, start},
     stats_output::{self, StatsPlan},
 };
 use pollux_core::config::Purpose;
+use pollux_host::{Host, StartError, configuration, machine::MachineError};
 use pollux_vmm::{Exit, Shutdown};
-use std::io;
+use std::{io, sync::Arc};
 use tracing::info;
 
 /// Why the command failed, past the configuration.
@@ -23,9 +20,9 @@ enum Error {
     #[error("cannot watch for signals: {0}")]
     Signals(io::Error),
     #[error(transparent)]
-    Assemble(#[from] machine::Error),
+    Start(#[from] StartError),
     #[error(transparent)]
-    Machine(#[from] pollux_vmm::machine::Error),
+    Machine(#[from] MachineError),
 }
 
 /// Runs the command.
@@ -41,20 +38,21 @@ fn run_machine(examined: &Examined, stats: StatsPlan) -> Result<(), Error> {
     let terminal = signals::ControllingTerminal::find();
     let shutdown = Shutdown::on_termination().map_err(Error::Signals)?;
     let hangup = signals::block_hangup().map_err(Error::Signals)?;
-    let segment = output.segment(dataplane::capacity(&examined.config))?;
-    let mut assembly = Assembly::new(examined, segment)?;
-    let (devices, stopped) = (assembly.machine.devices(), shutdown.clone());
+    let segment = output.segment(configuration::capacity(&examined.config))?;
+    let host = Arc::new(Host::new(&examined.plugins, segment));
+    host.start_machine(&examined.config, &examined.backends)?;
+    let (refreshed, stopped) = (host.clone(), shutdown.clone());
     hangup
         .on_each(move || {
             if terminal.has_gone() {
                 stopped.request_by(nix::libc::SIGHUP);
             } else {
                 info!("SIGHUP: measuring all media again");
-                devices.refresh();
+                refreshed.refresh();
             }
         })
         .map_err(Error::Signals)?;
-    let result = assembly.machine.run(&shutdown);
+    let result = host.run_machine(&shutdown);
     match &result {
         Ok(Exit::PowerOff) => info!("the guest has powered off"),
         Ok(Exit::Reboot) => info!("the guest has rebooted, and the configuration says to end then"),
@@ -63,11 +61,9 @@ fn run_machine(examined: &Examined, stats: StatsPlan) -> Result<(), Error> {
         // The caller shows it.
         Err(_) => {}
     }
-    let stats = assembly.dataplane.stats.clone();
-    let exits = assembly.machine.exit_counts();
-    stats.keep_records();
+    let exits = host.exit_counts();
     // Devices end here, workers after them: whatever is in flight is drained and flushed before the numbers are read.
-    drop(assembly);
-    output.write(&stats.snapshot(), &exits)?;
+    host.stop();
+    output.write(&host.stats().snapshot(), &exits)?;
     result.map(drop).map_err(Error::Machine)
 }

@@ -1,21 +1,15 @@
 //! `pollux serve`
 use crate::{
     Shared, Status,
-    assemble::{
-        dataplane,
-        exports::{self, Exports},
-    },
     examine::Examined,
     fail, service_manager, signals,
     start::{Arguments, start},
     stats_output::{self, StatsPlan},
 };
-use pollux_core::{
-    config::Purpose,
-    transport::{DeviceHandle, vhost_user::socket_activation::InheritedSockets},
-};
+use pollux_core::{config::Purpose, transport::vhost_user::socket_activation::InheritedSockets};
+use pollux_host::{Host, StartError, configuration};
 use pollux_vmm::Shutdown;
-use std::io;
+use std::{io, sync::Arc};
 use tracing::info;
 
 /// Why the command failed, past the configuration.
@@ -26,7 +20,7 @@ enum Error {
     #[error("cannot watch for signals: {0}")]
     Signals(io::Error),
     #[error(transparent)]
-    Exports(#[from] exports::Error),
+    Start(#[from] StartError),
 }
 
 /// Runs the command.
@@ -44,13 +38,14 @@ fn serve_devices(examined: &Examined, inherited: InheritedSockets, stats: StatsP
     let shutdown = Shutdown::on_termination().map_err(Error::Signals)?;
     let hangup = signals::block_hangup().map_err(Error::Signals)?;
     signals::ignore_terminal_output();
-    let segment = output.segment(dataplane::capacity(&examined.config))?;
-    let exports = Exports::start(examined, inherited, segment)?;
-    let handles = exports.handles();
+    let segment = output.segment(configuration::capacity(&examined.config))?;
+    let host = Arc::new(Host::new(&examined.plugins, segment));
+    host.start_exports(&examined.config, &examined.backends, inherited)?;
+    let refreshed = host.clone();
     hangup
         .on_each(move || {
             info!("SIGHUP: measuring all media again");
-            handles.iter().for_each(DeviceHandle::refresh);
+            refreshed.refresh();
         })
         .map_err(Error::Signals)?;
     service_manager::ready();
@@ -60,7 +55,7 @@ fn serve_devices(examined: &Examined, inherited: InheritedSockets, stats: StatsP
     }
     service_manager::stopping();
     // Whatever is in flight is drained and flushed before the numbers are read.
-    let stats = exports.stop();
-    output.write(&stats.snapshot(), &[])?;
+    host.stop();
+    output.write(&host.stats().snapshot(), &[])?;
     Ok(())
 }

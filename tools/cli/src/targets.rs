@@ -1,10 +1,6 @@
 //! What `pollux bench` measures: sockets of other processes, and devices of configurations that it starts itself.
 use crate::{
     Shared,
-    assemble::{
-        dataplane,
-        exports::{self, Exports},
-    },
     examine::{self, Examined},
 };
 use pollux_core::{
@@ -12,6 +8,7 @@ use pollux_core::{
     stats::StatsSegment,
     transport::vhost_user::{socket::SocketSpec, socket_activation::InheritedSockets},
 };
+use pollux_host::{Host, StartError, configuration};
 use pollux_loadgen::campaign::Target;
 use std::{
     env, fs, io,
@@ -34,7 +31,7 @@ pub(crate) enum Error {
     #[error("--device {0} names a device of a configuration, and none is given: give a file that ends in .toml")]
     NoConfiguration(String),
     #[error("{}: cannot start its devices: {cause}", .file.display())]
-    Start { file: PathBuf, cause: exports::Error },
+    Start { file: PathBuf, cause: Box<StartError> },
     #[error("cannot {what}: {cause}")]
     System { what: &'static str, cause: io::Error },
 }
@@ -51,7 +48,7 @@ pub(crate) struct Targets {
     pub(crate) list: Vec<Target>,
     /// The CPU of the first worker that serves one of them and has one of its own.
     pub(crate) worker_cpu: Option<usize>,
-    _started: Vec<Exports>,
+    _started: Vec<Host>,
     _folder: Option<TempDir>,
 }
 
@@ -107,10 +104,12 @@ impl Targets {
             redirect(device, socket);
         }
         self.worker_cpu = self.worker_cpu.or_else(|| worker_cpu(&examined.config));
-        let stats = StatsSegment::anonymous_with(dataplane::capacity(&examined.config))
+        let stats = StatsSegment::anonymous_with(configuration::capacity(&examined.config))
             .map_err(system("make the statistics"))?;
-        let started = Exports::start(&examined, InheritedSockets::default(), stats);
-        self._started.push(started.map_err(|cause| Error::Start { file: file.to_owned(), cause })?);
+        let host = Host::new(&examined.plugins, stats);
+        host.start_exports(&examined.config, &examined.backends, InheritedSockets::default())
+            .map_err(|cause| Error::Start { file: file.to_owned(), cause: Box::new(cause) })?;
+        self._started.push(host);
         env::set_current_dir(&here).map_err(system("return to the working folder"))
     }
 }

@@ -121,6 +121,11 @@ impl Device {
         }
     }
 
+    /// The model, when no connection is left.
+    pub(super) fn into_model(self) -> Box<dyn DeviceModel> {
+        self.used.into_inner().unwrap_or_else(PoisonError::into_inner).served.into_model()
+    }
+
     pub(super) fn name(&self) -> &str {
         &self.name
     }

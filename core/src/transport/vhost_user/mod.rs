@@ -114,6 +114,21 @@ impl Server {
         self.handle.clone()
     }
 
+    /// Stops, and returns the model, which can be served again.
+    pub fn into_model(mut self) -> Box<dyn DeviceModel> {
+        self.stop();
+        let mut device = self.device.clone();
+        drop(self);
+        loop {
+            match Arc::try_unwrap(device) {
+                Ok(device) => return device.into_model(),
+                // A verb is at work, for as long as it has the device locked.
+                Err(used) => device = used,
+            }
+            thread::sleep(END_PAUSE);
+        }
+    }
+
     /// Has the device drained and flushed and all connections closed. Returns at once, so that several can stop
     /// together.
     pub fn begin_stop(&self) {

@@ -129,7 +129,7 @@ const PLUGIN_FOLDERS: [&str; 2] = ["plugins", "core/tests/fixtures"];
 /// What the tests of every package but plugins may depend on, beyond what the package itself may: no product links it.
 const TEST_PACKAGES: &[&str] = &["pollux-abi", "pollux-driver", "pollux-test-guest", "pollux-testing"];
 
-/// What each package but plugins may depend on: plugins → abi, guard ← core ← vmm ← cli.
+/// What each package but plugins may depend on: plugins → abi, guard ← core ← vmm ← host ← cli.
 const DIRECTIONS: &[(&str, &[&str])] = &[
     ("pollux-abi", &[]),
     ("pollux-guard", &[]),
@@ -139,7 +139,8 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ("pollux-test-guest", &["pollux-core", "pollux-vmm"]),
     ("pollux-testing", &["pollux-abi", "pollux-core", "pollux-driver"]),
     ("pollux-loadgen", &["pollux-core", "pollux-driver"]),
-    ("pollux", &["pollux-abi", "pollux-core", "pollux-loadgen", "pollux-vmm"]),
+    ("pollux-host", &["pollux-abi", "pollux-core", "pollux-vmm"]),
+    ("pollux", &["pollux-abi", "pollux-core", "pollux-host", "pollux-loadgen", "pollux-vmm"]),
     ("pollux-fuzz", &["pollux-core", "pollux-driver", "pollux-testing", "pollux-vmm"]),
     (
         "pollux-benches",

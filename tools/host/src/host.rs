@@ -1,0 +1,119 @@
+//! The host: all objects of a process, and how they end.
+use crate::{device::HostedDevice, objects::Objects, plugin::Plugins};
+use pollux_core::{cpus, stats::StatsSegment};
+use std::{
+    fmt,
+    mem::take,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tracing::warn;
+
+/// How often it is said what is waited for.
+const REPORT: Duration = Duration::from_secs(5);
+
+/// All objects of a process. Dropped, it stops them all.
+pub struct Host {
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// What verbs share with the threads that carry them out.
+pub(crate) struct Shared {
+    pub(crate) stats: StatsSegment,
+    pub(crate) plugins: Plugins,
+    objects: Mutex<Objects>,
+    /// An action has ended.
+    ended: Condvar,
+}
+
+impl fmt::Debug for Host {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let objects = self.shared.lock();
+        write!(formatter, "Host({} devices, {} workers)", objects.devices.len(), objects.workers.len())
+    }
+}
+
+impl Host {
+    /// A host without objects. What they count goes to `stats`, which has room for as many as there can be at a time.
+    pub fn new(plugins: &Plugins, stats: StatsSegment) -> Self {
+        let (objects, ended) = (Mutex::default(), Condvar::new());
+        Host { shared: Arc::new(Shared { stats, plugins: plugins.clone(), objects, ended }) }
+    }
+
+    /// What all objects count.
+    pub fn stats(&self) -> &StatsSegment {
+        &self.shared.stats
+    }
+
+    /// Keeps the calling thread, and what is started from now on and has no CPU of its own, off these CPUs: vCPUs and
+    /// workers will have them. To be called before anything is started that is to keep off.
+    pub fn reserve_cpus(&self, cpus: impl IntoIterator<Item = usize>) {
+        self.shared.lock().reserved_cpus.extend(cpus);
+        self.shared.leave_cpus();
+    }
+
+    /// Stops everything, in order: devices drain their queues and flush, all at once, and close their media; then the
+    /// workers end. Waits for all of it, as long as that takes, and says every few seconds what it waits for.
+    /// Idempotent; also done by drop.
+    pub fn stop(&self) {
+        let machine = {
+            let mut objects = self.shared.lock();
+            objects.is_stopping = true;
+            self.shared.stats.keep_records();
+            take(&mut objects.machine)
+        };
+        // With the machine go its devices.
+        drop(machine);
+        // All begin before any is waited for: a slow backend holds up its own device alone.
+        self.shared.lock().devices.iter().for_each(HostedDevice::begin_stop);
+        self.shared.wait_for_actions();
+        let (devices, workers) = {
+            let mut objects = self.shared.lock();
+            (take(&mut objects.devices), take(&mut objects.workers))
+        };
+        for device in devices {
+            device.stop();
+        }
+        // They serve the devices to the end.
+        drop(workers);
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Shared {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Objects> {
+        self.objects.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that an action has ended.
+    pub(crate) fn notify(&self) {
+        self.ended.notify_all();
+    }
+
+    /// Keeps the calling thread, and what it starts, off the CPUs that somebody has for himself.
+    pub(crate) fn leave_cpus(&self) {
+        let taken: Vec<usize> = {
+            let objects = self.lock();
+            let workers = objects.workers.iter().filter_map(|worker| worker.spec.cpu);
+            workers.chain(objects.reserved_cpus.iter().copied()).collect()
+        };
+        cpus::leave(&taken);
+    }
+
+    /// Waits until nothing is being done to any device.
+    fn wait_for_actions(&self) {
+        let mut objects = self.lock();
+        while let Some((name, action)) = objects.action() {
+            let (locked, waited) = self.ended.wait_timeout(objects, REPORT).unwrap_or_else(PoisonError::into_inner);
+            objects = locked;
+            if waited.timed_out() {
+                warn!("{name}: it is still {} after {} s", action.doing, action.seconds());
+            }
+        }
+    }
+}
