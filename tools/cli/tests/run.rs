@@ -41,11 +41,12 @@ fn a_power_off_ends_with_success_and_the_numbers() {
     let ran = folder.run(&["run", "vm.toml", "--stats", "--stats-json", "stats.json"]);
     assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""));
     let lines: Vec<&str> = ran.stdout.lines().collect();
-    assert_eq!(lines.len(), 7, "{}", ran.stdout);
+    assert_eq!(lines.len(), 9, "{}", ran.stdout);
     assert_eq!(lines[0], "hello", "the console comes first");
     assert!(lines[1].starts_with("device  worker  requests"), "{}", ran.stdout);
     assert!(lines[2].starts_with("blk0    io0") && lines[3].starts_with("blk1    io0"), "{}", ran.stdout);
     assert!(lines[5].starts_with("worker  CPU  idle") && lines[6].starts_with("io0 "), "{}", ran.stdout);
+    assert!(lines[8].starts_with("backend disk0 (mem): "), "{}", ran.stdout);
     let text = std::fs::read(folder.path().join("stats.json")).expect("statistics");
     let json: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
     let queues: Vec<String> = json["queues"]
