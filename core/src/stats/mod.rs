@@ -68,6 +68,7 @@
 //! | 88 | 1 once its thread has ended |
 //! | 96, 104 | number of tasks; of those, at rest (looked at in one turn of several) |
 //! | 112 | life |
+//! | 120 | wake-ups by a deadline of a task |
 //! | 128, 136 | turns; those of them without work |
 //! | 144, 152 | ticks spent in sampled turns with work; without. Their ratio is that of busy time to idle time awake |
 //! | 160, 168 | sleeps; ticks slept |

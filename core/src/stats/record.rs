@@ -146,6 +146,7 @@ mod tests {
         assert_eq!((offset_of!(Header, buckets), offset_of!(Header, sub_buckets)), (160, 168));
         assert_eq!(size_of::<WorkerStats>(), 256);
         assert_eq!((offset_of!(WorkerStats, thread), offset_of!(WorkerStats, resting)), (64, 104));
+        assert_eq!(offset_of!(WorkerStats, wakes_by_deadline), 120);
         assert_eq!((offset_of!(WorkerStats, turns), offset_of!(WorkerStats, sleeps)), (128, 160));
         assert_eq!((offset_of!(WorkerStats, wakes_by_kick), offset_of!(WorkerStats, commands)), (184, 208));
         assert_eq!((offset_of!(WorkerStats, run_ns), offset_of!(WorkerStats, switches_involuntary)), (224, 248));

@@ -25,7 +25,8 @@ pub struct WorkerStats {
     pub resting: Counter,
     /// Of which worker it is.
     life: AtomicU64,
-    reserved: Counter,
+    /// Wake-ups by deadlines of tasks.
+    pub wakes_by_deadline: Counter,
     /// Turns.
     pub turns: Counter,
     /// Turns without work.

@@ -1,9 +1,10 @@
 //! The loop of a worker's thread.
 use super::{
     IdlePolicy, Task, TaskId,
+    deadline::end_turn,
     idle::Idle,
     mailbox::{Change, Command, Mailbox, Refusal},
-    meter::Meter,
+    meter::{self, Meter},
     roster::{Entry, Roster},
 };
 use crate::stats::WorkerStatsHandle;
@@ -38,7 +39,7 @@ impl Core {
                 self.abandon_current();
             }
         }
-        self.meter.end();
+        self.meter.end(&mut self.tasks);
         // Partner: `WorkerHandle::send`.
         self.mailbox.ended.store(true, Ordering::SeqCst);
         self.mailbox.clear();
@@ -54,18 +55,7 @@ impl Core {
             if !self.mailbox.commands.is_empty() {
                 self.run_commands();
             }
-            let work = if self.meter.turn() {
-                let (tasks, idle) = (&mut self.tasks, &self.idle);
-                self.meter.sample(|| {
-                    let work = tasks.turn();
-                    if work == 0 {
-                        idle.pause();
-                    }
-                    work
-                })
-            } else {
-                self.tasks.turn()
-            };
+            let work = if self.tasks.count_turn() { self.turn_by_the_clock() } else { self.tasks.turn() };
             if self.leaving > 0 {
                 self.release_stopped();
             }
@@ -80,6 +70,24 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// A turn that is measured, or in which somebody may wait for the time.
+    #[cold]
+    fn turn_by_the_clock(&mut self) -> usize {
+        let idle = &self.idle;
+        if self.tasks.turns() < meter::INTERVAL {
+            // First: the turn may panic.
+            self.tasks.look_again(meter::INTERVAL);
+            return self.tasks.turn_by_the_clock();
+        }
+        self.meter.sample(&mut self.tasks, |tasks| {
+            let work = tasks.turn_by_the_clock();
+            if work == 0 {
+                idle.pause();
+            }
+            work
+        })
     }
 
     #[cold]
@@ -182,6 +190,7 @@ impl Core {
     /// it back if nothing can touch any more what it owns, and otherwise it is leaked.
     #[cold]
     fn abandon_current(&mut self) {
+        end_turn();
         let worker = &self.mailbox.name;
         let Some(index) = self.tasks.take_current() else {
             error!("worker {worker} panicked and goes on; please report this");

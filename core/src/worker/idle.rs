@@ -1,6 +1,6 @@
 //! What a worker does when there is nothing to do.
 use super::{
-    TaskId,
+    Deadline, TaskId,
     mailbox::Mailbox,
     meter::Meter,
     pause::Pause,
@@ -9,7 +9,7 @@ use super::{
     window::{LONGEST_NS, SpinWindow},
 };
 use crate::stats::clock;
-use std::{fmt, os::fd::AsRawFd, os::fd::RawFd, str::FromStr};
+use std::{fmt, os::fd::AsRawFd, os::fd::RawFd, ptr, str::FromStr};
 use tracing::warn;
 
 /// How a worker rests.
@@ -159,13 +159,14 @@ impl Idle {
             self.collect_fds(tasks, mailbox);
         }
         meter.stats.resting.set(tasks.resting() as u64);
-        meter.show();
+        meter.show(tasks);
         let start = clock::ticks();
-        let mut attempt = Attempt { idle: self, tasks, mailbox, armed: 0, work: 0, failed: false };
+        let mut attempt =
+            Attempt { idle: self, tasks, mailbox, armed: 0, earliest: Deadline::NONE, work: 0, failed: false };
         let has_slept = sleep::sleep(&mut attempt);
-        let (work, failed) = (attempt.work, attempt.failed);
+        let (work, failed, earliest) = (attempt.work, attempt.failed, attempt.earliest);
         if has_slept {
-            self.woken(start, meter);
+            self.woken(start, earliest, meter);
         } else {
             meter.stats.sleeps_refused.add(1);
         }
@@ -185,7 +186,7 @@ impl Idle {
     }
 
     /// Learns from a sleep, and counts it.
-    fn woken(&mut self, start: u64, meter: &Meter) {
+    fn woken(&mut self, start: u64, earliest: Deadline, meter: &Meter) {
         let ticks = clock::ticks().wrapping_sub(start);
         let stats = &meter.stats;
         stats.sleeps.add(1);
@@ -197,6 +198,9 @@ impl Idle {
                 Owner::Backend(_) => &stats.wakes_by_backend,
             }
             .add(1);
+        }
+        if earliest.is_due() && self.fds.iter().all(|fd| fd.revents == 0) {
+            stats.wakes_by_deadline.add(1);
         }
         if self.policy == IdlePolicy::Adaptive {
             self.window.slept(self.patience_ns, self.scale.nanoseconds(ticks));
@@ -235,6 +239,8 @@ struct Attempt<'w> {
     mailbox: &'w Mailbox,
     /// How many tasks are armed: the first ones.
     armed: usize,
+    /// When one of them wants to be polled, whatever happens.
+    earliest: Deadline,
     /// What was found to do, and done, while disarming.
     work: usize,
     failed: bool,
@@ -262,7 +268,10 @@ impl Sleeper for Attempt<'_> {
         self.idle.fds.iter_mut().for_each(|fd| fd.revents = 0);
         for index in 0..self.tasks.len() {
             self.armed = index + 1;
-            if self.tasks.call(index, |entry| entry.leaving | entry.task.arm()) {
+            let has_work = self.tasks.call(index, |entry| entry.leaving | entry.task.arm());
+            let deadline = self.tasks.ask_deadline(index);
+            self.earliest = self.earliest.or_earlier(deadline);
+            if has_work | deadline.is_due() {
                 // It is not to wait for its turn among those at rest. It stays among the first ones.
                 self.tasks.wake(index);
                 return true;
@@ -277,9 +286,15 @@ impl Sleeper for Attempt<'_> {
 
     #[allow(unsafe_code)]
     fn wait(&mut self) {
+        let remaining = (!self.earliest.is_none()).then(|| self.earliest.remaining());
+        let remaining = remaining.map(|remaining| libc::timespec {
+            tv_sec: remaining.as_secs() as libc::time_t,
+            tv_nsec: libc::c_long::from(remaining.subsec_nanos()),
+        });
+        let timeout = remaining.as_ref().map_or(ptr::null(), ptr::from_ref);
         let fds = &mut self.idle.fds;
-        // SAFETY: the slice is valid for its length during the call.
-        let result = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, -1) };
+        // SAFETY: the slice is valid for its length during the call, and so is the time; the mask stays as it is.
+        let result = unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout, ptr::null()) };
         if result < 0 {
             let error = std::io::Error::last_os_error();
             if error.kind() != std::io::ErrorKind::Interrupted {

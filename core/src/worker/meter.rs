@@ -1,15 +1,15 @@
 //! What is counted of a worker, at next to no cost: a counter that falls in each turn, one that rises in each without
 //! work, and a look at the clock in one turn of [`INTERVAL`].
+use super::roster::Roster;
 use crate::stats::{Thread, WorkerStatsHandle, clock};
 use std::fs;
 
 /// Turns from one sample to the next. A prime, so that no rhythm of a worker's turns is met at the same beat each time.
-const INTERVAL: u32 = 251;
+pub(super) const INTERVAL: u32 = 251;
 
 /// The counts of one worker.
 #[derive(Debug)]
 pub(super) struct Meter {
-    until_sample: u32,
     empty_turns: u32,
     pub(super) stats: WorkerStatsHandle,
 }
@@ -17,14 +17,7 @@ pub(super) struct Meter {
 impl Meter {
     pub(super) fn new(stats: WorkerStatsHandle) -> Self {
         stats.thread.set(thread_number());
-        Meter { until_sample: INTERVAL, empty_turns: 0, stats }
-    }
-
-    /// Counts a turn that begins. Returns whether it is to be sampled.
-    #[inline(always)]
-    pub(super) fn turn(&mut self) -> bool {
-        self.until_sample -= 1;
-        self.until_sample == 0
+        Meter { empty_turns: 0, stats }
     }
 
     #[inline(always)]
@@ -34,27 +27,27 @@ impl Meter {
 
     /// Runs a turn with its pause, which returns its work, and adds its time to that of those with work or without.
     #[cold]
-    pub(super) fn sample(&mut self, turn: impl FnOnce() -> usize) -> usize {
+    pub(super) fn sample(&mut self, tasks: &mut Roster, turn: impl FnOnce(&mut Roster) -> usize) -> usize {
         // First: the turn may panic.
-        self.show();
+        self.show(tasks);
         let start = clock::ticks();
-        let work = turn();
+        let work = turn(tasks);
         let ticks = clock::ticks().wrapping_sub(start);
         let stats = &self.stats;
         if work > 0 { &stats.busy_ticks } else { &stats.idle_ticks }.add(ticks);
         work
     }
 
-    /// Shows what was counted.
-    pub(super) fn show(&mut self) {
-        self.stats.turns.add((INTERVAL - self.until_sample).into());
-        self.stats.empty_turns.add(self.empty_turns.into());
-        (self.until_sample, self.empty_turns) = (INTERVAL, 0);
+    /// Shows what was counted, and measures the next turn after [`INTERVAL`] from here on.
+    pub(super) fn show(&mut self, tasks: &mut Roster) {
+        self.stats.turns.add(tasks.take_turns().into());
+        self.stats.empty_turns.add(std::mem::take(&mut self.empty_turns).into());
+        tasks.look_again(INTERVAL);
     }
 
     /// The thread ends: shows what only it can know.
-    pub(super) fn end(&mut self) {
-        self.show();
+    pub(super) fn end(&mut self, tasks: &mut Roster) {
+        self.show(tasks);
         if let Some(schedule) = Thread::current().schedule() {
             self.stats.run_ns.set(schedule.run_ns);
             self.stats.stolen_ns.set(schedule.stolen_ns);

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`task`] | what a worker runs |
 //! | [`watch`] | what a task at rest waits for |
+//! | [`deadline`] | when a task wants to be called, and the time of a turn |
 //! | `core` | the loop |
 //! | `roster` | the tasks, those at rest apart from the others |
 //! | `mailbox` | how others talk to a worker |
@@ -16,6 +17,7 @@
 //! | `pause` | a pause of the processor between two polls |
 //! | `meter` | what is counted of a worker |
 mod core;
+pub mod deadline;
 mod idle;
 mod mailbox;
 mod meter;
@@ -27,6 +29,7 @@ pub mod task;
 pub mod watch;
 mod window;
 
+pub use deadline::Deadline;
 pub use idle::IdlePolicy;
 pub use mailbox::{Detaching, WorkerHandle};
 pub use roster::{LOOKS, REST_AFTER, Roster};
@@ -42,6 +45,7 @@ use crate::event::watchdog;
 use crate::stats::{Capacity, StatsSegment, WorkerStatsHandle};
 use std::{
     io,
+    num::NonZeroU64,
     sync::{Arc, mpsc::sync_channel},
     thread::{self, JoinHandle},
 };
@@ -114,6 +118,8 @@ impl Worker {
             .name(format!("pollux-{name}"))
             .spawn(move || {
                 let _watch = watchdog::watch();
+                // A sleep until a deadline ends then, and not up to 50 microseconds later.
+                let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1));
                 let pin = match cpu {
                     Some(cpu) => Pin::take(format_args!("worker {}", theirs.name), cpu).map(Some),
                     None => {

@@ -5,7 +5,13 @@
 //! line of the guest's and a quarter of one of the worker's in each look, instead of a call and the lines that its
 //! state is on. And of many tasks at rest only some are looked at in each turn, in rotation, so that they do not slow
 //! down those that are busy: see [`LOOKS`].
-use super::{Task, TaskId, Watch};
+//!
+//! A task at rest that has named a deadline is polled when that is due: every turn reads the clock then. Where nobody
+//! has, this costs a turn nothing: the countdown to the next turn that is measured is there in any case.
+use super::{
+    Deadline, Task, TaskId, Watch,
+    deadline::{begin_turn, end_turn},
+};
 use std::sync::mpsc::SyncSender;
 
 /// Turns without work, in a row, after which a task may rest.
@@ -34,10 +40,40 @@ pub struct Roster {
     active: usize,
     /// What those at rest wait for, at the places of their entries. Apart from these, so that a look touches little.
     watches: Vec<Watch>,
+    /// When they want to be polled, likewise.
+    deadlines: Vec<Deadline>,
+    /// None of these is due before this.
+    earliest: Deadline,
+    countdown: Countdown,
     /// Which of those at rest is looked at next.
     next_look: usize,
     /// The task that is being called, for the case that it panics.
     current: Option<usize>,
+}
+
+/// Turns up to the next one that looks at clocks: what else a turn may have to do costs the others nothing.
+struct Countdown {
+    left: u32,
+    /// What `left` began with, and how many turns were counted before.
+    set: u32,
+    before: u32,
+}
+
+impl Default for Countdown {
+    fn default() -> Self {
+        Countdown { left: 1, set: 1, before: 0 }
+    }
+}
+
+impl Countdown {
+    fn set(&mut self, turns: u32) {
+        self.before = self.counted();
+        (self.left, self.set) = (turns, turns);
+    }
+
+    fn counted(&self) -> u32 {
+        self.before + self.set - self.left
+    }
 }
 
 impl Roster {
@@ -61,6 +97,74 @@ impl Roster {
             work += self.look(LOOKS + work / 4);
         }
         work
+    }
+
+    /// As [`turn`](Self::turn), and polls those at rest whose deadlines are due. Reads the clock if there is any.
+    #[cold]
+    pub(super) fn turn_by_the_clock(&mut self) -> usize {
+        if self.earliest.is_none() {
+            return self.turn();
+        }
+        begin_turn();
+        let work = self.turn() + self.poll_due();
+        end_turn();
+        work
+    }
+
+    /// Counts a turn that begins. Returns whether it is one that looks at clocks: to be told of the next such turn by
+    /// [`look_again`](Self::look_again), then taken by the clock.
+    #[inline(always)]
+    pub(super) fn count_turn(&mut self) -> bool {
+        self.countdown.left -= 1;
+        self.countdown.left == 0
+    }
+
+    /// The next turn looks at clocks if a deadline is waited for; without any, the one after `interval` turns that were
+    /// counted.
+    pub(super) fn look_again(&mut self, interval: u32) {
+        let next = if self.earliest.is_none() { interval.saturating_sub(self.turns()).max(1) } else { 1 };
+        self.countdown.set(next);
+    }
+
+    /// Turns counted since they were last taken.
+    pub(super) fn turns(&self) -> u32 {
+        self.countdown.counted()
+    }
+
+    /// Takes the number of turns counted.
+    pub(super) fn take_turns(&mut self) -> u32 {
+        let turns = self.turns();
+        self.countdown.set(self.countdown.left);
+        self.countdown.before = 0;
+        turns
+    }
+
+    fn poll_due(&mut self) -> usize {
+        let mut work = 0;
+        if !self.earliest.is_due() {
+            return work;
+        }
+        // Those that wake take places in front of the row, which have been looked at, and swap theirs.
+        for index in self.active..self.entries.len() {
+            if self.deadlines[index].is_due() {
+                let place = self.wake(index);
+                work += self.poll_one(place);
+            }
+        }
+        let resting = &self.deadlines[self.active..];
+        self.earliest = resting.iter().fold(Deadline::NONE, |earliest, &deadline| earliest.or_earlier(deadline));
+        work
+    }
+
+    /// The deadline of a task, asked for before a sleep; `Deadline::NONE` if it has none.
+    pub(super) fn ask_deadline(&mut self, index: usize) -> Deadline {
+        let deadline = self.call(index, |entry| entry.task.deadline()).unwrap_or(Deadline::NONE);
+        if index >= self.active && !deadline.is_none() {
+            self.deadlines[index] = deadline;
+            self.earliest = self.earliest.or_earlier(deadline);
+            self.countdown.set(1);
+        }
+        deadline
     }
 
     /// Looks at so many of those at rest, and polls those for which there is something.
@@ -97,9 +201,18 @@ impl Roster {
         entry.idle_turns = 0;
         let watch = if entry.leaving { None } else { entry.task.watch() };
         let Some(watch) = watch else { return false };
+        let deadline = entry.task.deadline().unwrap_or(Deadline::NONE);
+        if deadline.is_due() {
+            return false;
+        }
         self.active -= 1;
         self.entries.swap(index, self.active);
         self.watches[self.active] = watch;
+        self.deadlines[self.active] = deadline;
+        if !deadline.is_none() {
+            self.earliest = self.earliest.or_earlier(deadline);
+            self.countdown.set(1);
+        }
         true
     }
 
@@ -110,7 +223,9 @@ impl Roster {
         }
         self.entries.swap(index, self.active);
         self.watches.swap(index, self.active);
+        self.deadlines.swap(index, self.active);
         self.watches[self.active] = Watch::NONE;
+        self.deadlines[self.active] = Deadline::NONE;
         self.active += 1;
         self.active - 1
     }
@@ -119,6 +234,8 @@ impl Roster {
     pub(super) fn wake_all(&mut self) {
         self.active = self.entries.len();
         self.watches.fill(Watch::NONE);
+        self.deadlines.fill(Deadline::NONE);
+        self.earliest = Deadline::NONE;
         self.entries.iter_mut().for_each(|entry| entry.idle_turns = 0);
     }
 
@@ -127,6 +244,7 @@ impl Roster {
         self.wake_all();
         self.entries.push(Entry { id, task, idle_turns: 0, leaving: false, reply: None });
         self.watches.push(Watch::NONE);
+        self.deadlines.push(Deadline::NONE);
         self.active += 1;
     }
 
@@ -134,6 +252,7 @@ impl Roster {
         self.wake_all();
         self.active -= 1;
         self.watches.pop();
+        self.deadlines.pop();
         self.entries.swap_remove(index)
     }
 
@@ -175,10 +294,13 @@ impl Roster {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::worker::SleepFds;
-    use std::sync::{
-        Arc,
-        atomic::{AtomicU16, AtomicUsize, Ordering},
+    use crate::worker::{SleepFds, deadline::testing as clock};
+    use std::{
+        sync::{
+            Arc, Mutex,
+            atomic::{AtomicU16, AtomicUsize, Ordering},
+        },
+        time::Duration,
     };
 
     /// A ring of which only the index is there, and how often it was polled.
@@ -316,5 +438,156 @@ mod tests {
             ring.available.fetch_add(1, Ordering::Release);
         }
         assert_eq!(roster.turn(), 4);
+    }
+    /// A task that waits for times and nothing else: it adds up how often it was called when one had come.
+    #[derive(Default)]
+    struct Waiting {
+        deadline: Mutex<Option<Deadline>>,
+        polls: AtomicUsize,
+        expired: AtomicUsize,
+    }
+
+    struct Waiter(Arc<Waiting>);
+
+    impl Task for Waiter {
+        fn name(&self) -> &str {
+            "waiter"
+        }
+        fn start(&mut self) -> Result<(), String> {
+            Ok(())
+        }
+        fn poll(&mut self) -> usize {
+            self.0.polls.fetch_add(1, Ordering::Relaxed);
+            let mut deadline = self.0.deadline.lock().expect("nobody panics");
+            let is_due = deadline.is_some_and(Deadline::is_due);
+            if is_due {
+                *deadline = None;
+                self.0.expired.fetch_add(1, Ordering::Relaxed);
+            }
+            usize::from(is_due)
+        }
+        fn watch(&self) -> Option<Watch> {
+            Some(Watch::nothing())
+        }
+        fn deadline(&self) -> Option<Deadline> {
+            *self.0.deadline.lock().expect("nobody panics")
+        }
+        fn begin_stop(&mut self) {}
+        fn is_stopped(&self) -> bool {
+            true
+        }
+        fn finish(&mut self) -> bool {
+            true
+        }
+        fn abandon(&mut self) -> bool {
+            true
+        }
+        fn sleep_fds(&self) -> SleepFds {
+            SleepFds::default()
+        }
+        fn arm(&mut self) -> bool {
+            false
+        }
+        fn disarm(&mut self) {}
+    }
+
+    /// A turn as the worker's loop has it.
+    fn turn(roster: &mut Roster) -> usize {
+        if !roster.count_turn() {
+            return roster.turn();
+        }
+        roster.look_again(251);
+        roster.turn_by_the_clock()
+    }
+
+    const START_NS: u64 = 1_000_000_000;
+
+    /// Waiters at rest among so many rings that rest as well.
+    fn waiters(waits_us: &[u64], rings: usize) -> (Roster, Vec<Arc<Waiting>>) {
+        clock::set(START_NS);
+        let (mut roster, _) = roster(rings, true);
+        let mut waiters = Vec::new();
+        for (index, &wait) in waits_us.iter().enumerate() {
+            let deadline = Mutex::new(Some(Deadline::after(Duration::from_micros(wait))));
+            let waiting = Arc::new(Waiting { deadline, ..Waiting::default() });
+            roster.push(TaskId((rings + index) as u64), Box::new(Waiter(waiting.clone())));
+            waiters.push(waiting);
+        }
+        (0..REST_AFTER).for_each(|_| _ = turn(&mut roster));
+        assert_eq!(roster.resting(), rings + waits_us.len());
+        (roster, waiters)
+    }
+
+    fn expired(waiters: &[Arc<Waiting>]) -> Vec<usize> {
+        waiters.iter().map(|waiter| waiter.expired.load(Ordering::Relaxed)).collect()
+    }
+
+    #[test]
+    fn a_task_at_rest_is_polled_in_the_first_turn_after_its_deadline_and_not_before() {
+        let (mut roster, waiters) = waiters(&[300, 100, 100, 200], 200);
+        for (now_us, expected) in
+            [(50, [0, 0, 0, 0]), (99, [0, 0, 0, 0]), (101, [0, 1, 1, 0]), (199, [0, 1, 1, 0]), (400, [1, 1, 1, 1])]
+        {
+            clock::set(START_NS + now_us * 1000);
+            turn(&mut roster);
+            assert_eq!(expired(&waiters), expected, "after {now_us} microseconds");
+        }
+        let polls: Vec<usize> = waiters.iter().map(|waiter| waiter.polls.load(Ordering::Relaxed)).collect();
+        let rested = REST_AFTER as usize;
+        assert_eq!(
+            polls,
+            [rested + 1, rested + 3, rested + 3, rested + 1],
+            "none was polled for nothing while it rested"
+        );
+    }
+
+    #[test]
+    fn the_clock_is_read_once_a_turn_if_a_task_at_rest_has_a_deadline_and_else_never() {
+        let (mut roster, waiters) = waiters(&[1000; 100], 100);
+        let before = clock::reads();
+        for count in 1..=50 {
+            turn(&mut roster);
+            assert_eq!(clock::reads() - before, count, "once for all of them");
+        }
+        clock::set(START_NS + 2_000_000);
+        turn(&mut roster);
+        assert!(expired(&waiters).iter().all(|&expired| expired == 1));
+        (0..2 * REST_AFTER).for_each(|_| _ = turn(&mut roster));
+        let before = clock::reads();
+        (0..1000).for_each(|_| _ = turn(&mut roster));
+        assert_eq!((roster.resting(), clock::reads()), (200, before), "nobody has a deadline any more");
+    }
+
+    #[test]
+    fn deadlines_that_come_earlier_later_or_vanish_count_as_they_are_when_the_task_rests_again() {
+        let (mut roster, waiters) = waiters(&[1000], 20);
+        let change = |roster: &mut Roster, deadline| {
+            *waiters[0].deadline.lock().expect("nobody panics") = deadline;
+            // As every command does.
+            roster.wake_all();
+            (0..REST_AFTER).for_each(|_| _ = turn(roster));
+            assert_eq!(roster.resting(), 21);
+        };
+        change(&mut roster, Some(Deadline::after(Duration::from_micros(100))));
+        clock::set(START_NS + 101_000);
+        turn(&mut roster);
+        assert_eq!(expired(&waiters), [1], "earlier");
+        change(&mut roster, Some(Deadline::after(Duration::from_micros(100))));
+        change(&mut roster, Some(Deadline::after(Duration::from_micros(500))));
+        clock::set(START_NS + 300_000);
+        turn(&mut roster);
+        assert_eq!(expired(&waiters), [1], "later");
+        change(&mut roster, None);
+        clock::set(START_NS + 10_000_000);
+        turn(&mut roster);
+        assert_eq!(expired(&waiters), [1], "never");
+    }
+
+    #[test]
+    fn a_clock_that_jumps_back_calls_a_task_at_rest_and_leaves_none_behind() {
+        let (mut roster, waiters) = waiters(&[3_600_000_000], 20);
+        clock::set(1000);
+        turn(&mut roster);
+        assert_eq!(expired(&waiters), [1]);
     }
 }

@@ -1,5 +1,5 @@
 //! What a worker runs.
-use super::Watch;
+use super::{Deadline, Watch};
 use std::{any::Any, os::fd::RawFd};
 
 /// The file descriptors on which a worker may sleep for a task.
@@ -28,6 +28,13 @@ pub trait Task: Send {
     /// What the task waits for, if its next turn does nothing until that changes: it may then be left alone until it
     /// does. Asked after turns without work. `None`: it must be polled, since it waits for something else as well.
     fn watch(&self) -> Option<Watch> {
+        None
+    }
+    /// When the task wants to be polled, whatever it watches and whoever gives a sign. Asked when it comes to rest and
+    /// before the worker sleeps, so it may change with any call of the task. Whether it is due, the task asks itself in
+    /// its turns: it is polled at other times as well. While one is due, the worker does not sleep. `None`: it waits
+    /// for no time.
+    fn deadline(&self) -> Option<Deadline> {
         None
     }
     /// Take up nothing new; finish what has begun.

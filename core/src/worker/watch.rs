@@ -17,6 +17,11 @@ impl Watch {
     /// Of a task that is not at rest.
     pub(super) const NONE: Watch = Watch { word: NOTHING.as_ptr(), idle: 0 };
 
+    /// A task that waits for nothing in memory, but for its deadline or a sign.
+    pub fn nothing() -> Self {
+        Self::NONE
+    }
+
     /// A task whose next turn does nothing while `word` is `idle`.
     ///
     /// # Safety

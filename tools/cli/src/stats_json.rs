@@ -41,6 +41,7 @@ fn worker_json(stats: &Snapshot, worker: &WorkerStats, schedule: Option<Schedule
         "wakes_by_kick": worker.wakes_by_kick.get(),
         "wakes_by_backend": worker.wakes_by_backend.get(),
         "wakes_by_command": worker.wakes_by_command.get(),
+        "wakes_by_deadline": worker.wakes_by_deadline.get(),
         "commands": worker.commands.get(),
         "spin_ns": stats.nanoseconds(worker.spin_ticks.get()),
         "run_ns": schedule.map(|schedule| schedule.run_ns),

@@ -178,7 +178,7 @@ const WORKER_HEADINGS: [&str; 11] = [
     "busy",
     "asleep",
     "sleeps",
-    "woken by kick/backend/command",
+    "woken by kick/backend/command/deadline",
     "stolen",
     "preempted",
 ];
@@ -259,7 +259,7 @@ fn worker_cells(
         Some(seconds) => percent((slept_ns as f64 / 1e9 / seconds).min(1.0)),
         None => units::time(slept_ns),
     };
-    let wakes = [&worker.wakes_by_kick, &worker.wakes_by_backend, &worker.wakes_by_command];
+    let wakes = [&worker.wakes_by_kick, &worker.wakes_by_backend, &worker.wakes_by_command, &worker.wakes_by_deadline];
     vec![
         worker.name(),
         worker.cpu.get().checked_sub(1).map_or_else(|| "any".into(), |cpu| cpu.to_string()),
@@ -392,7 +392,11 @@ pub(crate) mod tests {
         };
         assert_eq!(row("device"), RATE_HEADINGS.join("|"));
         assert_eq!(row("blk0 "), "blk0|io0|1,000|0|0|3.91 MiB|0 B|0 (0)|0 (0/0)|7|2.05 µs|2.05 µs|2.05 µs");
-        assert!(row("io0").starts_with("io0|3|adaptive|4 (0 at rest)|2,000|25.0 %|0.0 %|0|12/0/0|"), "{}", row("io0"));
+        assert!(
+            row("io0").starts_with("io0|3|adaptive|4 (0 at rest)|2,000|25.0 %|0.0 %|0|12/0/0/0|"),
+            "{}",
+            row("io0")
+        );
     }
     #[test]
     fn what_a_plugin_counts_is_a_line_of_its_backend() {
