@@ -1,17 +1,21 @@
 //! One opened medium of a plugin: the control calls of `block/1`.
 use super::{
-    super::{Counters, LoadError, Plugin, host::HostServices, sampler},
+    super::{
+        Counters, Plugin,
+        error::{BackendError, with_reason},
+        host::HostServices,
+        sampler,
+    },
     control::{Control, Controlled},
-    queue::{BackendQueue, QueueRoom},
     statistics::Statistics,
 };
 use crate::memory::GuestMemory;
 use pollux_abi::{
     block_v1::{
-        BlockInfo, BlockOpen, BlockQueueHandle, BlockV1, MemoryRegion, POLLUX_BLOCK_INFO_READ_ONLY,
-        POLLUX_BLOCK_OPEN_PROBE, POLLUX_BLOCK_OPEN_READ_ONLY, POLLUX_BLOCK_READ,
+        BlockInfo, BlockOpen, BlockV1, POLLUX_BLOCK_INFO_READ_ONLY, POLLUX_BLOCK_OPEN_PROBE,
+        POLLUX_BLOCK_OPEN_READ_ONLY, POLLUX_BLOCK_READ,
     },
-    text::{Text, TextBuffer},
+    text::Text,
 };
 use std::{
     ffi::c_void,
@@ -21,46 +25,6 @@ use std::{
     sync::{Arc, MutexGuard, Weak},
 };
 use tracing::warn;
-
-/// Room for a plugin's message, in bytes.
-const MESSAGE_CAPACITY: usize = 2048;
-
-/// Why a backend could not be opened or used.
-#[derive(Debug, thiserror::Error)]
-pub enum BackendError {
-    /// The plugin cannot be used at all.
-    #[error("{0}")]
-    Load(#[from] LoadError),
-    /// The plugin said no.
-    #[error("{name}: {reason}")]
-    Refused {
-        /// The instance.
-        name: String,
-        /// The plugin's reason.
-        reason: String,
-    },
-    /// A control call that it was not waited for any longer.
-    #[error(
-        "{name}: the plugin {plugin} does not answer `statistics`, and takes no other call meanwhile; look at its \
-         medium, or stop Pollux"
-    )]
-    Hangs {
-        /// The instance.
-        name: String,
-        /// The plugin.
-        plugin: String,
-    },
-    /// The plugin describes something that cannot be.
-    #[error("{name}: the plugin {plugin} describes an impossible medium: {what}")]
-    Description {
-        /// The instance.
-        name: String,
-        /// The plugin.
-        plugin: String,
-        /// What cannot be.
-        what: String,
-    },
-}
 
 /// How to open a backend.
 #[derive(Clone, Debug, Default)]
@@ -218,35 +182,22 @@ impl BlockBackend {
         if memory.is_foreign() {
             return Ok(());
         }
-        let mut known = self.lock()?;
-        for region in memory.regions() {
-            if known.regions.iter().any(|(old, _)| is_same_region(old, &region)) {
-                continue;
-            }
-            // SAFETY: the instance is open; the region stays mapped until it is removed, since `known` holds it.
-            with_reason(&self.name, |error| unsafe { (self.table.memory_add)(self.instance, &region, error) })?;
-            known.regions.push((region, memory.clone()));
-        }
-        Ok(())
+        self.lock()?.memory.add(memory, |region| {
+            // SAFETY: the instance is open; the region stays mapped until it is removed.
+            with_reason(&self.name, |error| unsafe { (self.table.memory_add)(self.instance, region, error) })
+        })
     }
 
     /// Takes all regions back from the plugin that are not in `memory`. No request may be in flight that points into
     /// one. From a plugin that hangs, none is taken back: they stay mapped.
     pub fn remove_memory_but(&self, memory: Option<&GuestMemory>) {
-        let kept = memory.map(GuestMemory::regions).unwrap_or_default();
-        let mut known = match self.lock() {
-            Ok(known) => known,
+        let mut controlled = match self.lock() {
+            Ok(controlled) => controlled,
             Err(error) => return warn!("{error}; memory of the guest stays mapped"),
         };
-        known.regions.retain_mut(|(region, holder)| {
-            let is_kept = kept.iter().any(|kept| is_same_region(kept, region));
-            match (is_kept, memory) {
-                // What a region is kept by should not keep others.
-                (true, Some(memory)) => *holder = memory.clone(),
-                // SAFETY: the instance is open, and the region was announced before and is still mapped.
-                _ => unsafe { (self.table.memory_remove)(self.instance, &*region) },
-            }
-            is_kept
+        controlled.memory.remove_but(memory, |region| {
+            // SAFETY: the instance is open, and the region was announced before and is still mapped.
+            unsafe { (self.table.memory_remove)(self.instance, region) }
         });
     }
 
@@ -272,26 +223,14 @@ impl BlockBackend {
         self.control.lock().ok_or_else(hangs)
     }
 
-    /// Opens queue `index` with room for `depth` requests in flight.
-    ///
-    /// # Errors
-    /// The plugin's reason, or no memory.
-    pub fn open_queue(self: &Arc<Self>, index: u32, depth: u32) -> Result<BackendQueue, BackendError> {
-        let room = QueueRoom::new(depth)
-            .map_err(|cause| BackendError::Refused { name: self.name.clone(), reason: cause.to_string() })?;
-        let lock = self.lock()?;
-        let mut handle = BlockQueueHandle { queue: null_mut(), wake_fd: -1, reserved0: 0, reserved: [0; 2] };
-        // SAFETY: the instance is open.
-        with_reason(&self.name, |error| unsafe {
-            (self.table.queue_open)(self.instance, index, depth, &mut handle, error)
-        })?;
-        drop(lock);
-        Ok(BackendQueue::new(self.clone(), &handle, room))
-    }
-
     /// The functions.
     pub(super) fn table(&self) -> &'static BlockV1 {
         self.table
+    }
+
+    /// Their first argument in control calls.
+    pub(super) fn instance(&self) -> *mut c_void {
+        self.instance
     }
 }
 
@@ -317,26 +256,4 @@ fn describe(table: &BlockV1, instance: *mut c_void) -> (i32, BlockInfo) {
     let described = unsafe { (table.describe)(instance, info.as_mut_ptr()) };
     // SAFETY: a block of integers, zeroed before.
     (described, unsafe { info.assume_init() })
-}
-
-/// Whether both are the same mapping at the same guest address.
-fn is_same_region(one: &MemoryRegion, other: &MemoryRegion) -> bool {
-    let place = |region: &MemoryRegion| (region.guest_address, region.base, region.length);
-    place(one) == place(other)
-}
-
-/// Makes a control call and turns its failure into words.
-pub(super) fn with_reason(name: &str, call: impl FnOnce(*mut TextBuffer) -> i32) -> Result<(), BackendError> {
-    let mut room = vec![0; MESSAGE_CAPACITY];
-    let mut buffer = TextBuffer::new(&mut room);
-    let result = call(&mut buffer);
-    if result >= 0 {
-        return Ok(());
-    }
-    let length = buffer.length.min(MESSAGE_CAPACITY);
-    let mut reason = String::from_utf8_lossy(&room[..length]).into_owned();
-    if reason.is_empty() {
-        reason = std::io::Error::from_raw_os_error(result.saturating_neg()).to_string();
-    }
-    Err(BackendError::Refused { name: name.into(), reason })
 }

@@ -1,7 +1,8 @@
 //! Keeps the control calls of an instance apart, as the contract wants.
-use super::{super::sampler::Source, statistics::Statistics};
-use crate::memory::GuestMemory;
-use pollux_abi::block_v1::MemoryRegion;
+use super::{
+    super::{announced::AnnouncedMemory, sampler::Source},
+    statistics::Statistics,
+};
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, TryLockError,
@@ -27,14 +28,11 @@ pub(super) struct Control {
 /// What control calls share.
 #[derive(Debug, Default)]
 pub(super) struct Controlled {
-    /// The regions that the plugin was told of, each with the map that keeps it mapped until it is taken back.
-    pub(super) regions: Vec<(MemoryRegion, GuestMemory)>,
+    /// What the plugin knows of the guest's memory.
+    pub(super) memory: AnnouncedMemory,
     /// If it is to be asked what it counts.
     statistics: Option<Statistics>,
 }
-
-// SAFETY: regions are described by their addresses, which lead into memory of the whole process.
-unsafe impl Send for Controlled {}
 
 impl Control {
     /// Waits until no other control call is made, for as long as that takes. `None`: it is `statistics`, and the plugin

@@ -4,5 +4,5 @@ mod control;
 mod queue;
 mod statistics;
 
-pub use backend::{BackendError, BlockBackend, OpenOptions};
+pub use backend::{BlockBackend, OpenOptions};
 pub use queue::{BackendQueue, Completion, QueueFailed, StopFailed};

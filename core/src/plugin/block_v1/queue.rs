@@ -1,9 +1,12 @@
 //! One queue of a plugin's medium: the hot calls of `block/1`, and the choke point of its contract. Every completion is
 //! checked here.
-use super::backend::{BackendError, BlockBackend, with_reason};
+use super::{
+    super::error::{BackendError, with_reason},
+    backend::BlockBackend,
+};
 use crate::fallible;
 use pollux_abi::block_v1::{BlockCompletion, BlockCompletions, BlockQueueHandle, BlockRequest};
-use std::{collections::TryReserveError, ffi::c_void, os::fd::RawFd, sync::Arc};
+use std::{collections::TryReserveError, ffi::c_void, os::fd::RawFd, ptr::null_mut, sync::Arc};
 use tracing::warn;
 
 /// The queue of a backend has failed: its plugin panicked or broke the contract. It takes no more requests.
@@ -57,9 +60,28 @@ pub struct BackendQueue {
     backend: Arc<BlockBackend>,
 }
 
+impl BlockBackend {
+    /// Opens queue `index` with room for `depth` requests in flight.
+    ///
+    /// # Errors
+    /// The plugin's reason, or no memory.
+    pub fn open_queue(self: &Arc<Self>, index: u32, depth: u32) -> Result<BackendQueue, BackendError> {
+        let room = QueueRoom::new(depth)
+            .map_err(|cause| BackendError::Refused { name: self.name().into(), reason: cause.to_string() })?;
+        let lock = self.lock()?;
+        let mut handle = BlockQueueHandle { queue: null_mut(), wake_fd: -1, reserved0: 0, reserved: [0; 2] };
+        // SAFETY: the instance is open.
+        with_reason(self.name(), |error| unsafe {
+            (self.table().queue_open)(self.instance(), index, depth, &mut handle, error)
+        })?;
+        drop(lock);
+        Ok(BackendQueue::new(self.clone(), &handle, room))
+    }
+}
+
 /// What a queue of ours has beside the plugin's. Made first: from what a plugin has opened there is no way back that
 /// needs memory.
-pub(super) struct QueueRoom {
+struct QueueRoom {
     slots: Box<[InFlight]>,
     completions: Box<[BlockCompletion]>,
 }
@@ -69,7 +91,7 @@ impl QueueRoom {
     ///
     /// # Errors
     /// There is no memory for it.
-    pub(super) fn new(depth: u32) -> Result<Self, TryReserveError> {
+    fn new(depth: u32) -> Result<Self, TryReserveError> {
         let empty = BlockCompletion { token: 0, result: 0, reserved: 0 };
         let free = InFlight { token: NO_TOKEN, offset: 0 };
         let (slots, completions) = (fallible::filled(free, depth as usize)?, fallible::filled(empty, depth as usize)?);
@@ -82,7 +104,7 @@ unsafe impl Send for BackendQueue {}
 
 impl BackendQueue {
     /// A queue that was just opened.
-    pub(super) fn new(backend: Arc<BlockBackend>, handle: &BlockQueueHandle, room: QueueRoom) -> Self {
+    fn new(backend: Arc<BlockBackend>, handle: &BlockQueueHandle, room: QueueRoom) -> Self {
         BackendQueue {
             queue: handle.queue,
             submit: backend.table().submit,
