@@ -52,7 +52,7 @@ fn too_few_file_descriptors_are_an_error_and_scarce_ones_a_warning() {
         "{}",
         ran.stderr
     );
-    assert!(ran.stderr.contains("`ulimit -Hn 568`, or LimitNOFILE=568"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("`ulimit -Hn 548`, or LimitNOFILE=548"), "{}", ran.stderr);
     let ran = check_with_descriptors(&folder, 300);
     assert_eq!(ran.status, Some(0), "{ran:?}");
     let words = "20 devices take 548 file descriptors when all are in use, and this process may have 300";

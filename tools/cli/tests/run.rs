@@ -6,8 +6,14 @@ mod common;
 use common::{Folder, POWER_OFF, Ran, WORKER, guest};
 use std::{
     fs::File,
-    io::{BufRead, BufReader},
-    process::{Child, Stdio},
+    io::{self, BufRead, BufReader},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    process::{Child, Command, Stdio},
+    sync::mpsc::{Receiver, channel},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -102,7 +108,7 @@ fn signal_after(mut child: Child, lines: usize, signal: i32) -> Ran {
             child.kill().expect("kill");
             panic!("it does not end");
         }
-        std::thread::sleep(Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(5));
     }
     let output = child.wait_with_output().expect("output");
     Ran { stdout, ..Ran::from(output) }
@@ -125,6 +131,98 @@ fn sigterm_stops_a_guest_that_does_nothing() {
     let ran = signal_after(child, 1, libc::SIGTERM);
     assert_eq!((ran.status, ran.stderr.as_str()), (Some(0), ""));
     assert!(folder.path().join("stats.json").metadata().expect("statistics").len() > 0);
+}
+
+/// Starts a guest that waits, with a log, and returns once it has printed its line.
+fn start_waiting(folder: &Folder, before: impl FnOnce(&mut Command)) -> Child {
+    let mut command = folder.command(&["run", "vm.toml", "-v"]);
+    before(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()));
+    let mut child = command.spawn().expect("starts");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("the guest prints a line");
+    assert_eq!(line, "ready\n");
+    child
+}
+
+/// Its log, line by line.
+struct Log(Receiver<String>);
+
+impl Log {
+    fn of(child: &mut Child) -> Self {
+        let (lines, log) = (BufReader::new(child.stderr.take().expect("piped")).lines(), channel());
+        thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| log.0.send(line)));
+        Log(log.1)
+    }
+
+    /// Waits for a line with these words.
+    fn wait_for(&self, words: &str) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while let Ok(line) = self.0.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            if line.contains(words) {
+                return;
+            }
+        }
+        panic!("no line says: {words}");
+    }
+}
+
+#[test]
+fn sighup_has_the_media_measured_again_while_the_guest_runs() {
+    let Some(folder) = folder_with("ready\n", NOTHING, "") else { return };
+    let config = std::fs::read_to_string(folder.path().join("vm.toml")).expect("the configuration");
+    folder.write("vm.toml", config.replace("\"mem\"", "\"uring\"").replace("disk.img\"", "disk.img\", direct = false"));
+    let mut child = start_waiting(&folder, |_| {});
+    let log = Log::of(&mut child);
+    let image = File::options().write(true).open(folder.path().join("disk.img")).expect("the image");
+    for (old, new) in [(2048, 4096), (4096, 3072)] {
+        image.set_len(new * 512).expect("another length");
+        // SAFETY: the child has not been waited for, so its number is still its own.
+        assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGHUP) }, 0);
+        log.wait_for(&format!("blk0: its capacity has changed from {old} to {new} sectors of 512 bytes"));
+    }
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGTERM) }, 0);
+    log.wait_for("stopped by signal 15");
+    assert_eq!(child.wait().expect("ended").code(), Some(0));
+}
+
+/// A pseudoterminal: the side that a terminal emulator has, and the other.
+fn pseudoterminal() -> [OwnedFd; 2] {
+    let mut sides = [-1; 2];
+    let none = std::ptr::null_mut();
+    let [emulator, terminal] = &mut sides;
+    // SAFETY: room for two descriptors; there are no settings.
+    let result = unsafe { libc::openpty(emulator, terminal, none, none.cast_const().cast(), none.cast_const().cast()) };
+    assert_eq!(result, 0);
+    // SAFETY: both are open and ours.
+    let sides = sides.map(|side| unsafe { OwnedFd::from_raw_fd(side) });
+    // SAFETY: one flag of a descriptor.
+    assert_eq!(unsafe { libc::fcntl(sides[0].as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) }, 0);
+    sides
+}
+
+#[test]
+fn a_terminal_that_closes_ends_the_run_in_order() {
+    let Some(folder) = folder_with("ready\n", NOTHING, "") else { return };
+    let [emulator, terminal] = pseudoterminal();
+    let number = terminal.as_raw_fd();
+    let mut child = start_waiting(&folder, |command| {
+        // SAFETY: two system calls: a session of its own, whose terminal this is.
+        unsafe {
+            command.pre_exec(move || match libc::setsid() < 0 || libc::ioctl(number, libc::TIOCSCTTY, 0) < 0 {
+                true => Err(io::Error::last_os_error()),
+                false => Ok(()),
+            });
+        }
+    });
+    let log = Log::of(&mut child);
+    // SAFETY: the child has not been waited for, so its number is still its own.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGHUP) }, 0);
+    // It is still there.
+    log.wait_for("SIGHUP: measuring all media again");
+    drop((emulator, terminal));
+    log.wait_for("stopped by signal 1");
+    assert_eq!(child.wait().expect("ended").code(), Some(0));
 }
 
 #[test]

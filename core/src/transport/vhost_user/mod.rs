@@ -10,6 +10,8 @@
 //! | `wire` | messages on their way over the socket |
 //! | `session` | one connection: what was negotiated and set up, and the thread that hears it |
 //! | `requests` | what each message does |
+//! | `failure` | why one was not done |
+//! | `inflight` | the region that keeps the requests in flight |
 //! | `vring` | a virtqueue as the front end describes it |
 //! | `table` | the front end's memory |
 //! | `told` | what the front end and its guest were told of the configuration space |
@@ -27,6 +29,8 @@ mod device;
 mod doorkeeper;
 #[allow(unsafe_code)]
 mod event;
+mod failure;
+mod inflight;
 mod requests;
 mod session;
 pub mod socket;

@@ -1,7 +1,9 @@
 //! What each request of the front end does (vhost-user document, "Front-end message types").
 use super::{
     event::event,
-    session::{Failure, Inflight, Session, malformed, refused},
+    failure::{Failure, malformed, refused},
+    inflight::InflightRegion,
+    session::Session,
     table::{SLOTS_MAX, regions_of},
     told::{CONFIG_BYTES, RECORD_BYTES},
     vring::Kick,
@@ -29,8 +31,6 @@ use vm_memory::ByteValued;
 const CONFIG_WRITES_MAX: usize = 16;
 /// In the payload of a request with a descriptor for a ring: there is none.
 const NO_FILE: u64 = 1 << 8;
-/// Most queues that an in-flight region is for.
-const INFLIGHT_QUEUES_MAX: u16 = 1024;
 
 /// What we speak.
 fn protocol_features() -> VhostUserProtocolFeatures {
@@ -327,7 +327,7 @@ impl Session {
     fn get_inflight(&self, message: &Message) -> Answer {
         let asked = message.body::<VhostUserInflight>().map_err(malformed)?;
         let (queues, queue_size) = (asked.num_queues, asked.queue_size);
-        let queue_bytes = inflight_room(self.ring_kind(), queues, queue_size).map_err(malformed)?;
+        let queue_bytes = InflightRegion::bytes(self.ring_kind(), queues, queue_size).map_err(malformed)?;
         let bytes_needed = queue_bytes + RECORD_BYTES;
         // Sealed, so that nobody can take it away: it is ours as much as the front end's.
         let file = sealed_file(c"pollux-inflight", bytes_needed)
@@ -343,7 +343,7 @@ impl Session {
             return Err(refused("rings are running"));
         }
         let (queues, queue_size) = (given.num_queues, given.queue_size);
-        let needed = inflight_room(self.ring_kind(), queues, queue_size).map_err(refused)?;
+        let needed = InflightRegion::bytes(self.ring_kind(), queues, queue_size).map_err(refused)?;
         if given.mmap_size < needed {
             let size = given.mmap_size;
             return Err(refused(format!("an in-flight region of {size} bytes for what takes {needed}")));
@@ -352,7 +352,7 @@ impl Session {
             .map(&file, given.mmap_offset, given.mmap_size)
             .map_err(|error| refused(format!("the in-flight region: {error}")))?;
         self.told.adopt(&mapping, needed);
-        self.inflight = Some(Inflight { mapping, queue_size, queues });
+        self.inflight = Some(InflightRegion { mapping, queue_size, queues });
         Ok(())
     }
 
@@ -366,14 +366,6 @@ impl Session {
         self.backend_channel = Some(channel);
         Ok(())
     }
-}
-
-/// Bytes of an in-flight region, if it is not too large.
-fn inflight_room(kind: RingKind, queues: u16, queue_size: u16) -> Result<u64, String> {
-    if queues > INFLIGHT_QUEUES_MAX || queue_size > MAX_QUEUE_SIZE {
-        return Err(format!("there is no device with {queues} queues of {queue_size} entries"));
-    }
-    Ok(kind.inflight_bytes(queue_size) * u64::from(queues))
 }
 
 fn single_region(message: &Message) -> Result<VhostUserMemoryRegion, Failure> {

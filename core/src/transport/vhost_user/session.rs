@@ -3,6 +3,8 @@
 //! The messages themselves are in [`requests`](super::requests).
 use super::{
     device::{Device, DriverState, Owned, SessionId},
+    failure::{Failure, malformed, refused},
+    inflight::InflightRegion,
     table::MemoryTable,
     told::Told,
     vring::{Kick, Vring},
@@ -13,7 +15,7 @@ use crate::{
     event::{Conduct, InterruptState, Notifier, watchdog},
     memory::{DirtyLog, ForeignMapping, GuestMemory, Quota, foreign::ForeignError, guard},
     queue::QueueUpdate,
-    ring::{InflightPlace, RingKind, RingStart},
+    ring::{RingKind, RingStart},
     transport::features::check_front_end_features,
 };
 use std::{
@@ -41,41 +43,6 @@ const NOTICE_SILENCE: i32 = 20;
 /// Most changes of the memory table while a request is in flight that was made before the first of them.
 const RETIRING_MAX: u32 = 64;
 
-/// Why a request was not done.
-#[derive(Debug)]
-pub(super) enum Failure {
-    /// It makes no sense: nothing more can be understood of this front end.
-    Malformed(String),
-    /// It cannot be done. The front end is told, if it asks.
-    Refused(String),
-    /// The connection has failed.
-    Wire(WireError),
-}
-
-impl From<WireError> for Failure {
-    fn from(error: WireError) -> Self {
-        Failure::Wire(error)
-    }
-}
-
-/// A request that makes no sense is told by its reason alone.
-pub(super) fn malformed(reason: impl ToString) -> Failure {
-    Failure::Malformed(reason.to_string())
-}
-
-/// A request that cannot be done, with the reason.
-pub(super) fn refused(reason: impl ToString) -> Failure {
-    Failure::Refused(reason.to_string())
-}
-
-/// The in-flight region that the front end keeps for us.
-#[derive(Debug)]
-pub(super) struct Inflight {
-    pub(super) mapping: Arc<ForeignMapping>,
-    pub(super) queue_size: u16,
-    pub(super) queues: u16,
-}
-
 /// One connection.
 pub(super) struct Session {
     pub(super) id: SessionId,
@@ -95,7 +62,7 @@ pub(super) struct Session {
     pub(super) table: MemoryTable,
     memory: Option<GuestMemory>,
     pub(super) vrings: Vec<Vring>,
-    pub(super) inflight: Option<Inflight>,
+    pub(super) inflight: Option<InflightRegion>,
     pub(super) log: Option<DirtyLog>,
     /// Where our own requests go to.
     pub(super) backend_channel: Option<UnixStream>,
@@ -339,7 +306,7 @@ impl Session {
         let start = RingStart {
             base: vring.base,
             resumed: true,
-            inflight: self.inflight_place(index)?,
+            inflight: self.inflight.as_ref().map(|region| region.place(index)).transpose()?,
             log: self.active_log(),
             log_used: vring.log_used,
         };
@@ -363,14 +330,6 @@ impl Session {
         }
         debug!("{}: queue {index} is started, features {features:#x}", self.name());
         Ok(())
-    }
-
-    fn inflight_place(&self, index: usize) -> Result<Option<InflightPlace>, String> {
-        let Some(Inflight { mapping, queue_size, queues }) = &self.inflight else { return Ok(None) };
-        if index >= usize::from(*queues) {
-            return Err(format!("its in-flight region is for {queues} queues"));
-        }
-        Ok(Some(InflightPlace { mapping: mapping.clone(), index, queue_size: *queue_size }))
     }
 
     /// Stops a ring, once all of its requests are done. Where it stands is its base from then on.

@@ -1,0 +1,29 @@
+//! Why a request of the front end was not done.
+use super::wire::WireError;
+
+/// Why a request was not done.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// It makes no sense: nothing more can be understood of this front end.
+    Malformed(String),
+    /// It cannot be done. The front end is told, if it asks.
+    Refused(String),
+    /// The connection has failed.
+    Wire(WireError),
+}
+
+impl From<WireError> for Failure {
+    fn from(error: WireError) -> Self {
+        Failure::Wire(error)
+    }
+}
+
+/// A request that makes no sense is told by its reason alone.
+pub(super) fn malformed(reason: impl ToString) -> Failure {
+    Failure::Malformed(reason.to_string())
+}
+
+/// A request that cannot be done, with the reason.
+pub(super) fn refused(reason: impl ToString) -> Failure {
+    Failure::Refused(reason.to_string())
+}
