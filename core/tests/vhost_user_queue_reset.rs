@@ -1,5 +1,6 @@
-//! A front end resets one queue for its guest (virtio 1.3, 2.6.1): it stops the ring, and starts it from its beginning,
-//! with another size at another place, while the other queues go on.
+//! A front end has one ring start over, as the reset of a queue does (virtio 1.3, 2.6.1): it stops the ring, and starts
+//! it from its beginning with another size, while the other queues go on. The feature RING_RESET itself is not offered
+//! to front ends, which would pass it on without telling us of a reset.
 use pollux_core::{
     device::blk::Blk,
     stats::StatsSegment,
@@ -28,7 +29,7 @@ fn a_ring_starts_over_with_another_size_while_another_one_goes_on(kind: RingKind
     let path = folder.path().join("disk.sock");
     let _server = front_end::serve(Blk::new(options("blk0", 2, &[worker.handle()]), disk, &stats), &path);
     let mut front = FrontEnd::with_rings(kind, &path, 2);
-    assert_ne!(front.features() & 1 << VIRTIO_F_RING_RESET, 0, "it may be passed on to the guest");
+    assert_eq!(front.features() & 1 << VIRTIO_F_RING_RESET, 0);
     front.start();
     for (round, size) in [16, QUEUE_SIZE, 4, 64].into_iter().cycle().take(12).enumerate() {
         let (sector, data) = (round as u64, pattern(round as u64, 512));

@@ -7,7 +7,7 @@ use pollux_core::{
     ring::{QueueConfig, RingKind},
     stats::StatsSegment,
     transport::{
-        STATUS_NEEDS_RESET, TRANSPORT_FEATURES, VirtioDevice,
+        REGISTER_FEATURES, STATUS_NEEDS_RESET, VirtioDevice,
         mmio::MmioTransport,
         pci::{MSIX_TABLE_OFFSET, PciTransport},
     },
@@ -173,7 +173,7 @@ fn access(registers: &mut Device, input: &mut Input<'_>, config: QueueConfig) {
         5 => {
             // Mostly such that the device accepts them.
             let any = input.long();
-            let may_be = if any >> 63 == 0 { TRANSPORT_FEATURES } else { u64::MAX };
+            let may_be = if any >> 63 == 0 { REGISTER_FEATURES } else { u64::MAX };
             registers.negotiate(1 << VIRTIO_F_VERSION_1 | any & may_be);
         }
         6 => {

@@ -7,9 +7,15 @@ use virtio_bindings::{
 /// The features that every device of ours offers on every transport.
 pub const TRANSPORT_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_F_RING_PACKED
-    | 1 << VIRTIO_F_RING_RESET
     | 1 << VIRTIO_RING_F_EVENT_IDX
     | 1 << VIRTIO_RING_F_INDIRECT_DESC;
+
+/// Those that a device behind registers of ours offers: a driver resets a queue by a register (virtio 1.3, 2.6.1).
+///
+/// Over vhost-user, the front end has the registers. It can stop a ring and start it over, as a reset does, but there
+/// is no message by which it says that it will: QEMU 10.0 passes the feature on to the guests of vhost-user-blk, and
+/// when one resets a queue, it answers that this is done and tells the back end nothing, which goes on in the old ring.
+pub const REGISTER_FEATURES: u64 = TRANSPORT_FEATURES | 1 << VIRTIO_F_RING_RESET;
 
 /// Why features that a driver has accepted cannot be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

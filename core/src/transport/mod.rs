@@ -25,7 +25,7 @@ mod test_device;
 pub mod vhost_user;
 mod virtio_device;
 
-pub use features::TRANSPORT_FEATURES;
+pub use features::{REGISTER_FEATURES, TRANSPORT_FEATURES};
 pub use handle::{DeviceHandle, HandleError};
 pub use queue_setup::QueueSetup;
 pub use status::{

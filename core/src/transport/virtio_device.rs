@@ -2,7 +2,7 @@
 //! and the set-up of its queues, around one device model.
 use super::{
     QueueSetup, STATUS_DRIVER_OK, STATUS_FAILED, STATUS_FEATURES_OK, STATUS_NEEDS_RESET,
-    features::{TRANSPORT_FEATURES, check_features},
+    features::{REGISTER_FEATURES, check_features},
     served::{Hold, Served},
 };
 use crate::{
@@ -50,7 +50,7 @@ impl VirtioDevice {
             kicks.push(Arc::new(EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?));
         }
         let notifiers = vec![Notifier::silent(); queues.len()];
-        let offered = model.features() | TRANSPORT_FEATURES;
+        let offered = model.features() | REGISTER_FEATURES;
         Ok(VirtioDevice {
             served: Served::new(model),
             memory,
