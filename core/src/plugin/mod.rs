@@ -8,6 +8,7 @@ mod layout;
 mod load;
 mod registry;
 mod sampler;
+mod tokens;
 
 pub use block_v1::{BackendQueue, BlockBackend, Completion, OpenOptions, QueueFailed, StopFailed};
 pub use counters::Counters;

@@ -1,7 +1,10 @@
 //! One queue of a plugin's medium: the hot calls of `block/1`, and the choke point of its contract. Every completion is
 //! checked here.
 use super::{
-    super::error::{BackendError, with_reason},
+    super::{
+        error::{BackendError, with_reason},
+        tokens::Tokens,
+    },
     backend::BlockBackend,
 };
 use crate::fallible;
@@ -28,18 +31,6 @@ pub struct Completion {
     pub result: i32,
 }
 
-const NO_TOKEN: u64 = u64::MAX;
-
-/// What is remembered of a slot's request.
-#[derive(Clone, Copy, Debug)]
-struct InFlight {
-    /// [`NO_TOKEN`]: it has ended.
-    token: u64,
-    /// Stays when it has ended.
-    offset: u64,
-}
-const SLOT_BITS: u32 = 32;
-
 /// One queue of a backend, `[worker]` unless said otherwise. A request is known by its slot, a number below the
 /// depth; on its way to the plugin it gets a token that is used once.
 #[derive(Debug)]
@@ -47,13 +38,12 @@ pub struct BackendQueue {
     queue: *mut c_void,
     submit: unsafe extern "C" fn(*mut c_void, *const BlockRequest, u32, *mut BlockCompletions) -> i32,
     poll: unsafe extern "C" fn(*mut c_void, *mut BlockCompletions) -> i32,
-    /// What is in flight in each slot.
-    slots: Box<[InFlight]>,
+    /// What is in flight, and where on the medium it begins.
+    tokens: Tokens<u64>,
     completions: Box<[BlockCompletion]>,
     /// Valid entries of `completions`, checked.
     completed: usize,
     in_flight: u32,
-    generation: u32,
     failed: bool,
     started: bool,
     wake_fd: Option<RawFd>,
@@ -82,7 +72,7 @@ impl BlockBackend {
 /// What a queue of ours has beside the plugin's. Made first: from what a plugin has opened there is no way back that
 /// needs memory.
 struct QueueRoom {
-    slots: Box<[InFlight]>,
+    tokens: Tokens<u64>,
     completions: Box<[BlockCompletion]>,
 }
 
@@ -93,9 +83,8 @@ impl QueueRoom {
     /// There is no memory for it.
     fn new(depth: u32) -> Result<Self, TryReserveError> {
         let empty = BlockCompletion { token: 0, result: 0, reserved: 0 };
-        let free = InFlight { token: NO_TOKEN, offset: 0 };
-        let (slots, completions) = (fallible::filled(free, depth as usize)?, fallible::filled(empty, depth as usize)?);
-        Ok(QueueRoom { slots, completions })
+        let completions = fallible::filled(empty, depth as usize)?;
+        Ok(QueueRoom { tokens: Tokens::new(depth as usize, 0)?, completions })
     }
 }
 
@@ -109,11 +98,10 @@ impl BackendQueue {
             queue: handle.queue,
             submit: backend.table().submit,
             poll: backend.table().poll,
-            slots: room.slots,
+            tokens: room.tokens,
             completions: room.completions,
             completed: 0,
             in_flight: 0,
-            generation: 0,
             failed: false,
             started: false,
             wake_fd: (handle.wake_fd >= 0).then_some(handle.wake_fd),
@@ -145,14 +133,9 @@ impl BackendQueue {
         if self.failed {
             return Err(QueueFailed("it has failed before"));
         }
-        // Below 2^31, so that no token is `NO_TOKEN`.
-        self.generation = self.generation.wrapping_add(1) & 0x7fff_ffff;
+        self.tokens.begin_batch();
         for request in &mut *requests {
-            let slot = request.token as u32;
-            request.token = u64::from(slot) | u64::from(self.generation) << SLOT_BITS;
-            let entry = &mut self.slots[slot as usize];
-            assert!(entry.token == NO_TOKEN, "a slot was submitted twice");
-            *entry = InFlight { token: request.token, offset: request.offset };
+            request.token = self.tokens.issue(request.token as u32, request.offset);
         }
         let mut buffer = self.buffer();
         // SAFETY: the queue is started and its worker calls; requests and buffer are valid for the counts given.
@@ -162,9 +145,7 @@ impl BackendQueue {
             return Err(self.fail("submit took more requests than there were"));
         }
         for request in &mut requests[taken..] {
-            let slot = request.token as u32;
-            self.slots[slot as usize].token = NO_TOKEN;
-            request.token = slot.into();
+            request.token = self.tokens.withdraw(request.token).into();
         }
         self.in_flight += taken as u32;
         self.check(buffer.count)?;
@@ -201,19 +182,20 @@ impl BackendQueue {
     #[inline]
     pub fn completion(&self, index: usize) -> Completion {
         let BlockCompletion { token, result, .. } = self.completions[..self.completed][index];
-        Completion { slot: token as u32, result }
+        Completion { slot: Tokens::<u64>::slot(token), result }
     }
 
     /// All of them.
     #[inline]
     pub fn completions(&self) -> impl ExactSizeIterator<Item = Completion> {
         let completions = self.completions[..self.completed].iter();
-        completions.map(|&BlockCompletion { token, result, .. }| Completion { slot: token as u32, result })
+        completions
+            .map(|&BlockCompletion { token, result, .. }| Completion { slot: Tokens::<u64>::slot(token), result })
     }
 
     /// Where on the medium the last request of a slot began, also after its end.
     pub fn offset(&self, slot: u32) -> u64 {
-        self.slots[slot as usize].offset
+        self.tokens.note(slot)
     }
 
     /// Requests in flight.
@@ -224,7 +206,7 @@ impl BackendQueue {
 
     /// Most requests in flight.
     pub fn depth(&self) -> usize {
-        self.slots.len()
+        self.tokens.depth()
     }
 
     /// Whether the queue has failed.
@@ -234,11 +216,8 @@ impl BackendQueue {
 
     /// After a failure: the slots of all requests that were in flight. They will not complete any more.
     pub fn take_in_flight(&mut self) -> Vec<u32> {
-        let was_in_flight = |entry: &mut InFlight| std::mem::replace(&mut entry.token, NO_TOKEN) != NO_TOKEN;
-        let slots = self.slots.iter_mut().enumerate();
-        let slots = slots.filter_map(|(slot, entry)| was_in_flight(entry).then_some(slot as u32)).collect();
         self.in_flight = 0;
-        slots
+        self.tokens.take_all()
     }
 
     /// A descriptor that becomes readable when an armed queue has completions. `[any thread]`
@@ -300,11 +279,10 @@ impl BackendQueue {
         }
         for index in 0..count {
             let token = self.completions[index].token;
-            match self.slots.get_mut(token as u32 as usize) {
-                Some(entry) if entry.token == token && token != NO_TOKEN => entry.token = NO_TOKEN,
-                _ => return Err(self.fail("a completion for a request that is not in flight")),
+            if !self.tokens.redeem(token) {
+                return Err(self.fail("a completion for a request that is not in flight"));
             }
-            // Those before a bad one count: they are gone from `slots`.
+            // Those before a bad one count: they are gone from `tokens`.
             self.completed = index + 1;
             self.in_flight -= 1;
         }
