@@ -1,7 +1,8 @@
 //! A task that names a deadline is called when it has come: on a worker that polls, one that sleeps, and at rest.
 use pollux_core::{
+    event::Watch,
     stats::{Capacity, StatsSegment, WorkerStatsHandle},
-    worker::{Deadline, IdlePolicy, SleepFds, Task, Watch, Worker},
+    worker::{Deadline, IdlePolicy, SleepFds, Task, Worker},
 };
 use pollux_testing::blk::wait_for;
 use std::{

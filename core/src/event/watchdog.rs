@@ -47,10 +47,10 @@ thread_local! {
 
 /// A thread is watched as long as it has this.
 #[derive(Debug)]
-pub(crate) struct Watch(());
+pub(crate) struct WatchGuard(());
 
 /// Watches the calling thread. Nothing of it is done twice.
-pub(crate) fn watch() -> Watch {
+pub(crate) fn watch() -> WatchGuard {
     static HANDLER: Once = Once::new();
     HANDLER.call_once(|| {
         extern "C" fn nothing(_signal: libc::c_int) {}
@@ -68,10 +68,10 @@ pub(crate) fn watch() -> Watch {
     // SAFETY: always the calling thread.
     let thread = unsafe { libc::pthread_self() };
     lock(&WATCHED).push(Watched { thread, calls, seen: 0 });
-    Watch(())
+    WatchGuard(())
 }
 
-impl Drop for Watch {
+impl Drop for WatchGuard {
     fn drop(&mut self) {
         let calls = CALLS.with(Clone::clone);
         // With the lock: nobody sends a signal to a thread that has ended.

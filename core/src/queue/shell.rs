@@ -9,8 +9,9 @@ use super::{
     virtqueue::{Phase, Virtqueue, VirtqueueSetup},
 };
 use crate::{
+    event::Watch,
     ring::Ring,
-    worker::{SleepFds, Task, Watch},
+    worker::{SleepFds, Task},
 };
 use std::{any::Any, mem::replace, os::fd::RawFd};
 
@@ -108,17 +109,6 @@ impl<R: Ring, M: QueueModel<R>> QueueShell<R, M> {
             Phase::Running | Phase::Stopped => {}
         }
     }
-
-    #[cold]
-    fn change(&mut self, update: QueueUpdate) -> QueueUpdate {
-        match update {
-            QueueUpdate::Memory { config, tables, data, retired } => {
-                self.queue.adopt_memory(&config, [tables, data], retired, self.model.memory_replaced());
-                QueueUpdate::Empty
-            }
-            other => self.queue.change(other),
-        }
-    }
 }
 
 impl<R: Ring, M: QueueModel<R>> Task for QueueShell<R, M> {
@@ -171,10 +161,14 @@ impl<R: Ring, M: QueueModel<R>> Task for QueueShell<R, M> {
     }
 
     fn update(&mut self, change: &mut dyn Any) {
-        if let Some(update) = change.downcast_mut() {
-            let taken = replace(update, QueueUpdate::Empty);
-            *update = self.change(taken);
-        }
+        let Some(update) = change.downcast_mut() else { return };
+        *update = match replace(update, QueueUpdate::Empty) {
+            QueueUpdate::Memory { config, tables, data, retired } => {
+                self.queue.adopt_memory(&config, [tables, data], retired, self.model.memory_replaced());
+                QueueUpdate::Empty
+            }
+            other => self.queue.change(other),
+        };
     }
 
     fn sleep_fds(&self) -> SleepFds {

@@ -7,11 +7,10 @@ use super::{
     update::{Position, QueueUpdate, Retired},
 };
 use crate::{
-    event::{InterruptState, Notifier},
+    event::{InterruptState, Notifier, Watch},
     memory::{DirtyLog, GuestMemory, Translator},
     ring::{QueueConfig, Ring, RingError, RingStart},
     stats::{QueueStatsHandle, clock},
-    worker::Watch,
 };
 use pollux_abi::block_v1::Segment;
 use rustix::io::{ReadWriteFlags, preadv2};

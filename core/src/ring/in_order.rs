@@ -1,9 +1,14 @@
 //! Use of buffers in the order in which they were made available (VIRTIO_F_IN_ORDER; virtio 1.3, 2.7.9 and 2.8.8).
-use super::{Chain, QueueConfig, Ring, RingError, RingStart, SegmentList};
+use super::{
+    chain::{Chain, SegmentList},
+    config::{QueueConfig, RingStart},
+    device_side::Ring,
+    error::RingError,
+};
 use crate::{
+    event::Watch,
     fallible,
     memory::{DirtyLog, Translator},
-    worker::Watch,
 };
 
 /// A ring that can say by one used element that a run of chains has been used.
@@ -53,12 +58,16 @@ enum Phase {
 }
 
 impl<R: UsedRuns> Ring for InOrder<R> {
-    fn start(config: &QueueConfig, tables: Translator, event_idx: bool, start: RingStart) -> Result<Self, RingError> {
-        let ring = R::start(config, tables, event_idx, start)?;
+    fn lay_out(config: &QueueConfig, tables: Translator, event_idx: bool, start: RingStart) -> Result<Self, RingError> {
+        let ring = R::lay_out(config, tables, event_idx, start)?;
         let size = usize::from(ring.size());
         let free = State { phase: Phase::Free, written: 0, writable: 0 };
         let (states, order) = (fallible::filled(free, size)?, fallible::filled(0, size)?);
         Ok(InOrder { ring, states, order, oldest: 0, count: 0 })
+    }
+
+    fn resume(&mut self) -> Result<(), RingError> {
+        self.ring.resume()
     }
 
     fn check(config: &QueueConfig, tables: &mut Translator) -> Result<(), RingError> {

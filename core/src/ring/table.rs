@@ -1,5 +1,9 @@
 //! Descriptor tables, and the buffers in them: what both kinds of ring read in the same way.
-use super::{Chain, MAX_QUEUE_SIZE, RingError, SegmentList};
+use super::{
+    chain::{Chain, SegmentList},
+    config::MAX_QUEUE_SIZE,
+    error::RingError,
+};
 use crate::memory::Translator;
 use pollux_abi::block_v1::Segment;
 use std::ptr::read_volatile;

@@ -6,7 +6,6 @@
 //! | module | holds |
 //! |---|---|
 //! | [`task`] | what a worker runs |
-//! | [`watch`] | what a task at rest waits for |
 //! | [`deadline`] | when a task wants to be called, and the time of a turn |
 //! | `core` | the loop |
 //! | `roster` | the tasks, those at rest apart from the others |
@@ -25,8 +24,6 @@ mod pause;
 mod roster;
 mod sleep;
 pub mod task;
-#[allow(unsafe_code)]
-pub mod watch;
 mod window;
 
 pub use deadline::Deadline;
@@ -34,7 +31,6 @@ pub use idle::IdlePolicy;
 pub use mailbox::{Detaching, WorkerHandle};
 pub use roster::{LOOKS, REST_AFTER, Roster};
 pub use task::{SleepFds, Task};
-pub use watch::Watch;
 
 use self::{
     core::Core,

@@ -9,9 +9,10 @@
 //! A task at rest that has named a deadline is polled when that is due: every turn reads the clock then. Where nobody
 //! has, this costs a turn nothing: the countdown to the next turn that is measured is there in any case.
 use super::{
-    Deadline, Task, TaskId, Watch,
+    Deadline, Task, TaskId,
     deadline::{begin_turn, end_turn},
 };
+use crate::event::Watch;
 use std::sync::mpsc::SyncSender;
 
 /// Turns without work, in a row, after which a task may rest.

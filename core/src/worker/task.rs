@@ -1,5 +1,6 @@
 //! What a worker runs.
-use super::{Deadline, Watch};
+use super::Deadline;
+use crate::event::Watch;
 use std::{any::Any, os::fd::RawFd};
 
 /// The file descriptors on which a worker may sleep for a task.

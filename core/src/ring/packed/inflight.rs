@@ -10,7 +10,7 @@
 use crate::{
     fallible,
     ring::{
-        RingError,
+        error::RingError,
         region::{InflightPlace, Region},
     },
 };

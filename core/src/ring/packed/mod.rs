@@ -11,13 +11,17 @@ mod recovery;
 pub(super) use inflight::inflight_bytes;
 
 use super::{
-    Chain, QueueConfig, Ring, RingError, RingKind, RingStart, SegmentList, UsedRuns,
+    chain::{Chain, SegmentList},
+    config::{QueueConfig, RingStart},
+    device_side::Ring,
+    error::RingError,
+    in_order::UsedRuns,
     table::{Buffer, DESCRIPTOR_INDIRECT, DESCRIPTOR_NEXT, DESCRIPTOR_WRITE, MAX_CHAIN, Table},
 };
 use crate::{
+    event::Watch,
     fallible,
     memory::{DirtyLog, Translator, prefetch},
-    worker::Watch,
 };
 use inflight::{LeftOver, PackedInflight};
 use parts::Parts;
@@ -25,6 +29,9 @@ use std::{
     ptr::read_volatile,
     sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence},
 };
+
+/// The [base](Ring::base) of a ring that was not used yet: both wrap counters are 1 (virtio 1.3, 2.8.1).
+pub(super) const BEGINNING: u32 = 0x8000_8000;
 
 /// In a descriptor's flags: available in this lap of the driver's wrap counter, used in this lap of ours (virtio 1.3,
 /// 2.8.1).
@@ -126,7 +133,7 @@ pub struct PackedRing {
 unsafe impl Send for PackedRing {}
 
 impl Ring for PackedRing {
-    fn start(
+    fn lay_out(
         config: &QueueConfig,
         mut tables: Translator,
         event_idx: bool,
@@ -134,13 +141,13 @@ impl Ring for PackedRing {
     ) -> Result<Self, RingError> {
         let Parts { descriptors, driver_events, device_events } = Parts::find(config, &mut tables)?;
         let size = config.size;
-        let base = start.base.unwrap_or(RingKind::Packed.beginning());
+        let base = start.base.unwrap_or(BEGINNING);
         let (available, used) = (Cursor::new(base as u16, AVAILABLE), Cursor::new((base >> 16) as u16, BOTH));
         if available.index >= size || used.index >= size {
             return Err(RingError::Base(base, size));
         }
         let inflight = start.inflight.map(|place| PackedInflight::new(place, size));
-        let mut ring = PackedRing {
+        Ok(PackedRing {
             tables,
             descriptors,
             driver_events,
@@ -161,12 +168,11 @@ impl Ring for PackedRing {
             popped_left_over: Vec::new(),
             log: start.log.zip(start.log_used),
             address: config.descriptors,
-        };
-        if start.resumed {
-            ring.resume()?;
-        }
-        ring.disable_kicks();
-        Ok(ring)
+        })
+    }
+
+    fn resume(&mut self) -> Result<(), RingError> {
+        self.recover()
     }
 
     fn check(config: &QueueConfig, tables: &mut Translator) -> Result<(), RingError> {

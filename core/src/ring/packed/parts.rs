@@ -1,7 +1,11 @@
 //! Where a packed ring is.
 use crate::{
     memory::Translator,
-    ring::{MAX_QUEUE_SIZE, QueueConfig, RingError},
+    ring::{
+        config::{MAX_QUEUE_SIZE, QueueConfig},
+        error::RingError,
+        placement::place,
+    },
 };
 
 /// The three parts of a ring in host memory.
@@ -18,16 +22,11 @@ impl Parts {
         if config.size == 0 || config.size > MAX_QUEUE_SIZE {
             return Err(RingError::PackedSize(config.size));
         }
-        let mut place = |address: u64, length: u64, align: u64, what| {
-            tables
-                .translate(address, length)
-                .filter(|host| address.is_multiple_of(align) && host.addr().is_multiple_of(align as usize))
-                .ok_or(RingError::Placement(what))
-        };
+        let QueueConfig { size, descriptors, driver_area, device_area } = *config;
         Ok(Parts {
-            descriptors: place(config.descriptors, 16 * u64::from(config.size), 16, "descriptor ring")?.cast(),
-            driver_events: place(config.driver_area, 4, 4, "driver event suppression structure")?.cast_const().cast(),
-            device_events: place(config.device_area, 4, 4, "device event suppression structure")?.cast(),
+            descriptors: place(tables, descriptors, 16 * u64::from(size), 16, "descriptor ring")?,
+            driver_events: place::<u32>(tables, driver_area, 4, 4, "driver event suppression structure")?,
+            device_events: place(tables, device_area, 4, 4, "device event suppression structure")?,
         })
     }
 }

@@ -1,7 +1,8 @@
 //! What a packed ring notes for the process after it, and what it makes of the notes of the one before.
 use super::{
     super::{
-        Chain, RingError, SegmentList,
+        chain::{Chain, SegmentList},
+        error::RingError,
         table::{Buffer, DESCRIPTOR_INDIRECT},
     },
     AVAILABLE, BOTH, Cursor, LEFT_OVER, PackedRing, Place, USED, first_half, flags_of, second_half,
@@ -11,7 +12,7 @@ use std::sync::atomic::Ordering;
 
 impl PackedRing {
     /// Goes on where somebody else has died.
-    pub(super) fn resume(&mut self) -> Result<(), RingError> {
+    pub(super) fn recover(&mut self) -> Result<(), RingError> {
         let Some(inflight) = &mut self.inflight else { return Ok(()) };
         let descriptors = self.descriptors;
         let is_available = |index: u16, wrap: bool| {

@@ -5,11 +5,13 @@
 //! [recovers](InflightQueue::recover) from it. The order of the stores is the document's: at whatever instruction the
 //! process is killed, each request is found either given back, or in flight and done once more. The front end may write
 //! to the region at any time, so nothing that is read from it is trusted to be more than a number.
-use super::{
-    RingError,
-    region::{InflightPlace, Region},
+use crate::{
+    fallible,
+    ring::{
+        error::RingError,
+        region::{InflightPlace, Region},
+    },
 };
-use crate::fallible;
 use std::sync::atomic::Ordering;
 
 /// Offsets in the header: the head of the batch that is given back last, and the used index then.
@@ -41,7 +43,7 @@ pub(super) struct Recovered {
 }
 
 /// Bytes that a queue of `size` entries takes.
-pub(super) fn inflight_bytes(size: u16) -> u64 {
+pub(in crate::ring) fn inflight_bytes(size: u16) -> u64 {
     Region::<16, 16>::bytes(size)
 }
 

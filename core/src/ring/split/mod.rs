@@ -1,13 +1,23 @@
 //! The split virtqueue (virtio 1.3, 2.7), device side.
+mod inflight;
+
+pub(super) use inflight::inflight_bytes;
+
 use super::{
-    Chain, InflightQueue, MAX_QUEUE_SIZE, QueueConfig, Ring, RingError, RingStart, SegmentList, UsedRuns,
+    chain::{Chain, SegmentList},
+    config::{MAX_QUEUE_SIZE, QueueConfig, RingStart},
+    device_side::Ring,
+    error::RingError,
+    in_order::UsedRuns,
+    placement::place,
     table::{Buffer, DESCRIPTOR_INDIRECT, DESCRIPTOR_NEXT, MAX_CHAIN, Table},
 };
 use crate::{
+    event::Watch,
     fallible,
     memory::{DirtyLog, Translator, prefetch},
-    worker::Watch,
 };
+use inflight::InflightQueue;
 use std::{
     ptr::{read_volatile, write_volatile},
     sync::atomic::{AtomicU16, Ordering, fence},
@@ -77,21 +87,11 @@ impl Parts {
             return Err(RingError::Size(size));
         }
         let entries = u64::from(size);
-        let mut place = |address: u64, length: u64, align: u64, what| {
-            tables
-                .translate(address, length)
-                .filter(|_| address.is_multiple_of(align))
-                .ok_or(RingError::Placement(what))
-        };
-        let descriptors = place(config.descriptors, 16 * entries, 16, "descriptor table")?;
+        let descriptors = place::<[u64; 2]>(tables, config.descriptors, 16 * entries, 16, "descriptor table")?;
         // Both rings with their event index at the end (virtio 1.3, 2.7.6 and 2.7.8).
-        let available = place(config.driver_area, 6 + 2 * entries, 2, "available ring")?;
-        let used = place(config.device_area, 6 + 8 * entries, 4, "used ring")?;
-        Ok(Parts {
-            descriptors: descriptors.cast_const().cast(),
-            available: available.cast_const().cast(),
-            used: used.cast(),
-        })
+        let available = place::<u16>(tables, config.driver_area, 6 + 2 * entries, 2, "available ring")?;
+        let used = place(tables, config.device_area, 6 + 8 * entries, 4, "used ring")?;
+        Ok(Parts { descriptors, available, used })
     }
 }
 
@@ -99,7 +99,7 @@ impl Parts {
 unsafe impl Send for SplitRing {}
 
 impl Ring for SplitRing {
-    fn start(
+    fn lay_out(
         config: &QueueConfig,
         mut tables: Translator,
         event_idx: bool,
@@ -107,7 +107,7 @@ impl Ring for SplitRing {
     ) -> Result<Self, RingError> {
         let Parts { descriptors, available, used } = Parts::find(config, &mut tables)?;
         let inflight = start.inflight.map(|place| InflightQueue::new(place, config.size));
-        let mut ring = SplitRing {
+        Ok(SplitRing {
             tables,
             descriptors,
             available,
@@ -123,12 +123,20 @@ impl Ring for SplitRing {
             inflight: inflight.transpose()?,
             log: start.log.zip(start.log_used),
             left_over: Vec::new(),
-        };
-        if start.resumed {
-            ring.resume()?;
+        })
+    }
+
+    fn resume(&mut self) -> Result<(), RingError> {
+        // SAFETY: the index is the second 16-bit word of the used ring.
+        let used = unsafe { AtomicU16::from_ptr(self.used.add(1)) }.load(Ordering::Acquire);
+        (self.next_used, self.published_used, self.signalled_used) = (used, used, used);
+        let Some(inflight) = &mut self.inflight else { return Ok(()) };
+        if let Some(found) = inflight.recover(used).map_err(RingError::Inflight)? {
+            self.next_available = found.available;
+            self.left_over = found.heads;
+            self.left_over.reverse();
         }
-        ring.disable_kicks();
-        Ok(ring)
+        Ok(())
     }
 
     fn check(config: &QueueConfig, tables: &mut Translator) -> Result<(), RingError> {
@@ -331,20 +339,6 @@ impl UsedRuns for SplitRing {
 }
 
 impl SplitRing {
-    /// Goes on where somebody else has stopped, or died.
-    fn resume(&mut self) -> Result<(), RingError> {
-        // SAFETY: the index is the second 16-bit word of the used ring.
-        let used = unsafe { AtomicU16::from_ptr(self.used.add(1)) }.load(Ordering::Acquire);
-        (self.next_used, self.published_used, self.signalled_used) = (used, used, used);
-        let Some(inflight) = &mut self.inflight else { return Ok(()) };
-        if let Some(found) = inflight.recover(used).map_err(RingError::Inflight)? {
-            self.next_available = found.available;
-            self.left_over = found.heads;
-            self.left_over.reverse();
-        }
-        Ok(())
-    }
-
     #[cold]
     #[inline(never)]
     fn note_taken(&mut self, heads: &[u16]) -> Result<(), RingError> {

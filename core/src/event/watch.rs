@@ -15,7 +15,7 @@ static NOTHING: AtomicU16 = AtomicU16::new(0);
 
 impl Watch {
     /// Of a task that is not at rest.
-    pub(super) const NONE: Watch = Watch { word: NOTHING.as_ptr(), idle: 0 };
+    pub(crate) const NONE: Watch = Watch { word: NOTHING.as_ptr(), idle: 0 };
 
     /// A task that waits for nothing in memory, but for its deadline or a sign.
     pub fn nothing() -> Self {
@@ -33,7 +33,7 @@ impl Watch {
 
     /// Whether the task should be polled.
     #[inline(always)]
-    pub(super) fn has_changed(&self) -> bool {
+    pub(crate) fn has_changed(&self) -> bool {
         // Relaxed: the task's own look at the word has the barrier that what lies behind it needs.
         // SAFETY: whoever made it promised that the word can be read for as long as the task rests.
         unsafe { AtomicU16::from_ptr(self.word.cast_mut()) }.load(Ordering::Relaxed) != self.idle
