@@ -25,7 +25,7 @@ pub enum BackendError {
         there: String,
     },
     /// Devices use it.
-    #[error("block {name}: {users} use it; remove these first")]
+    #[error("block {name}: it is used by {users}; remove that first")]
     InUse {
         /// The backend.
         name: String,

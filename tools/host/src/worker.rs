@@ -19,7 +19,7 @@ pub enum WorkerError {
         there: String,
     },
     /// It serves devices.
-    #[error("worker {name}: it serves {users}; remove these first")]
+    #[error("worker {name}: it serves {users}; remove that first")]
     InUse {
         /// The worker.
         name: String,

@@ -124,8 +124,8 @@ impl Control {
         self.release.store(true, Ordering::Release);
     }
 
-    /// Makes the disk as it was when it was opened, from its next queue on. The process keeps something of every disk
-    /// for ever, so whoever needs many takes one many times.
+    /// Makes the disk as it was when it was opened, from its next queue on. The levers of every name are kept for ever,
+    /// so whoever needs many disks takes one many times.
     pub fn renew(&self) {
         self.release.store(false, Ordering::Release);
         self.permits.store(0, Ordering::Release);

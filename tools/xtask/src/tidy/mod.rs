@@ -126,8 +126,9 @@ fn collect(root: &Path, folder: &Path, target: &Path, files: &mut Vec<Source>) {
 /// Folders of plugins, which know the interface and the guard of mappings alone; the latter are made to be refused.
 const PLUGIN_FOLDERS: [&str; 2] = ["plugins", "core/tests/fixtures"];
 
-/// What the tests of every package but plugins may depend on, beyond what the package itself may: no product links it.
-const TEST_PACKAGES: &[&str] = &["pollux-abi", "pollux-driver", "pollux-test-guest", "pollux-testing"];
+/// What the tests of every package but plugins may depend on, beyond what the package itself may.
+const TEST_PACKAGES: &[&str] =
+    &["pollux-abi", "pollux-driver", "pollux-loadgen", "pollux-test-guest", "pollux-testing"];
 
 /// What each package but plugins may depend on: plugins → abi, guard ← core ← vmm ← host ← cli.
 const DIRECTIONS: &[(&str, &[&str])] = &[
