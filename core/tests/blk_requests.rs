@@ -284,7 +284,7 @@ fn statistics_count_what_the_guest_did(kind: RingKind) {
         stats.block.writes.get(),
         stats.block.reads.get(),
         stats.block.flushes.get(),
-        stats.block.others.get(),
+        stats.block.others(&stats.common),
         stats.requests.get(),
     );
     assert_eq!(counts, (10, 1, 1, 1, 13));

@@ -1,5 +1,10 @@
 //! What the queues of block devices have besides.
-use super::{counter::Counter, histogram::OperationLatency, queue::QueueKind, record::Words};
+use super::{
+    counter::Counter,
+    histogram::OperationLatency,
+    queue::{QueueKind, QueueStats},
+    record::Words,
+};
 use std::sync::atomic::AtomicU64;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
@@ -16,8 +21,7 @@ pub struct BlkStats {
     pub writes: Counter,
     /// Requests completed: flushes.
     pub flushes: Counter,
-    /// Requests completed: all others.
-    pub others: Counter,
+    reserved_request: Counter,
     /// Bytes read.
     pub bytes_read: Counter,
     /// Bytes written.
@@ -33,6 +37,14 @@ pub struct BlkStats {
 }
 
 impl BlkStats {
+    /// Requests completed that are neither reads nor writes nor flushes, of those that the record of the same queue has
+    /// counted.
+    pub fn others(&self, queue: &QueueStats) -> u64 {
+        // Those of another process may be anything, and be counted just now.
+        let known = [&self.reads, &self.writes, &self.flushes];
+        known.into_iter().fold(queue.requests.get(), |rest, count| rest.saturating_sub(count.get()))
+    }
+
     /// In place of an errno: the device has refused the request, which did not get to the medium.
     pub const REFUSED: u16 = u16::MAX;
 

@@ -107,7 +107,7 @@
 //!
 //! | offset | holds |
 //! |---|---|
-//! | 0, 8, 16, 24 | requests completed: reads, writes, flushes, others |
+//! | 0, 8, 16 | requests completed: reads, writes, flushes. What is left of the word at 192 of the queue are others |
 //! | 32, 40 | bytes read, bytes written, of requests that did not fail |
 //! | 64 | the first three errnos with which requests failed, 16 bits each, the first one lowest; 0: none yet; 65535: refused by the device |
 //! | 72, 80, 88 | requests that failed with each of these; what is left of the failed ones failed otherwise |

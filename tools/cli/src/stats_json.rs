@@ -92,7 +92,7 @@ fn add_blk(value: &mut Value, queue: &QueueStats, blk: &BlkStats) {
     value["reads"] = blk.reads.get().into();
     value["writes"] = blk.writes.get().into();
     value["flushes"] = blk.flushes.get().into();
-    value["others"] = blk.others.get().into();
+    value["others"] = blk.others(queue).into();
     value["bytes_read"] = blk.bytes_read.get().into();
     value["bytes_written"] = blk.bytes_written.get().into();
     value["errors_by_errno"] = errors_json(queue, blk);

@@ -26,7 +26,6 @@ impl Tally {
         stats.reads.add(self.requests[0]);
         stats.writes.add(self.requests[1]);
         stats.flushes.add(self.requests[2]);
-        stats.others.add(self.requests[3]);
         stats.bytes_read.add(self.bytes[0]);
         stats.bytes_written.add(self.bytes[1]);
         common.requests.add(self.requests.iter().sum());
