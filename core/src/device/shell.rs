@@ -61,6 +61,19 @@ pub trait ModelKind: Send {
         setup: VirtqueueSetup,
         stats: StatsHandle<Self::Stats>,
     ) -> Result<Box<dyn Task>, String>;
+    /// Builds a queue on the ring that a driver with these features speaks. A kind whose data path is to be compiled
+    /// with this crate, and not with each program, does the same in a function of its own.
+    ///
+    /// # Errors
+    /// As those of [`build_queue`](Self::build_queue).
+    fn build(
+        &self,
+        features: u64,
+        setup: VirtqueueSetup,
+        stats: StatsHandle<Self::Stats>,
+    ) -> Result<Box<dyn Task>, String> {
+        build_on_ring(self, features, setup, stats)
+    }
     /// Announces guest memory to the backend, all of which it then knows.
     ///
     /// # Errors
@@ -84,6 +97,21 @@ pub trait ModelKind: Send {
     }
     /// The driver has reset the device, which is not active: forget what it set.
     fn reset(&mut self) {}
+}
+
+/// Chooses the ring that a driver speaks.
+pub(super) fn build_on_ring<K: ModelKind + ?Sized>(
+    kind: &K,
+    features: u64,
+    setup: VirtqueueSetup,
+    stats: StatsHandle<K::Stats>,
+) -> Result<Box<dyn Task>, String> {
+    match (RingKind::of_features(features), features & 1 << VIRTIO_F_IN_ORDER != 0) {
+        (RingKind::Split, false) => kind.build_queue::<SplitRing>(setup, stats),
+        (RingKind::Split, true) => kind.build_queue::<InOrder<SplitRing>>(setup, stats),
+        (RingKind::Packed, false) => kind.build_queue::<PackedRing>(setup, stats),
+        (RingKind::Packed, true) => kind.build_queue::<InOrder<PackedRing>>(setup, stats),
+    }
 }
 
 /// A device model: what all of them have, around what is particular to a kind.
@@ -135,12 +163,7 @@ impl<K: ModelKind> DeviceShell<K> {
             stats: common,
             options: self.options.queues,
         };
-        match (RingKind::of_features(activation.features), has(VIRTIO_F_IN_ORDER)) {
-            (RingKind::Split, false) => self.kind.build_queue::<SplitRing>(setup, block),
-            (RingKind::Split, true) => self.kind.build_queue::<InOrder<SplitRing>>(setup, block),
-            (RingKind::Packed, false) => self.kind.build_queue::<PackedRing>(setup, block),
-            (RingKind::Packed, true) => self.kind.build_queue::<InOrder<PackedRing>>(setup, block),
-        }
+        self.kind.build(activation.features, setup, block)
     }
 
     fn error(&self, reason: impl ToString) -> ActivateError {

@@ -17,7 +17,7 @@ mod tally;
 use super::{
     config_space::{ConfigFields, ToldConfig},
     measure::Measure,
-    shell::{DeviceOptions, DeviceShell, ModelKind},
+    shell::{DeviceOptions, DeviceShell, ModelKind, build_on_ring},
 };
 use crate::{
     block::{Disk, DiskQueue, open::OpenQueue},
@@ -202,6 +202,10 @@ impl ModelKind for BlkKind {
             OpenQueue::Backend(backend) => self.serve::<R>(setup, stats, backend),
             OpenQueue::Stack(stack) => self.serve::<R>(setup, stats, stack),
         }
+    }
+
+    fn build(&self, features: u64, setup: VirtqueueSetup, stats: BlkStatsHandle) -> Result<Box<dyn Task>, String> {
+        build_on_ring(self, features, setup, stats)
     }
 
     fn add_memory(&self, memory: &GuestMemory) -> Result<(), String> {
