@@ -179,10 +179,10 @@ mod tests {
 
     #[test]
     fn block_sizes_are_powers_of_two() {
-        assert_eq!(serde_json::from_str::<BlockSize>("\"4K\"").unwrap().bytes(), 4096);
+        assert_eq!(serde_json::from_str::<BlockSize>("\"4K\"").expect("JSON").bytes(), 4096);
         for json in ["0", "256", "1000", "131072", "4294967808"] {
             assert!(
-                serde_json::from_str::<BlockSize>(json).unwrap_err().to_string().contains("power of two"),
+                serde_json::from_str::<BlockSize>(json).expect_err("it fails").to_string().contains("power of two"),
                 "{json}"
             );
         }

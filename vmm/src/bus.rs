@@ -92,7 +92,7 @@ mod tests {
             data.fill(offset as u8);
         }
         fn write(&self, offset: u64, data: &[u8]) {
-            self.0.lock().unwrap().push((offset, data.to_vec()));
+            self.0.lock().expect("nobody panics with this lock").push((offset, data.to_vec()));
         }
     }
 
@@ -106,18 +106,18 @@ mod tests {
     fn accesses_reach_the_device_of_their_range() {
         let recorder = Arc::new(Recorder::default());
         let mut bus = Bus::new("port");
-        bus.insert(0x20..0x30, recorder.clone()).unwrap();
-        bus.insert(0x10..0x20, Arc::new(Recorder::default())).unwrap();
+        bus.insert(0x20..0x30, recorder.clone()).expect("there is room");
+        bus.insert(0x10..0x20, Arc::new(Recorder::default())).expect("there is room");
         assert_eq!(read(&bus, 0x24, 2), [4, 4]);
         assert_eq!(read(&bus, 0x1f, 1), [0xf]);
         bus.write(0x2c, &[1, 2, 3, 4]);
-        assert_eq!(*recorder.0.lock().unwrap(), [(0xc, vec![1, 2, 3, 4])]);
+        assert_eq!(*recorder.0.lock().expect("nobody panics with this lock"), [(0xc, vec![1, 2, 3, 4])]);
     }
 
     #[test]
     fn accesses_outside_or_across_a_range_float() {
         let mut bus = Bus::new("port");
-        bus.insert(0x20..0x30, Arc::new(Recorder::default())).unwrap();
+        bus.insert(0x20..0x30, Arc::new(Recorder::default())).expect("there is room");
         for address in [0, 0x1f, 0x2e, 0x30, u64::MAX - 1] {
             assert_eq!(read(&bus, address, 4), [0xff; 4], "at {address:#x}");
             bus.write(address, &[0; 4]);
@@ -128,11 +128,11 @@ mod tests {
     fn overlapping_ranges_are_refused() {
         let mut bus = Bus::new("memory");
         let device = Arc::new(Recorder::default());
-        bus.insert(0x20..0x30, device.clone()).unwrap();
+        bus.insert(0x20..0x30, device.clone()).expect("there is room");
         for range in [0x10..0x21, 0x2f..0x40, 0x20..0x30, 0x10..0x40, 0x24..0x26] {
             assert!(bus.insert(range, device.clone()).is_err());
         }
-        let message = bus.insert(0x2f..0x40, device).unwrap_err().to_string();
+        let message = bus.insert(0x2f..0x40, device).expect_err("it fails").to_string();
         assert_eq!(message, "the range 0x2f..0x40 on the memory bus is taken");
     }
 }

@@ -89,9 +89,9 @@ mod tests {
     use super::*;
 
     fn ending_after(writes: &[(u64, &[u8])]) -> Option<Ending> {
-        let control = Arc::new(Control::new().unwrap());
+        let control = Arc::new(Control::new().expect("made"));
         let mut bus = Bus::new("port");
-        insert(&mut bus, &control).unwrap();
+        insert(&mut bus, &control).expect("there is room");
         for (port, data) in writes {
             bus.write(*port, data);
         }
@@ -116,7 +116,7 @@ mod tests {
     #[test]
     fn the_clock_reads_zero() {
         let mut bus = Bus::new("port");
-        insert(&mut bus, &Arc::new(Control::new().unwrap())).unwrap();
+        insert(&mut bus, &Arc::new(Control::new().expect("made"))).expect("there is room");
         let mut data = [0xff];
         bus.read(0x71, &mut data);
         assert_eq!(data, [0]);

@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_request_is_seen_by_every_holder_and_stays() {
-        let shutdown = Shutdown::new().unwrap();
+        let shutdown = Shutdown::new().expect("made");
         let other = shutdown.clone();
         let waiting = std::thread::spawn({
             let shutdown = shutdown.clone();
@@ -188,7 +188,7 @@ mod tests {
         other.request();
         assert!(shutdown.is_requested() && readable(&shutdown) && readable(&shutdown));
         assert_eq!(shutdown.signal(), None);
-        waiting.join().unwrap();
+        waiting.join().expect("it did not panic");
     }
 
     #[test]
@@ -198,7 +198,7 @@ mod tests {
             libc::signal(libc::SIGHUP, libc::SIG_DFL);
             libc::signal(libc::SIGTERM, libc::SIG_DFL);
         }
-        let shutdown = Shutdown::on_signals().unwrap();
+        let shutdown = Shutdown::on_signals().expect("handlers");
         // SAFETY: the handler is installed; raise returns after it ran.
         unsafe { libc::raise(libc::SIGHUP) };
         assert!(readable(&shutdown));

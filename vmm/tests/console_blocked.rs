@@ -58,9 +58,9 @@ struct Pipe {
 
 impl Pipe {
     fn new() -> Pipe {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("console");
-        let text = CString::new(path.as_os_str().as_bytes()).unwrap();
+        let text = CString::new(path.as_os_str().as_bytes()).expect("made");
         // SAFETY: the path is a C string.
         assert_eq!(unsafe { libc::mkfifo(text.as_ptr(), 0o600) }, 0, "{}", io::Error::last_os_error());
         Pipe { path, _folder: folder }
@@ -68,7 +68,7 @@ impl Pipe {
 
     /// A reader that does not read, of a pipe as small as can be.
     fn reader(&self) -> File {
-        let reader = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&self.path).unwrap();
+        let reader = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&self.path).expect("it opens");
         // SAFETY: no memory is passed.
         assert_eq!(unsafe { libc::fcntl(reader.as_raw_fd(), libc::F_SETPIPE_SZ, PIPE_BYTES) }, PIPE_BYTES);
         reader
@@ -108,7 +108,7 @@ fn is_full(pipe: &File) -> bool {
 
 /// Whether both vCPU threads sleep in the kernel. In the guest they would be running.
 fn vcpus_sleep() -> bool {
-    let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let threads = std::fs::read_dir("/proc/self/task").expect("a folder").flatten();
     let stats = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok());
     stats.filter(|stat| stat.contains("(vcpu") && stat.contains(") S ")).count() == 2
 }
@@ -120,7 +120,7 @@ fn a_full_pipe_does_not_keep_the_machine_from_stopping() {
     }
     let pipe = Pipe::new();
     let reader = pipe.reader();
-    let shutdown = Shutdown::new().unwrap();
+    let shutdown = Shutdown::new().expect("made");
     let exit = run(machine(&pipe.path), &shutdown);
     wait_for("a full pipe", || is_full(&reader));
     // One in its write, the other waiting for the serial port that the first holds.
@@ -135,10 +135,10 @@ fn a_pipe_without_a_reader_is_refused() {
         return;
     }
     let pipe = Pipe::new();
-    let exit = run(machine(&pipe.path), &Shutdown::new().unwrap());
-    let message = exit.recv_timeout(PATIENCE).expect("nobody waits for a reader").unwrap_err();
+    let exit = run(machine(&pipe.path), &Shutdown::new().expect("made"));
+    let message = exit.recv_timeout(PATIENCE).expect("nobody waits for a reader").expect_err("it fails");
     assert!(
-        message.contains(pipe.path.to_str().unwrap()) && message.contains("start what reads it first"),
+        message.contains(pipe.path.to_str().expect("UTF-8")) && message.contains("start what reads it first"),
         "{message}"
     );
 }

@@ -24,8 +24,8 @@ fn abuse(transport: Transport) {
     ];
     words.extend(device(transport));
     let mut rig = rig(IdlePolicy::Adaptive, &words);
-    assert_eq!(rig.machine.run(&Shutdown::new().unwrap()).expect("the machine lives"), Exit::PowerOff);
-    outcome(rig.machine.memory()).unwrap();
+    assert_eq!(rig.machine.run(&Shutdown::new().expect("made")).expect("the machine lives"), Exit::PowerOff);
+    outcome(rig.machine.memory()).expect("an outcome");
     assert_eq!(report(rig.machine.memory(), r::COMPLETED), 2 * ACCESSES);
     println!("{transport:?}: {}", rig.machine.exit_counts()[0]);
 }

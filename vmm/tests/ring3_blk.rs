@@ -27,8 +27,8 @@ fn verify(transport: Transport, idle: IdlePolicy, interrupts: u64, depth: u64) -
     ];
     words.extend(device(transport));
     let mut rig = rig(idle, &words);
-    let exit = rig.machine.run(&Shutdown::new().unwrap()).expect("the machine runs");
-    outcome(rig.machine.memory()).unwrap();
+    let exit = rig.machine.run(&Shutdown::new().expect("made")).expect("the machine runs");
+    outcome(rig.machine.memory()).expect("an outcome");
     assert_eq!(exit, Exit::PowerOff);
     let memory = rig.machine.memory();
     assert_eq!(report(memory, r::CAPACITY), (8 << 20) / 512);

@@ -23,7 +23,7 @@ fn a_read_without_bus_mastering_does_not_complete_and_completes_with_it() {
         ];
         words.extend(device(Transport::Pci));
         let mut rig = rig(policy, &words);
-        assert_eq!(rig.machine.run(&Shutdown::new().unwrap()).expect("the machine runs"), Exit::PowerOff);
-        outcome(rig.machine.memory()).unwrap();
+        assert_eq!(rig.machine.run(&Shutdown::new().expect("made")).expect("the machine runs"), Exit::PowerOff);
+        outcome(rig.machine.memory()).expect("an outcome");
     }
 }

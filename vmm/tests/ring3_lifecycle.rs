@@ -31,7 +31,7 @@ fn rig_that_ends(end: u64) -> Rig {
 
 /// Asks for a stop as soon as `condition` holds, while the machine runs.
 fn run_until(machine: &mut Machine, condition: impl Fn() -> bool + Send + Sync) -> Exit {
-    let shutdown = Shutdown::new().unwrap();
+    let shutdown = Shutdown::new().expect("made");
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let start = Instant::now();
@@ -51,8 +51,8 @@ fn a_machine_can_run_again_after_power_off() {
     }
     let mut rig = rig_that_ends(POWER_OFF);
     for loads in 1..=3 {
-        assert_eq!(rig.machine.run(&Shutdown::new().unwrap()).expect("the machine runs"), Exit::PowerOff);
-        outcome(rig.machine.memory()).unwrap();
+        assert_eq!(rig.machine.run(&Shutdown::new().expect("made")).expect("the machine runs"), Exit::PowerOff);
+        outcome(rig.machine.memory()).expect("an outcome");
         assert_eq!(rig.guest.loads(), loads);
     }
 }
@@ -63,8 +63,8 @@ fn a_reset_ends_the_run_if_it_is_to() {
         return;
     }
     let mut rig = rig_that_ends(RESET);
-    assert_eq!(rig.machine.run(&Shutdown::new().unwrap()).expect("the machine runs"), Exit::Reboot);
-    outcome(rig.machine.memory()).unwrap();
+    assert_eq!(rig.machine.run(&Shutdown::new().expect("made")).expect("the machine runs"), Exit::Reboot);
+    outcome(rig.machine.memory()).expect("an outcome");
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn a_stop_does_not_need_the_guest() {
     let memory = rig.machine.memory().clone();
     let exit = run_until(&mut rig.machine, || report(&memory, r::DONE) == 1);
     assert_eq!(exit, Exit::Stopped(None));
-    outcome(&memory).unwrap();
+    outcome(&memory).expect("an outcome");
 }
 
 #[test]
@@ -97,7 +97,7 @@ fn a_stop_asked_for_before_the_start_is_heard() {
         return;
     }
     let mut rig = rig_that_ends(SPIN);
-    let shutdown = Shutdown::new().unwrap();
+    let shutdown = Shutdown::new().expect("made");
     shutdown.request();
     assert_eq!(rig.machine.run(&shutdown).expect("the machine runs"), Exit::Stopped(None));
 }

@@ -26,8 +26,8 @@ fn a_masked_interrupt_is_pending_and_arrives_later() {
     ];
     words.extend(device(Transport::Pci));
     let mut rig = rig(IdlePolicy::Spin, &words);
-    assert_eq!(rig.machine.run(&Shutdown::new().unwrap()).expect("the machine runs"), Exit::PowerOff);
-    outcome(rig.machine.memory()).unwrap();
+    assert_eq!(rig.machine.run(&Shutdown::new().expect("made")).expect("the machine runs"), Exit::PowerOff);
+    outcome(rig.machine.memory()).expect("an outcome");
     assert_eq!(report(rig.machine.memory(), r::PENDING), 1);
     assert_eq!(report(rig.machine.memory(), r::INTERRUPTS), 2);
 }

@@ -57,10 +57,10 @@ fn verify_under(transport: Transport, action: impl Fn(&GuestMemory, &Devices) + 
                 })
                 .count() as u64
         });
-        assert_eq!(machine.run(&Shutdown::new().unwrap()).expect("the machine runs"), Exit::PowerOff);
+        assert_eq!(machine.run(&Shutdown::new().expect("made")).expect("the machine runs"), Exit::PowerOff);
         rounds.join().expect("no panic")
     });
-    outcome(&memory).unwrap();
+    outcome(&memory).expect("an outcome");
     rounds
 }
 

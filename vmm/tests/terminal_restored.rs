@@ -30,7 +30,7 @@ const WAY: &str = "POLLUX_TEST_TERMINAL";
 #[test]
 fn child() {
     let Ok(way) = std::env::var(WAY) else { return };
-    let shutdown = Shutdown::on_signals().unwrap();
+    let shutdown = Shutdown::on_signals().expect("handlers");
     let mut words =
         vec![(plan::DEPTH, 1), (plan::REQUESTS, 1), (plan::BYTES, 512), (plan::SESSIONS, 1), (plan::END, 2)];
     words.extend(device(Transport::Pci));
@@ -38,7 +38,7 @@ fn child() {
     rig.machine = rig.machine.with_console(ConsoleSpec::Terminal);
     if way == "drain" || way == "drain for ever" {
         let device = Slow { for_ever: way == "drain for ever", started: Instant::now() };
-        rig.machine.attach(Box::new(device), Transport::Pci).unwrap();
+        rig.machine.attach(Box::new(device), Transport::Pci).expect("attached");
     }
     let foreground = (way == "background").then(another_job);
     std::thread::spawn(move || {
@@ -61,15 +61,15 @@ fn child() {
     });
     let exit = rig.machine.run(&shutdown);
     if let Some(mut job) = foreground {
-        job.kill().unwrap();
-        job.wait().unwrap();
+        job.kill().expect("killed");
+        job.wait().expect("it ended");
     }
     assert!(matches!(exit, Ok(Exit::Stopped(_))), "{exit:?}");
 }
 
 /// Puts another job in the foreground of the terminal, and so us in its background.
 fn another_job() -> Child {
-    let job = Command::new("sleep").arg("60").process_group(0).spawn().unwrap();
+    let job = Command::new("sleep").arg("60").process_group(0).spawn().expect("started");
     // SAFETY: no memory is passed.
     assert_eq!(unsafe { libc::tcsetpgrp(libc::STDIN_FILENO, job.id() as i32) }, 0);
     job
@@ -136,7 +136,7 @@ impl Terminal {
     }
 
     fn spawn(&self, way: &str) -> Child {
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
         // SAFETY: async-signal-safe. Whoever runs the tests may have these ignored, and they would stay so.
         unsafe {
             command.pre_exec(|| {
@@ -158,11 +158,11 @@ impl Terminal {
         command
             .args(["--exact", "child", "--nocapture"])
             .env(WAY, way)
-            .stdin(self.program.try_clone().unwrap())
+            .stdin(self.program.try_clone().expect("a copy"))
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null())
             .spawn()
-            .unwrap()
+            .expect("started")
     }
 }
 
@@ -196,11 +196,11 @@ fn end_of(way: &str, act: impl FnOnce(&Child, &mut Terminal)) -> ExitStatus {
     }
     let mut status = None;
     wait_for("the child's end", || {
-        status = child.try_wait().unwrap();
+        status = child.try_wait().expect("a status");
         status.is_some()
     });
     assert!(is_cooked(descriptor), "{way}: the terminal is still raw");
-    status.unwrap()
+    status.expect("a status")
 }
 
 fn signal(child: &Child, signal: i32) {
@@ -243,7 +243,7 @@ fn after_ctrl_a_x() {
         return;
     }
     let status = end_of("act", |_, terminal| {
-        terminal.user.write_all(b"\x03\x01x").unwrap();
+        terminal.user.write_all(b"\x03\x01x").expect("written");
     });
     assert!(status.success(), "{status}");
 }
@@ -282,12 +282,12 @@ fn keys_are_not_echoed_by_the_host() {
         return;
     }
     let status = end_of("act", |child, terminal| {
-        terminal.user.write_all(b"secret").unwrap();
+        terminal.user.write_all(b"secret").expect("written");
         signal(child, libc::SIGTERM);
         // What a cooked terminal would have echoed comes before the end of this line.
-        terminal.program.write_all(b"end").unwrap();
+        terminal.program.write_all(b"end").expect("written");
         let mut shown = [0; 3];
-        terminal.user.read_exact(&mut shown).unwrap();
+        terminal.user.read_exact(&mut shown).expect("readable");
         assert_eq!(&shown, b"end");
     });
     assert!(status.success(), "{status}");

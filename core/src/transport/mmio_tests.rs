@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 fn transport() -> (MmioTransport, Recorded) {
     let (device, recorded) = recorded_device(&[256, 128]);
-    (MmioTransport::new(device, Arc::new(EventFd::new(EFD_NONBLOCK).unwrap())), recorded)
+    (MmioTransport::new(device, Arc::new(EventFd::new(EFD_NONBLOCK).expect("made"))), recorded)
 }
 
 fn read(transport: &mut MmioTransport, offset: u64) -> u32 {
@@ -73,9 +73,9 @@ fn used_buffers_raise_the_line_until_they_are_acknowledged() {
     start(&mut transport);
     let activation = recorded.take_activation().expect("activated");
     activation.queues[1].notifier.signal();
-    assert_eq!(transport.line.read().unwrap(), 1);
+    assert_eq!(transport.line.read().expect("readable"), 1);
     transport.device().interrupts().config_changed();
-    assert_eq!(transport.line.read().unwrap(), 1);
+    assert_eq!(transport.line.read().expect("readable"), 1);
     let pending = u32::from(ISR_QUEUE | ISR_CONFIG);
     assert_eq!(read(&mut transport, register::INTERRUPT_STATUS), pending);
     assert_eq!(read(&mut transport, register::INTERRUPT_STATUS), pending, "reading does not acknowledge");
@@ -95,7 +95,7 @@ fn writing_zero_resets_everything() {
     start(&mut transport);
     let activation = recorded.take_activation().expect("a second driver can start it");
     activation.interrupts.config_changed();
-    assert_eq!(transport.line.read().unwrap(), 1);
+    assert_eq!(transport.line.read().expect("readable"), 1);
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn a_status_of_reserved_bits_alone_resets_as_zero_does() {
     assert_eq!(transport.queue_select, 0);
     start(&mut transport);
     transport.device().interrupts().config_changed();
-    assert_eq!(transport.line.read().unwrap(), 1, "configuration changes still reach the driver");
+    assert_eq!(transport.line.read().expect("readable"), 1, "configuration changes still reach the driver");
 }
 
 #[test]
@@ -128,8 +128,8 @@ fn a_notification_kicks_its_queue() {
     let (mut transport, _recorded) = transport();
     write(&mut transport, register::QUEUE_NOTIFY, 1);
     write(&mut transport, register::QUEUE_NOTIFY, 2);
-    assert_eq!(transport.device().kick(1).unwrap().read().unwrap(), 1);
-    assert!(transport.device().kick(0).unwrap().read().is_err());
+    assert_eq!(transport.device().kick(1).expect("an event").read().expect("readable"), 1);
+    assert!(transport.device().kick(0).expect("an event").read().is_err());
 }
 
 #[test]

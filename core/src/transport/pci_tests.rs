@@ -11,8 +11,8 @@ const QUEUES: usize = 2;
 
 fn transport() -> (PciTransport, Recorded) {
     let (device, recorded) = recorded_device(&[256; QUEUES]);
-    let vectors = (0..=QUEUES).map(|_| Arc::new(EventFd::new(EFD_NONBLOCK).unwrap())).collect();
-    (PciTransport::new(device, vectors).unwrap(), recorded)
+    let vectors = (0..=QUEUES).map(|_| Arc::new(EventFd::new(EFD_NONBLOCK).expect("made"))).collect();
+    (PciTransport::new(device, vectors).expect("made"), recorded)
 }
 
 fn read<const N: usize>(transport: &mut PciTransport, offset: u64) -> [u8; N] {
@@ -69,7 +69,7 @@ fn capabilities_describe_the_bar() {
     assert_eq!(kinds, [TYPE_COMMON, TYPE_NOTIFY, TYPE_ISR, TYPE_DEVICE, TYPE_PCI_ACCESS]);
     for bytes in &capabilities {
         assert_eq!((bytes[0], usize::from(bytes[2])), (CAPABILITY_VENDOR, bytes.len()));
-        let field = |at: usize| u64::from(u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()));
+        let field = |at: usize| u64::from(u32::from_le_bytes(bytes[at..at + 4].try_into().expect("the length fits")));
         assert!(field(8) + field(12) <= REGISTERS_END);
     }
     assert_eq!(capabilities[1][16..], 4u32.to_le_bytes());
@@ -89,7 +89,7 @@ fn a_driver_starts_the_device_with_its_queues_and_vectors() {
         assert_eq!(queue.config.descriptors, base);
         assert_eq!((queue.config.driver_area, queue.config.device_area), (base + 0x1000, base + 0x2000));
         queue.notifier.signal();
-        assert_eq!(transport.vectors[index + 1].read().unwrap(), 1, "queue {index} signals its vector");
+        assert_eq!(transport.vectors[index + 1].read().expect("readable"), 1, "queue {index} signals its vector");
     }
     assert_eq!(read::<1>(&mut transport, ISR_OFFSET), [0], "MSI-X leaves the ISR register alone");
 }
@@ -100,7 +100,7 @@ fn a_configuration_change_signals_its_vector_and_shows_in_isr_and_generation() {
     start(&mut transport);
     let before = read::<1>(&mut transport, common::CONFIG_GENERATION as u64);
     transport.device().interrupts().config_changed();
-    assert_eq!(transport.vectors[0].read().unwrap(), 1);
+    assert_eq!(transport.vectors[0].read().expect("readable"), 1);
     assert_ne!(read::<1>(&mut transport, common::CONFIG_GENERATION as u64), before);
     assert_eq!(read::<1>(&mut transport, ISR_OFFSET), [ISR_CONFIG]);
     assert_eq!(read::<1>(&mut transport, ISR_OFFSET), [0], "reading acknowledges");
@@ -144,7 +144,7 @@ fn a_running_queue_keeps_its_vector_and_says_so() {
         assert_eq!(read16(&mut transport, common::QUEUE_VECTOR), 1);
     }
     activation.queues[0].notifier.signal();
-    assert_eq!(transport.vectors[1].read().unwrap(), 1);
+    assert_eq!(transport.vectors[1].read().expect("readable"), 1);
     transport.write_bar(common::DEVICE_STATUS, &[0]);
     transport.write_bar(common::QUEUE_VECTOR, &2u16.to_le_bytes());
     assert_eq!(read16(&mut transport, common::QUEUE_VECTOR), 2);
@@ -187,8 +187,8 @@ fn an_enabled_queue_keeps_its_set_up() {
 fn a_notification_written_to_the_register_kicks_its_queue() {
     let (mut transport, _recorded) = transport();
     transport.write_bar(notify_offset(1), &1u16.to_le_bytes());
-    assert_eq!(transport.device().kick(1).unwrap().read().unwrap(), 1);
-    assert!(transport.device().kick(0).unwrap().read().is_err());
+    assert_eq!(transport.device().kick(1).expect("an event").read().expect("readable"), 1);
+    assert!(transport.device().kick(0).expect("an event").read().is_err());
 }
 
 #[test]

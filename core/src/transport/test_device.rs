@@ -33,17 +33,17 @@ pub(super) struct Recorded(Arc<Mutex<State>>);
 impl Recorded {
     /// The last activation, if there was one since this was asked.
     pub(super) fn take_activation(&self) -> Option<Started> {
-        self.0.lock().unwrap().started.take()
+        self.0.lock().expect("nobody panics with this lock").started.take()
     }
 
     /// How often a running device was stopped.
     pub(super) fn deactivations(&self) -> usize {
-        self.0.lock().unwrap().deactivations
+        self.0.lock().expect("nobody panics with this lock").deactivations
     }
 
     /// The configuration space.
     pub(super) fn config(&self) -> [u8; CONFIG_BYTES] {
-        self.0.lock().unwrap().config
+        self.0.lock().expect("nobody panics with this lock").config
     }
 }
 
@@ -86,26 +86,34 @@ impl DeviceModel for Model {
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8], _features: u64) {
-        let config = &mut self.recorded.0.lock().unwrap().config;
+        let config = &mut self.recorded.0.lock().expect("nobody panics with this lock").config;
         let bytes = config.iter_mut().skip(offset.min(CONFIG_BYTES as u64) as usize);
         bytes.zip(data).for_each(|(to, from)| *to = *from);
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
         let started = Started { interrupts: activation.interrupts, queues: Vec::new() };
-        self.recorded.0.lock().unwrap().started = Some(started);
+        self.recorded.0.lock().expect("nobody panics with this lock").started = Some(started);
         self.running = true;
         Ok(())
     }
 
     fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
-        self.recorded.0.lock().unwrap().started.as_mut().expect("activated before").queues.push(queue);
+        self.recorded
+            .0
+            .lock()
+            .expect("nobody panics with this lock")
+            .started
+            .as_mut()
+            .expect("activated before")
+            .queues
+            .push(queue);
         Ok(())
     }
 
     fn deactivate(&mut self) {
         if std::mem::take(&mut self.running) {
-            self.recorded.0.lock().unwrap().deactivations += 1;
+            self.recorded.0.lock().expect("nobody panics with this lock").deactivations += 1;
         }
     }
 }

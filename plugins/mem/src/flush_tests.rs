@@ -16,7 +16,7 @@ struct FileSystemThatLosesData(TempDir);
 impl FileSystemThatLosesData {
     /// `None`, with the reason printed, where it cannot be made.
     fn new() -> Option<Self> {
-        let made = FileSystemThatLosesData(tempfile::tempdir().unwrap());
+        let made = FileSystemThatLosesData(tempfile::tempdir().expect("a folder"));
         let (below, above) = (made.folder("below"), made.folder("above"));
         let disk = below.join("disk.img");
         let is_made = run("mount -t tmpfs -o size=3m tmpfs", &[&below])
@@ -31,7 +31,7 @@ impl FileSystemThatLosesData {
 
     fn folder(&self, name: &str) -> PathBuf {
         let path = self.0.path().join(name);
-        std::fs::create_dir_all(&path).unwrap();
+        std::fs::create_dir_all(&path).expect("a folder");
         path
     }
 }
@@ -46,7 +46,7 @@ impl Drop for FileSystemThatLosesData {
 /// Runs a command of the system on these files. Prints why it fails.
 fn run(command: &str, files: &[&PathBuf]) -> bool {
     let mut words = command.split(' ');
-    let output = Command::new(words.next().unwrap()).args(words).args(files).output();
+    let output = Command::new(words.next().expect("another one")).args(words).args(files).output();
     match output {
         Ok(output) if output.status.success() => true,
         Ok(output) => {
@@ -65,9 +65,9 @@ fn after_a_flush_has_failed_no_queue_promises_anything_until_the_file_is_opened_
     let Some(mount) = FileSystemThatLosesData::new() else { return };
     let path = mount.folder("above").join("disk.img");
     let options = format!(r#"{{"path": {path:?}, "size": "8M"}}"#);
-    let instance = Instance::<Mem>::open(&options).unwrap();
-    let (mut queue, mut other) = (instance.queue(4), instance.open_queue(1, 4).unwrap());
-    other.start().unwrap();
+    let instance = Instance::<Mem>::open(&options).expect("it opens");
+    let (mut queue, mut other) = (instance.queue(4), instance.open_queue(1, 4).expect("a queue"));
+    other.start().expect("started");
     let flush = request(POLLUX_BLOCK_FLUSH, 0, 0, 0);
     assert_eq!(queue.write(0, &vec![7; 8 * MIB as usize]), 0, "the page cache has room");
     let failure = queue.run(flush);

@@ -15,11 +15,11 @@ const MIB: u64 = 1 << 20;
 const FOLDER: &str = "POLLUX_TEST_FULL_FOLDER";
 
 fn open(path: &Path, size: u64, sparse: bool) -> Instance<Mem> {
-    Instance::open(&format!(r#"{{"path": {path:?}, "size": {size}, "sparse": {sparse}}}"#)).unwrap()
+    Instance::open(&format!(r#"{{"path": {path:?}, "size": {size}, "sparse": {sparse}}}"#)).expect("it opens")
 }
 
 fn cut(path: &Path, length: u64) {
-    OpenOptions::new().write(true).open(path).unwrap().set_len(length).unwrap();
+    OpenOptions::new().write(true).open(path).expect("it opens").set_len(length).expect("resized");
 }
 
 fn read(queue: &mut Queue, offset: u64, length: usize) -> i32 {
@@ -35,12 +35,12 @@ fn lines_about(instance: &Instance<Mem>, word: &str) -> usize {
 
 #[test]
 fn what_a_cut_file_has_lost_is_an_error_and_the_rest_is_served() {
-    let (disk, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap());
+    let (disk, memory) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir_in("/dev/shm").expect("a folder"));
     for folder in [&disk, &memory] {
         let path = folder.path().join("disk.img");
         let instance = open(&path, 8 * MIB, false);
-        let (mut queue, mut other) = (instance.queue(4), instance.open_queue(1, 4).unwrap());
-        other.start().unwrap();
+        let (mut queue, mut other) = (instance.queue(4), instance.open_queue(1, 4).expect("a queue"));
+        other.start().expect("started");
         assert_eq!(queue.write(0, &vec![0xa5; 8 * MIB as usize]), 0);
         cut(&path, 2 * MIB);
         for queue in [&mut queue, &mut other] {
@@ -53,7 +53,7 @@ fn what_a_cut_file_has_lost_is_an_error_and_the_rest_is_served() {
         }
         assert_eq!(queue.write(MIB, &[0x5a; 4096]), 0);
         assert_eq!(other.run(request(POLLUX_BLOCK_WRITE_ZEROES, MIB + 8192, 100 << 10, 0)), 0);
-        let file = fs::read(&path).unwrap();
+        let file = fs::read(&path).expect("readable");
         assert_eq!(file.len() as u64, 2 * MIB, "no request makes it longer");
         assert!(
             file[MIB as usize..][..4096] == [0x5a; 4096] && file[MIB as usize + 8192..][..100 << 10] == [0; 100 << 10]
@@ -66,7 +66,7 @@ fn what_a_cut_file_has_lost_is_an_error_and_the_rest_is_served() {
 
 #[test]
 fn a_file_that_is_cut_within_a_page_is_noticed_by_a_flush_and_by_a_look_at_the_medium() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a folder");
     for (name, looks) in [("flushed", false), ("looked-at", true)] {
         let path = folder.path().join(name);
         let instance = open(&path, MIB, true);
@@ -85,11 +85,11 @@ fn a_file_that_is_cut_within_a_page_is_noticed_by_a_flush_and_by_a_look_at_the_m
 
 #[test]
 fn a_read_only_file_that_is_cut_is_read_as_far_as_it_goes() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("disk.img");
-    fs::write(&path, vec![7; MIB as usize]).unwrap();
+    fs::write(&path, vec![7; MIB as usize]).expect("written");
     let options = format!(r#"{{"path": {path:?}}}"#);
-    let instance = Instance::<Mem>::open_with(&options, POLLUX_BLOCK_OPEN_READ_ONLY).unwrap();
+    let instance = Instance::<Mem>::open_with(&options, POLLUX_BLOCK_OPEN_READ_ONLY).expect("it opens");
     let mut queue = instance.queue(4);
     cut(&path, MIB / 2);
     assert_eq!(read(&mut queue, MIB - 4096, 4096), -libc::EIO);
@@ -100,12 +100,14 @@ fn a_read_only_file_that_is_cut_is_read_as_far_as_it_goes() {
 #[test]
 fn a_full_file_system_ends_the_request_that_needs_room_and_no_other() {
     let test = "lost_pages_tests::child";
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a folder");
     let script =
         format!("mount -t tmpfs -o size=2m none {0:?} && exec \"$0\" --exact {test} --nocapture", folder.path());
     let mut command = Command::new("unshare");
-    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", &script]).arg(std::env::current_exe().unwrap());
-    let output = command.env(FOLDER, folder.path()).output().unwrap();
+    command
+        .args(["--user", "--map-root-user", "--mount", "sh", "-c", &script])
+        .arg(std::env::current_exe().expect("this program"));
+    let output = command.env(FOLDER, folder.path()).output().expect("it ran");
     let said = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     if said.contains("unshare") || said.contains("mount:") {
         println!("SKIPPED: no file system can be mounted here: {said}");
@@ -120,8 +122,8 @@ fn child() {
     let Ok(folder) = std::env::var(FOLDER) else { return };
     let path = Path::new(&folder).join("disk.img");
     let instance = open(&path, 8 * MIB, true);
-    let (mut queue, mut other) = (instance.queue(4), instance.open_queue(1, 4).unwrap());
-    other.start().unwrap();
+    let (mut queue, mut other) = (instance.queue(4), instance.open_queue(1, 4).expect("a queue"));
+    other.start().expect("started");
     let mut results = Vec::new();
     for piece in 0..32 {
         results.push(queue.write(piece * MIB / 8, &[piece as u8 + 1; (MIB / 8) as usize]));
@@ -135,8 +137,8 @@ fn child() {
     assert_eq!(queue.run(request(POLLUX_BLOCK_FLUSH, 0, 0, 0)), 0);
     assert_eq!(queue.run(request(POLLUX_BLOCK_DISCARD, 0, MIB / 2, 0)), 0);
     assert_eq!(queue.write(4 * MIB, &[9; 65536]), 0, "there is room again");
-    let file = File::open(&path).unwrap();
-    assert_eq!(file.metadata().unwrap().len(), 8 * MIB);
+    let file = File::open(&path).expect("it opens");
+    assert_eq!(file.metadata().expect("metadata").len(), 8 * MIB);
     assert_eq!(other.read(4 * MIB, 65536), [9; 65536]);
     assert_eq!(lines_about(&instance, "could not give a page"), 1, "{}", instance.log());
     println!("all was as it should be");

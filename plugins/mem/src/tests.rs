@@ -15,7 +15,7 @@ use std::{
 const MIB: u64 = 1 << 20;
 
 fn open(options: &str) -> Instance<Mem> {
-    Instance::open(options).unwrap()
+    Instance::open(options).expect("it opens")
 }
 
 fn refusal(options: &str, flags: u32) -> String {
@@ -34,12 +34,12 @@ fn assert_says(message: &str, words: &[&str]) {
 
 fn image(folder: &tempfile::TempDir, name: &str, data: &[u8]) -> PathBuf {
     let path = folder.path().join(name);
-    std::fs::write(&path, data).unwrap();
+    std::fs::write(&path, data).expect("written");
     path
 }
 
 fn allocated(path: &Path) -> u64 {
-    path.metadata().unwrap().blocks() * 512
+    path.metadata().expect("metadata").blocks() * 512
 }
 
 fn checked(queue: &mut Queue, request: BlockRequest) {
@@ -49,8 +49,8 @@ fn checked(queue: &mut Queue, request: BlockRequest) {
 /// A disk of each kind, with the folder that it lies in.
 fn each_kind(size: u64) -> Vec<(Instance<Mem>, tempfile::TempDir)> {
     let options = |path: PathBuf, sparse| format!(r#"{{"path": {path:?}, "size": {size}, "sparse": {sparse}}}"#);
-    let folder = || tempfile::tempdir().unwrap();
-    let (first, second, third) = (folder(), folder(), tempfile::tempdir_in("/dev/shm").unwrap());
+    let folder = || tempfile::tempdir().expect("a folder");
+    let (first, second, third) = (folder(), folder(), tempfile::tempdir_in("/dev/shm").expect("a folder"));
     vec![
         (open(&format!(r#"{{"size": {size}}}"#)), folder()),
         (open(&options(first.path().join("a"), false)), first),
@@ -74,10 +74,10 @@ fn random_requests_agree_with_a_model_on_two_threads() {
         let half = info.capacity / u64::from(info.logical_block_size) / 2;
         std::thread::scope(|scope| {
             for nth in 0..2_u32 {
-                let mut queue = instance.open_queue(nth, 128).unwrap();
+                let mut queue = instance.open_queue(nth, 128).expect("a queue");
                 let info = &info;
                 scope.spawn(move || {
-                    queue.start().unwrap();
+                    queue.start().expect("started");
                     check_against_model(&mut queue, info, u64::from(nth) * half, half, 128, 40 + u64::from(nth));
                 });
             }
@@ -128,12 +128,12 @@ fn requests_beyond_the_end_are_refused_and_touch_nothing() {
 
 #[test]
 fn a_file_is_created_extended_and_kept() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("disk.img");
     let options = |size: &str| format!(r#"{{"path": {path:?}, "size": "{size}"}}"#);
     {
         let instance = open(&options("1M"));
-        let metadata = path.metadata().unwrap();
+        let metadata = path.metadata().expect("metadata");
         assert!(allocated(&path) >= MIB, "a file that is not sparse has all its blocks");
         let info = instance.info();
         assert_eq!((info.identity_device, info.identity_object), (metadata.dev(), metadata.ino()));
@@ -160,10 +160,10 @@ fn a_file_is_created_extended_and_kept() {
 
 #[test]
 fn a_read_only_file_is_read_and_not_written() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a folder");
     let path = image(&folder, "disk.img", &[8; 8192]);
     let options = format!(r#"{{"path": {path:?}}}"#);
-    let instance = Instance::<Mem>::open_with(&options, POLLUX_BLOCK_OPEN_READ_ONLY).unwrap();
+    let instance = Instance::<Mem>::open_with(&options, POLLUX_BLOCK_OPEN_READ_ONLY).expect("it opens");
     assert!(instance.info().is_read_only() && !instance.info().offers(POLLUX_BLOCK_WRITE));
     let mut queue = instance.queue(4);
     assert_eq!(queue.write(0, &[1; 512]), -libc::EROFS);
@@ -178,7 +178,7 @@ fn a_read_only_file_is_read_and_not_written() {
 
 #[test]
 fn discard_gives_space_back_and_zeroes_read_as_zeroes() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("disk.img");
     let mapped = open(&format!(r#"{{"path": {path:?}, "size": "4M", "sparse": true}}"#));
     let memory = open(r#"{"size": "4M"}"#);
@@ -206,7 +206,7 @@ fn discard_gives_space_back_and_zeroes_read_as_zeroes() {
 
 #[test]
 fn what_cannot_be_mapped_is_named_with_what_to_do() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a folder");
     let options = |path: &Path| format!(r#"{{"path": {path:?}}}"#);
     assert_says(&refusal(&options(&folder.path().join("gone")), 0), &["gone does not exist", "size = \"1G\""]);
     assert_says(&refusal(&options(folder.path()), 0), &["is no file"]);
@@ -221,7 +221,7 @@ fn what_cannot_be_mapped_is_named_with_what_to_do() {
 
 #[test]
 fn a_file_in_use_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a folder");
     let path = image(&folder, "disk.img", &[0; 4096]);
     let options = format!(r#"{{"path": {path:?}}}"#);
     let first = open(&options);
@@ -234,7 +234,7 @@ fn a_file_in_use_is_refused() {
 
 #[test]
 fn a_copy_of_its_descriptors_in_a_forked_child_does_not_keep_a_closed_file_locked() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a folder");
     let path = image(&folder, "disk.img", &[0; 4096]);
     let options = format!(r#"{{"path": {path:?}}}"#);
     let first = open(&options);
@@ -246,26 +246,26 @@ fn a_copy_of_its_descriptors_in_a_forked_child_does_not_keep_a_closed_file_locke
 
 #[test]
 fn a_probe_changes_nothing() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("disk.img");
     let options = format!(r#"{{"path": {path:?}, "size": "1M"}}"#);
-    let probe = Instance::<Mem>::open_with(&options, POLLUX_BLOCK_OPEN_PROBE).unwrap();
+    let probe = Instance::<Mem>::open_with(&options, POLLUX_BLOCK_OPEN_PROBE).expect("it opens");
     assert_eq!(probe.info().capacity, MIB);
     assert!(!path.exists());
-    File::create(&path).unwrap();
-    let probe = Instance::<Mem>::open_with(&options, POLLUX_BLOCK_OPEN_PROBE).unwrap();
-    assert_eq!((probe.info().capacity, path.metadata().unwrap().len()), (MIB, 0));
+    File::create(&path).expect("created");
+    let probe = Instance::<Mem>::open_with(&options, POLLUX_BLOCK_OPEN_PROBE).expect("it opens");
+    assert_eq!((probe.info().capacity, path.metadata().expect("metadata").len()), (MIB, 0));
 }
 
 #[test]
 fn a_file_that_is_no_raw_image_is_refused_and_left_alone() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("a folder");
     let path = image(&folder, "d.img", &[b"QFI\xfb\0\0\0\x03".as_slice(), &[0; 4088]].concat());
-    let before = std::fs::read(&path).unwrap();
+    let before = std::fs::read(&path).expect("readable");
     let options = |more: &str| format!(r#"{{"path": {path:?}, "size": 8192{more}}}"#);
     for flags in [0, POLLUX_BLOCK_OPEN_PROBE] {
         assert_says(&refusal(&options(""), flags), &["QCOW2", "qemu-img convert -f qcow2 -O raw", "format = \"raw\""]);
     }
-    assert_eq!(std::fs::read(&path).unwrap(), before);
+    assert_eq!(std::fs::read(&path).expect("readable"), before);
     assert_eq!(open(&options(r#", "format": "raw""#)).info().capacity, 8192);
 }

@@ -188,10 +188,10 @@ mod tests {
 
     #[test]
     fn a_write_that_has_waited_for_the_thread_does_not_make_a_file_longer() {
-        let file = Arc::new(tempfile::tempfile().unwrap());
-        file.set_len(8192).unwrap();
-        let thread = FallbackThread::start().unwrap();
-        let deferred = Deferred::new(tempfile::tempfile().unwrap().as_fd()).unwrap();
+        let file = Arc::new(tempfile::tempfile().expect("a file"));
+        file.set_len(8192).expect("resized");
+        let thread = FallbackThread::start().expect("started");
+        let deferred = Deferred::new(tempfile::tempfile().expect("a file").as_fd()).expect("made");
         let mut data = [1_u8; 4096];
         for (index, offset) in [(0, 4096), (1, 4097), (2, 8192)] {
             let memory = Memory::Piece(data.as_mut_ptr());
@@ -210,6 +210,6 @@ mod tests {
         }
         drop(thread);
         assert_eq!(deferred.results.take(), [(0, 4096), (1, -EIO), (2, -EIO)]);
-        assert_eq!(file.metadata().unwrap().len(), 8192);
+        assert_eq!(file.metadata().expect("metadata").len(), 8192);
     }
 }

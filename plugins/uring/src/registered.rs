@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn a_transfer_within_a_region_has_its_place_and_no_other_has() {
-        let file = File::open("/dev/zero").unwrap();
+        let file = File::open("/dev/zero").expect("it opens");
         let purpose = Purpose {
             set_up: SetUp::Deferred,
             depth: 1,
@@ -223,11 +223,11 @@ mod tests {
             println!("SKIPPED: this kernel does not register memory");
             return;
         };
-        let mut ring = Ring::build(purpose, &[file.as_fd()]).unwrap();
-        ring.enable().unwrap();
+        let mut ring = Ring::build(purpose, &[file.as_fd()]).expect("a ring");
+        ring.enable().expect("enabled");
         let mut registered = RegisteredMemory::new(registry.clone());
         let pages = Pages::new(4 * 4096);
-        registry.add(&pages.region()).unwrap();
+        registry.add(&pages.region()).expect("registered");
         registered.refresh(&ring, None);
         if registered.pieces.is_empty() {
             println!("SKIPPED: this kernel's rings do not take over another's memory (Linux 6.12)");

@@ -347,7 +347,7 @@ mod tests {
         // SAFETY: a `Request` is a transparent wrapper.
         let flush = unsafe { std::mem::transmute::<BlockRequest, Request>(flush) };
         let mut slot = Slot::new(flush, Operation::Flush, Step::Sync);
-        let (pool, counters, rules) = (BouncePool::new(1).unwrap(), Counters::default(), Rules::NONE);
+        let (pool, counters, rules) = (BouncePool::new(1).expect("made"), Counters::default(), Rules::NONE);
         let answer = |slot: &mut Slot| slot.completed(-libc::EAGAIN, &rules, &pool, &counters);
         for _ in 0..5000 {
             assert_eq!(answer(&mut slot), Next::Push);

@@ -63,12 +63,12 @@ mod tests {
 
     fn table_at(image: &[u8], address: u64) -> &[u8] {
         let start = (address - ACPI_START.raw_value()) as usize;
-        let length = u32::from_le_bytes(image[start + 4..start + 8].try_into().unwrap());
+        let length = u32::from_le_bytes(image[start + 4..start + 8].try_into().expect("the length fits"));
         &image[start..start + length as usize]
     }
 
     fn pointers(bytes: &[u8]) -> Vec<u64> {
-        bytes.chunks(8).map(|entry| u64::from_le_bytes(entry.try_into().unwrap())).collect()
+        bytes.chunks(8).map(|entry| u64::from_le_bytes(entry.try_into().expect("the length fits"))).collect()
     }
 
     fn checksum(bytes: &[u8]) -> u8 {

@@ -61,17 +61,17 @@ mod tests {
 
     #[test]
     fn the_initrd_ends_below_the_end_of_memory() {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(&[0x5a; 5000]).unwrap();
+        let mut file = tempfile::NamedTempFile::new().expect("made");
+        file.write_all(&[0x5a; 5000]).expect("written");
         let kernel =
             KernelSpec { image: "/nowhere".into(), initrd: Some(file.path().to_owned()), command_line: String::new() };
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 16 << 20)]).unwrap();
-        let initrd = load_initrd(&memory, &kernel, 1 << 20, u64::MAX).unwrap().unwrap();
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 16 << 20)]).expect("memory");
+        let initrd = load_initrd(&memory, &kernel, 1 << 20, u64::MAX).expect("loaded").expect("no error");
         assert_eq!((initrd.address % 4096, initrd.bytes), (0, 5000));
         assert!(initrd.address + initrd.bytes <= 16 << 20);
-        let last: u8 = memory.read_obj(GuestAddress(initrd.address + 4999)).unwrap();
+        let last: u8 = memory.read_obj(GuestAddress(initrd.address + 4999)).expect("in memory");
         assert_eq!(last, 0x5a);
-        let error = load_initrd(&memory, &kernel, (16 << 20) - 4096, u64::MAX).unwrap_err();
+        let error = load_initrd(&memory, &kernel, (16 << 20) - 4096, u64::MAX).expect_err("it fails");
         assert!(error.to_string().contains("give it more memory"), "{error}");
     }
 }

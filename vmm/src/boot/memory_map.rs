@@ -52,8 +52,8 @@ mod tests {
 
     #[test]
     fn ranges_are_sorted_and_do_not_overlap() {
-        let memory =
-            GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 64 << 20), (GuestAddress(1 << 32), 32 << 20)]).unwrap();
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 64 << 20), (GuestAddress(1 << 32), 32 << 20)])
+            .expect("memory");
         let map = memory_map(&memory);
         assert!(map.windows(2).all(|pair| pair[0].start + pair[0].bytes <= pair[1].start));
         let usable: u64 = map.iter().filter(|range| range.kind == Kind::Memory).map(|range| range.bytes).sum();

@@ -84,7 +84,7 @@ mod tests {
     use std::{io::Write, path::Path};
 
     fn memory() -> GuestMemoryMmap<()> {
-        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 16 << 20)]).unwrap()
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 16 << 20)]).expect("memory")
     }
 
     fn spec(image: &Path) -> KernelSpec {
@@ -92,7 +92,7 @@ mod tests {
     }
 
     fn message(kernel: &KernelSpec) -> String {
-        load(&memory(), kernel, GuestAddress(0xe0000)).unwrap_err().to_string()
+        load(&memory(), kernel, GuestAddress(0xe0000)).expect_err("it fails").to_string()
     }
 
     #[test]
@@ -101,16 +101,16 @@ mod tests {
             message(&spec(Path::new("/nowhere/vmlinuz"))),
             "cannot read kernel /nowhere/vmlinuz: No such file or directory (os error 2)"
         );
-        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let mut file = tempfile::NamedTempFile::new().expect("made");
         assert!(message(&spec(file.path())).contains("neither a bzImage"));
-        file.write_all(&[0; 4096]).unwrap();
+        file.write_all(&[0; 4096]).expect("written");
         assert!(message(&spec(file.path())).contains("neither a bzImage"));
     }
 
     #[test]
     fn an_elf_file_without_pvh_entry_is_refused() {
         // This test's own executable is an ELF file that nobody can boot.
-        let own = std::env::current_exe().unwrap();
+        let own = std::env::current_exe().expect("this program");
         let text = message(&spec(&own));
         assert!(text.contains("no PVH entry") || text.contains("cannot load"), "{text}");
     }

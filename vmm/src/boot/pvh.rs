@@ -131,8 +131,8 @@ mod tests {
 
     #[test]
     fn what_a_segment_has_beyond_the_file_is_zeroed() {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-        memory.write_slice(&[0xff; 0x4_0000], GuestAddress(0x1_0000)).unwrap();
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).expect("memory");
+        memory.write_slice(&[0xff; 0x4_0000], GuestAddress(0x1_0000)).expect("written");
         let mut header = [0u8; 64];
         header[32] = 64; // the table follows the header
         header[56] = 1;
@@ -141,11 +141,11 @@ mod tests {
         segment[26] = 0x01; // at 0x10000
         segment[32] = 0x10; // 0x10 bytes in the file
         segment[42] = 0x02; // 0x20000 in memory
-        let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&header).unwrap();
-        file.write_all(&segment).unwrap();
-        clear_tails(&memory, &mut file).unwrap();
-        let at = |address| memory.read_obj::<u8>(GuestAddress(address)).unwrap();
+        let mut file = tempfile::tempfile().expect("a file");
+        file.write_all(&header).expect("written");
+        file.write_all(&segment).expect("written");
+        clear_tails(&memory, &mut file).expect("no error");
+        let at = |address| memory.read_obj::<u8>(GuestAddress(address)).expect("in memory");
         assert_eq!([at(0x1_000f), at(0x1_0010), at(0x2_ffff), at(0x3_0000)], [0xff, 0, 0, 0xff]);
     }
 }

@@ -339,10 +339,10 @@ mod tests {
 
     /// Whether KVM turns a write to `address` into an event.
     fn is_registered(vm: &VmFd, address: u64) -> bool {
-        let (probe, address) = (EventFd::new(EFD_NONBLOCK).unwrap(), IoEventAddress::Mmio(address));
+        let (probe, address) = (EventFd::new(EFD_NONBLOCK).expect("made"), IoEventAddress::Mmio(address));
         let is_free = vm.register_ioevent(&probe, &address, NoDatamatch).is_ok();
         if is_free {
-            vm.unregister_ioevent(&probe, &address, NoDatamatch).unwrap();
+            vm.unregister_ioevent(&probe, &address, NoDatamatch).expect("registered");
         }
         !is_free
     }
@@ -361,9 +361,9 @@ mod tests {
                 println!("SKIPPED: cannot open /dev/kvm");
                 return None;
             };
-            let memory = GuestMemory::create(&[(0, 1 << 20)], None).unwrap();
-            let vm = Vm::new(&kvm, &memory).unwrap();
-            let router = Arc::new(InterruptRouter::new(vm.fd().clone()).unwrap());
+            let memory = GuestMemory::create(&[(0, 1 << 20)], None).expect("created");
+            let vm = Vm::new(&kvm, &memory).expect("made");
+            let router = Arc::new(InterruptRouter::new(vm.fd().clone()).expect("made"));
             Some(Slots { vm, router, memory })
         }
 
@@ -372,10 +372,10 @@ mod tests {
         }
 
         fn function_of(&self, model: Idle, bar: u64) -> VirtioFunction {
-            let device = VirtioDevice::new(Box::new(model), self.memory.clone()).unwrap();
-            let vectors: Vec<_> = (0..=QUEUES).map(|_| Arc::new(EventFd::new(EFD_NONBLOCK).unwrap())).collect();
-            let transport = Arc::new(Mutex::new(PciTransport::new(device, vectors.clone()).unwrap()));
-            VirtioFunction::new(self.vm.fd(), &self.router, transport, &vectors, bar as u32).unwrap()
+            let device = VirtioDevice::new(Box::new(model), self.memory.clone()).expect("made");
+            let vectors: Vec<_> = (0..=QUEUES).map(|_| Arc::new(EventFd::new(EFD_NONBLOCK).expect("made"))).collect();
+            let transport = Arc::new(Mutex::new(PciTransport::new(device, vectors.clone()).expect("made")));
+            VirtioFunction::new(self.vm.fd(), &self.router, transport, &vectors, bar as u32).expect("made")
         }
     }
 

@@ -41,7 +41,7 @@ unsafe impl<B> Sync for Instance<B> {}
 unsafe extern "C" fn log(context: *mut c_void, level: u32, _target: Text, message: Text) {
     // SAFETY: the context is the instance's log, and the text lives during the call.
     let (log, message) = unsafe { (&*context.cast::<Mutex<Vec<String>>>(), message.as_str()) };
-    log.lock().unwrap().push(format!("{level} {message}"));
+    log.lock().expect("nobody panics with this lock").push(format!("{level} {message}"));
 }
 
 unsafe extern "C" fn changed(_context: *mut c_void) {}
@@ -86,7 +86,7 @@ impl<B: Block> Instance<B> {
     }
 
     pub(crate) fn log(&self) -> String {
-        self.log.lock().unwrap().join("\n")
+        self.log.lock().expect("nobody panics with this lock").join("\n")
     }
 
     pub(crate) fn statistics(&self) -> serde_json::Value {
@@ -101,7 +101,8 @@ impl<B: Block> Instance<B> {
     pub(crate) fn add_memory(&self, memory: &Memory) {
         let region = memory.region();
         // SAFETY: the tests keep the memory until they remove it or the instance is closed.
-        with_reason(|error| unsafe { (self.table.memory_add)(self.instance, &raw const region, error) }).unwrap();
+        with_reason(|error| unsafe { (self.table.memory_add)(self.instance, &raw const region, error) })
+            .expect("no error");
     }
 
     pub(crate) fn remove_memory(&self, memory: &Memory) {
@@ -152,12 +153,12 @@ fn with_reason(call: impl FnOnce(*mut TextBuffer) -> i32) -> Result<(), String> 
 /// Copies of all descriptors by which this process has the file at `path` open, as a child has them that was just
 /// forked.
 pub(crate) fn copies_of_descriptors(path: &Path) -> Vec<OwnedFd> {
-    let path = path.canonicalize().unwrap();
-    let descriptors = fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap());
+    let path = path.canonicalize().expect("a path");
+    let descriptors = fs::read_dir("/proc/self/fd").expect("a folder").map(|entry| entry.expect("an entry"));
     let of_the_file = descriptors.filter(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == path));
-    let numbers = of_the_file.map(|entry| entry.file_name().to_str().unwrap().parse().unwrap());
+    let numbers = of_the_file.map(|entry| entry.file_name().to_str().expect("UTF-8").parse().expect("a number"));
     // SAFETY: the test's own instances keep these descriptors open meanwhile.
-    numbers.map(|number| unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned().unwrap()).collect()
+    numbers.map(|number| unsafe { BorrowedFd::borrow_raw(number) }.try_clone_to_owned().expect("a copy")).collect()
 }
 
 /// A queue of an instance.
@@ -285,7 +286,7 @@ unsafe impl Send for Memory {}
 
 impl Memory {
     pub(crate) fn new(length: usize) -> Self {
-        let layout = Layout::from_size_align(length.max(1), 4096).unwrap();
+        let layout = Layout::from_size_align(length.max(1), 4096).expect("a layout");
         // SAFETY: the layout has a size.
         let base = unsafe { alloc_zeroed(layout) };
         assert!(!base.is_null());

@@ -18,7 +18,7 @@ fn pin(cpu: usize) -> bool {
 fn cpus_of_threads() -> Vec<String> {
     // SAFETY: no memory is passed.
     let name = format!("iou-wrk-{}", unsafe { libc::gettid() });
-    let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten().map(|entry| entry.path());
+    let threads = std::fs::read_dir("/proc/self/task").expect("a folder").flatten().map(|entry| entry.path());
     threads
         .filter(|path| std::fs::read_to_string(path.join("comm")).is_ok_and(|comm| comm.trim() == name))
         .filter_map(|path| std::fs::read_to_string(path.join("status")).ok())
@@ -53,10 +53,11 @@ fn opened_and_flushed(control: usize, worker: usize) -> Option<(Vec<String>, Str
         let fixture = Fixture::new(1 << 20);
         let instance = fixture.open_with(false, "io_uring");
         let shared = &instance;
-        let cpus = std::thread::scope(|scope| scope.spawn(move || flushed(shared, worker)).join().unwrap());
+        let cpus =
+            std::thread::scope(|scope| scope.spawn(move || flushed(shared, worker)).join().expect("it did not panic"));
         cpus.map(|cpus| (cpus, instance.log()))
     };
-    std::thread::scope(|scope| scope.spawn(open_and_flush).join().unwrap())
+    std::thread::scope(|scope| scope.spawn(open_and_flush).join().expect("it did not panic"))
 }
 
 #[test]
@@ -67,7 +68,7 @@ fn a_flush_runs_where_the_image_was_opened_and_not_where_the_worker_polls() {
     };
     assert!(cpus.iter().all(|cpus| cpus == "0"), "{cpus:?}");
     assert!(!log.contains("worker's own CPU"), "{log}");
-    let (cpus, log) = opened_and_flushed(1, 1).unwrap();
+    let (cpus, log) = opened_and_flushed(1, 1).expect("no error");
     assert!(cpus.iter().all(|cpus| cpus == "1"), "there is no other: {cpus:?}");
     assert_eq!(log.matches("run on the worker's own CPU: workers and vCPUs have all CPUs").count(), 1, "{log}");
 }

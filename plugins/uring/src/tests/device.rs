@@ -19,7 +19,7 @@ impl LoopDevice {
     pub(super) fn over(backing: Fixture, sector: u32) -> Option<Self> {
         let sector = format!("--sector-size={sector}");
         let path = is_root()
-            .then(|| system("losetup", &["--find", "--show", &sector, backing.path.to_str().unwrap()]))
+            .then(|| system("losetup", &["--find", "--show", &sector, backing.path.to_str().expect("UTF-8")]))
             .flatten();
         if path.is_none() {
             println!("SKIPPED: a loop device needs the root user and losetup");
@@ -35,7 +35,7 @@ impl LoopDevice {
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
-        system("losetup", &["--detach", self.path.to_str().unwrap()]);
+        system("losetup", &["--detach", self.path.to_str().expect("UTF-8")]);
     }
 }
 
@@ -53,7 +53,7 @@ impl Mount {
 
     /// Makes a file system on the device.
     pub(super) fn ext4_on(device: LoopDevice) -> Option<Self> {
-        let path = device.path.to_str().unwrap().to_owned();
+        let path = device.path.to_str().expect("UTF-8").to_owned();
         if system("mkfs.ext4", &["-q", "-F", "-b", "4096", &path]).is_none() {
             println!("SKIPPED: there is no mkfs.ext4");
             return None;
@@ -62,8 +62,8 @@ impl Mount {
     }
 
     fn of(arguments: &[&str], device: Option<LoopDevice>) -> Option<Self> {
-        let folder = tempfile::tempdir().unwrap();
-        let arguments = [arguments, &[folder.path().to_str().unwrap()]].concat();
+        let folder = tempfile::tempdir().expect("a folder");
+        let arguments = [arguments, &[folder.path().to_str().expect("UTF-8")]].concat();
         let mounted = is_root().then(|| system("mount", &arguments)).flatten();
         if mounted.is_none() {
             println!("SKIPPED: to mount a file system needs the root user");
@@ -78,7 +78,7 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        system("umount", &["--lazy", self.path().to_str().unwrap()]);
+        system("umount", &["--lazy", self.path().to_str().expect("UTF-8")]);
     }
 }
 
@@ -87,11 +87,11 @@ fn a_block_device_is_described_and_served() {
     for sector in [512, 4096] {
         let Some(device) = LoopDevice::new(8 << 20, sector) else { return };
         for direct in [true, false] {
-            let instance = Instance::<Uring>::open(&options(&device.path, direct)).unwrap();
+            let instance = Instance::<Uring>::open(&options(&device.path, direct)).expect("it opens");
             let info = instance.info();
             assert_eq!(info.capacity, 8 << 20);
             assert_eq!(info.logical_block_size, sector);
-            assert_eq!(info.identity_device, device.path.metadata().unwrap().rdev());
+            assert_eq!(info.identity_device, device.path.metadata().expect("metadata").rdev());
             assert!(info.offers(POLLUX_BLOCK_DISCARD), "a loop device over a file discards: {}", instance.log());
             println!("{}", instance.log());
             let mut queue = instance.queue(64);
@@ -104,7 +104,7 @@ fn a_block_device_is_described_and_served() {
 #[test]
 fn a_block_device_gives_discarded_space_back() {
     let Some(device) = LoopDevice::new(8 << 20, 512) else { return };
-    let instance = Instance::<Uring>::open(&options(&device.path, true)).unwrap();
+    let instance = Instance::<Uring>::open(&options(&device.path, true)).expect("it opens");
     let mut queue = instance.queue(8);
     let fill = |queue: &mut Queue| {
         assert_eq!(queue.write(0, &vec![0xcd; 8 << 20]), 0);
@@ -128,13 +128,14 @@ fn a_block_device_gives_discarded_space_back() {
 fn a_block_device_in_use_is_refused() {
     let Some(device) = LoopDevice::new(8 << 20, 512) else { return };
     // What a mounted file system does with its device.
-    let holder = std::fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(&device.path).unwrap();
+    let holder =
+        std::fs::OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(&device.path).expect("it opens");
     let message = Instance::<Uring>::open(&options(&device.path, true)).err().expect("the device is in use");
     assert!(message.contains("is mounted or otherwise in use") && message.contains("lock = false"), "{message}");
     assert!(Instance::<Uring>::open_with(&options(&device.path, true), POLLUX_BLOCK_OPEN_PROBE).is_ok());
     drop(holder);
     for _ in 0..20 {
-        let instance = Instance::<Uring>::open(&options(&device.path, true)).unwrap();
+        let instance = Instance::<Uring>::open(&options(&device.path, true)).expect("it opens");
         assert_eq!(instance.queue(4).read(0, 4096).len(), 4096);
     }
 }
@@ -142,11 +143,11 @@ fn a_block_device_in_use_is_refused() {
 #[test]
 fn a_broken_block_device_answers_with_errors_and_goes_on() {
     let Some(device) = LoopDevice::new(8 << 20, 512) else { return };
-    let instance = Instance::<Uring>::open(&options(&device.path, true)).unwrap();
+    let instance = Instance::<Uring>::open(&options(&device.path, true)).expect("it opens");
     let mut queue = instance.queue(8);
     assert_eq!(queue.write(0, &[1; 4096]), 0);
     // The loop device has lost the second half of its medium.
-    File::options().write(true).open(&device.backing.path).unwrap().set_len(4 << 20).unwrap();
+    File::options().write(true).open(&device.backing.path).expect("it opens").set_len(4 << 20).expect("resized");
     let memory = Memory::new(4097);
     for start in [0, 1] {
         let segments = [memory.segment(start, 4096)];
@@ -159,9 +160,9 @@ fn a_broken_block_device_answers_with_errors_and_goes_on() {
 fn a_full_file_system_fails_the_request_and_nothing_else() {
     let Some(mount) = Mount::tmpfs("1m") else { return };
     let path = mount.path().join("disk.img");
-    File::create(&path).unwrap().set_len(8 << 20).unwrap();
+    File::create(&path).expect("created").set_len(8 << 20).expect("resized");
     {
-        let instance = Instance::<Uring>::open(&options(&path, false)).unwrap();
+        let instance = Instance::<Uring>::open(&options(&path, false)).expect("it opens");
         let mut queue = instance.queue(8);
         assert_eq!(queue.write(0, &[1; 65536]), 0);
         assert_eq!(queue.write(1 << 20, &vec![2; 2 << 20]), -libc::ENOSPC);

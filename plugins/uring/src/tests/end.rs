@@ -8,7 +8,7 @@ const MIB: u64 = 1 << 20;
 const PAGE: usize = 4096;
 
 fn resize(path: &Path, length: u64) {
-    File::options().write(true).open(path).unwrap().set_len(length).unwrap();
+    File::options().write(true).open(path).expect("it opens").set_len(length).expect("resized");
 }
 
 /// The result of a read into memory that begins at an odd address if `start` is 1, so that direct I/O bounces it.
@@ -70,7 +70,7 @@ fn a_write_does_not_turn_what_was_lost_into_a_hole() {
         for operation in [POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_WRITE_ZEROES] {
             assert_eq!(queue.run(crate::testing::request(operation, MIB - 4096, 4096, 0)), -libc::EIO);
         }
-        assert_eq!(fixture.path.metadata().unwrap().len(), MIB / 2, "nothing has made the file longer");
+        assert_eq!(fixture.path.metadata().expect("metadata").len(), MIB / 2, "nothing has made the file longer");
         assert_eq!(queue.write(0, &[2; PAGE]), 0, "what is there can be written");
         // Whoever gives the file its old length back does not bring the data back.
         resize(&fixture.path, MIB);
@@ -107,12 +107,16 @@ fn first_changes_after_a_cut(direct: bool, engine: &str, start: usize) {
     for first in firsts {
         let fixture = Fixture::new(MIB);
         let instance = fixture.open_with(direct, engine);
-        let (mut queue, mut other) = (instance.queue(8), instance.open_queue(1, 8).unwrap());
-        other.start().unwrap();
+        let (mut queue, mut other) = (instance.queue(8), instance.open_queue(1, 8).expect("a queue"));
+        other.start().expect("started");
         fill(&mut queue);
         resize(&fixture.path, MIB / 2);
         assert_eq!(queue.run(first), -libc::EIO, "{case}: {first:?}");
-        assert_eq!(fixture.path.metadata().unwrap().len(), MIB / 2, "{case}: {first:?} has made the file longer");
+        assert_eq!(
+            fixture.path.metadata().expect("metadata").len(),
+            MIB / 2,
+            "{case}: {first:?} has made the file longer"
+        );
         for queue in [&mut queue, &mut other] {
             assert_eq!(queue.run(write(0)), 0, "{case}: what is there can be written");
             assert_eq!(read_result(queue, MIB / 2, PAGE, 0), -libc::EIO, "{case}");
@@ -121,7 +125,7 @@ fn first_changes_after_a_cut(direct: bool, engine: &str, start: usize) {
         // It is cut again: what lies between must not become a hole either.
         resize(&fixture.path, MIB / 4);
         assert_eq!(queue.run(write(MIB / 2 - 4096)), -libc::EIO, "{case}: cut twice");
-        assert_eq!(fixture.path.metadata().unwrap().len(), MIB / 4, "{case}: cut twice");
+        assert_eq!(fixture.path.metadata().expect("metadata").len(), MIB / 4, "{case}: cut twice");
         let log = instance.log();
         assert_eq!(log.matches("but the guest was told").count(), 1, "{case}: {log}");
         assert!(log.contains(&format!("ends at byte {}, but the guest was told of {MIB} bytes", MIB / 2)), "{log}");
@@ -156,15 +160,15 @@ fn writes_that_wait_for_bounce_memory_do_not_make_a_file_that_was_cut_longer() {
     }
     // The first round was on its way when the file was cut, and lies below its end.
     assert!(ended.iter().filter(|end| end.result == -libc::EIO).count() == COUNT - first_beyond, "{ended:?}");
-    assert_eq!(fixture.path.metadata().unwrap().len(), length, "nothing has made the file longer");
+    assert_eq!(fixture.path.metadata().expect("metadata").len(), length, "nothing has made the file longer");
 }
 
 #[test]
 fn what_is_measured_again_is_what_counts() {
     for (fixture, direct, engine) in ways() {
         let instance = fixture.open_with(direct, engine);
-        let (mut queue, mut other) = (instance.queue(8), instance.open_queue(1, 8).unwrap());
-        other.start().unwrap();
+        let (mut queue, mut other) = (instance.queue(8), instance.open_queue(1, 8).expect("a queue"));
+        other.start().expect("started");
         fill(&mut queue);
         resize(&fixture.path, MIB / 2);
         assert_eq!(read_result(&mut queue, MIB - 4096, PAGE, 0), -libc::EIO);
@@ -192,11 +196,11 @@ fn what_is_measured_again_is_what_counts() {
 fn a_block_device_that_has_shrunk_fails_what_is_missing() {
     for (direct, engine) in [(true, "io_uring"), (false, "io_uring"), (true, "sync"), (false, "sync")] {
         let Some(device) = LoopDevice::new(MIB, 512) else { return };
-        let instance = Instance::<Uring>::open(&with_engine(&device.path, direct, engine)).unwrap();
+        let instance = Instance::<Uring>::open(&with_engine(&device.path, direct, engine)).expect("it opens");
         let mut queue = instance.queue(8);
         fill(&mut queue);
         resize(device.backing(), MIB / 2);
-        if system("losetup", &["--set-capacity", device.path.to_str().unwrap()]).is_none() {
+        if system("losetup", &["--set-capacity", device.path.to_str().expect("UTF-8")]).is_none() {
             println!("SKIPPED: this losetup cannot make a device smaller");
             return;
         }
@@ -215,16 +219,18 @@ fn a_block_device_that_has_shrunk_fails_what_is_missing() {
 fn a_write_beyond_an_end_that_was_just_told_of_does_not_make_the_file_longer() {
     for engine in ["io_uring", "sync"] {
         let fixture = Fixture::filled(8 << 20);
-        let instance = Instance::<Uring>::open(&with_engine(&fixture.path, false, engine)).unwrap();
+        let instance = Instance::<Uring>::open(&with_engine(&fixture.path, false, engine)).expect("it opens");
         let mut queue = instance.queue(8);
-        let cut = |length| File::options().write(true).open(&fixture.path).unwrap().set_len(length).unwrap();
+        let cut = |length| {
+            File::options().write(true).open(&fixture.path).expect("it opens").set_len(length).expect("resized")
+        };
         cut(4 << 20);
         for _ in 0..2 {
             assert_eq!(instance.info().capacity, 4 << 20);
             assert_eq!(queue.write(6 << 20, &[1; 4096]), -libc::EIO, "{engine}");
             assert_eq!(queue.write(0, &[1; 4096]), 0);
         }
-        assert_eq!(fixture.path.metadata().unwrap().len(), 4 << 20);
+        assert_eq!(fixture.path.metadata().expect("metadata").len(), 4 << 20);
         cut(8 << 20);
         assert_eq!(instance.info().capacity, 8 << 20);
         assert_eq!(queue.write(6 << 20, &[1; 4096]), 0);

@@ -12,8 +12,8 @@ const MIB: u64 = 1 << 20;
 fn disk_that_loses_data() -> Option<(LoopDevice, Mount)> {
     let mount = Mount::tmpfs("1m")?;
     let path = mount.path().join("disk.img");
-    File::create(&path).unwrap().set_len(8 * MIB).unwrap();
-    let folder = tempfile::tempdir().unwrap();
+    File::create(&path).expect("created").set_len(8 * MIB).expect("resized");
+    let folder = tempfile::tempdir().expect("a folder");
     LoopDevice::over(Fixture { folder, path }, 512).map(|device| (device, mount))
 }
 
@@ -25,10 +25,10 @@ fn durable(operation: u32, offset: u64, segments: &[Segment]) -> BlockRequest {
 fn after_a_flush_has_failed_no_queue_promises_anything_until_the_image_is_opened_again() {
     for engine in ["io_uring", "sync"] {
         let Some((device, _mount)) = disk_that_loses_data() else { return };
-        let instance = Instance::<Uring>::open(&with_engine(&device.path, false, engine)).unwrap();
+        let instance = Instance::<Uring>::open(&with_engine(&device.path, false, engine)).expect("it opens");
         let mut queue = instance.queue(8);
-        let mut other = instance.open_queue(1, 8).unwrap();
-        other.start().unwrap();
+        let mut other = instance.open_queue(1, 8).expect("a queue");
+        other.start().expect("started");
         let flush = request(POLLUX_BLOCK_FLUSH, 0, 0, 0);
         checked(&mut other, flush);
         assert_eq!(queue.write(0, &vec![7; 4 * MIB as usize]), 0, "the page cache has room");
@@ -47,7 +47,7 @@ fn after_a_flush_has_failed_no_queue_promises_anything_until_the_image_is_opened
         let log = instance.log();
         assert_eq!(log.matches("a flush failed").count(), 1, "{log}");
         drop((queue, other, instance));
-        let instance = Instance::<Uring>::open(&with_engine(&device.path, false, engine)).unwrap();
+        let instance = Instance::<Uring>::open(&with_engine(&device.path, false, engine)).expect("it opens");
         checked(&mut instance.queue(8), flush);
     }
 }
@@ -56,10 +56,10 @@ fn after_a_flush_has_failed_no_queue_promises_anything_until_the_image_is_opened
 #[test]
 fn a_loss_that_a_durable_write_hears_of_fails_the_flushes_of_all_queues() {
     let Some((device, _mount)) = disk_that_loses_data() else { return };
-    let instance = Instance::<Uring>::open(&with_engine(&device.path, false, "io_uring")).unwrap();
+    let instance = Instance::<Uring>::open(&with_engine(&device.path, false, "io_uring")).expect("it opens");
     let mut queues = [0, 1].map(|index| {
-        let mut queue = instance.open_queue(index, 8).unwrap();
-        queue.start().unwrap();
+        let mut queue = instance.open_queue(index, 8).expect("a queue");
+        queue.start().expect("started");
         queue
     });
     assert_eq!(queues[0].write(0, &vec![7; 4 * MIB as usize]), 0);

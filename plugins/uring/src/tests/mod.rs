@@ -39,25 +39,25 @@ struct Fixture {
 
 impl Fixture {
     fn new(size: u64) -> Self {
-        Self::within(tempfile::tempdir().unwrap(), size)
+        Self::within(tempfile::tempdir().expect("a folder"), size)
     }
 
     /// With data on the disk, so that direct reads take their time.
     fn filled(size: usize) -> Self {
         let fixture = Self::new(0);
-        std::fs::write(&fixture.path, vec![3; size]).unwrap();
-        File::open(&fixture.path).unwrap().sync_all().unwrap();
+        std::fs::write(&fixture.path, vec![3; size]).expect("written");
+        File::open(&fixture.path).expect("it opens").sync_all().expect("synced");
         fixture
     }
 
     /// On a tmpfs, which lacks FALLOC_FL_ZERO_RANGE.
     fn on_tmpfs(size: u64) -> Self {
-        Self::within(tempfile::tempdir_in("/dev/shm").unwrap(), size)
+        Self::within(tempfile::tempdir_in("/dev/shm").expect("a folder"), size)
     }
 
     fn within(folder: TempDir, size: u64) -> Self {
         let path = folder.path().join("disk.img");
-        File::create(&path).unwrap().set_len(size).unwrap();
+        File::create(&path).expect("created").set_len(size).expect("resized");
         Fixture { folder, path }
     }
 
@@ -66,11 +66,11 @@ impl Fixture {
     }
 
     fn open_with(&self, direct: bool, engine: &str) -> Instance<Uring> {
-        Instance::open(&with_engine(&self.path, direct, engine)).unwrap()
+        Instance::open(&with_engine(&self.path, direct, engine)).expect("it opens")
     }
 
     fn open(&self, direct: bool) -> Instance<Uring> {
-        Instance::open(&self.options(direct)).unwrap()
+        Instance::open(&self.options(direct)).expect("it opens")
     }
 }
 
@@ -124,7 +124,7 @@ fn system(command: &str, arguments: &[&str]) -> Option<String> {
 /// Bytes of the file system that the file takes.
 fn allocated(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
-    path.metadata().unwrap().blocks() * 512
+    path.metadata().expect("metadata").blocks() * 512
 }
 
 fn is_zero(bytes: &[u8]) -> bool {

@@ -16,7 +16,7 @@ fn drive() -> Option<PathBuf> {
 
 /// Its generic device.
 fn generic(drive: &Path) -> PathBuf {
-    drive.to_str().unwrap().replace("/nvme", "/ng").into()
+    drive.to_str().expect("UTF-8").replace("/nvme", "/ng").into()
 }
 
 fn with_poll(path: &Path, poll: &str) -> String {
@@ -24,7 +24,7 @@ fn with_poll(path: &Path, poll: &str) -> String {
 }
 
 fn check_drive(path: &Path, poll: &str, way: &str, seed: u64) {
-    let instance = Instance::<Uring>::open(&with_poll(path, poll)).unwrap();
+    let instance = Instance::<Uring>::open(&with_poll(path, poll)).expect("it opens");
     let log = instance.log();
     println!("{log}");
     assert!(log.contains(way) && log.contains("polled") == (poll == "on"), "{log}");
@@ -53,7 +53,7 @@ fn a_drive_is_polled_or_not() {
     let Some(drive) = drive() else { return };
     check_drive(&drive, "on", "by io_uring", 51);
     check_drive(&drive, "off", "by io_uring", 52);
-    let log = Instance::<Uring>::open(&with_poll(&drive, "auto")).unwrap().log();
+    let log = Instance::<Uring>::open(&with_poll(&drive, "auto")).expect("it opens").log();
     assert!(log.contains("polled"), "{log}");
 }
 
@@ -68,8 +68,8 @@ fn commands_go_straight_to_a_namespace() {
 fn a_namespace_and_its_block_device_are_one_medium() {
     let Some(drive) = drive() else { return };
     let options = |path: &Path| format!(r#"{{"path": {path:?}, "lock": false}}"#);
-    let by_block = Instance::<Uring>::open(&options(&drive)).unwrap();
-    let by_command = Instance::<Uring>::open(&options(&generic(&drive))).unwrap();
+    let by_block = Instance::<Uring>::open(&options(&drive)).expect("it opens");
+    let by_command = Instance::<Uring>::open(&options(&generic(&drive))).expect("it opens");
     let (first, second) = (by_block.info(), by_command.info());
     assert_eq!((first.capacity, first.logical_block_size), (second.capacity, second.logical_block_size));
     assert_eq!(
@@ -88,21 +88,21 @@ fn a_namespace_and_its_block_device_are_one_medium() {
 fn a_namespace_in_use_is_refused() {
     let Some(drive) = drive() else { return };
     let path = generic(&drive);
-    let by_block = Instance::<Uring>::open(&options(&drive, true)).unwrap();
+    let by_block = Instance::<Uring>::open(&options(&drive, true)).expect("it opens");
     let message = Instance::<Uring>::open(&options(&path, true)).err().expect("its block device is in use");
     assert!(message.contains("in use") && message.contains("lock = false"), "{message}");
     drop(by_block);
-    let by_command = Instance::<Uring>::open(&options(&path, true)).unwrap();
+    let by_command = Instance::<Uring>::open(&options(&path, true)).expect("it opens");
     assert!(Instance::<Uring>::open(&options(&drive, true)).is_err());
     assert!(Instance::<Uring>::open(&options(&path, true)).is_err());
     drop(by_command);
-    Instance::<Uring>::open(&options(&drive, true)).unwrap();
+    Instance::<Uring>::open(&options(&drive, true)).expect("it opens");
 }
 
 #[test]
 fn a_worker_does_not_sleep_while_a_polled_request_is_in_flight() {
     let Some(drive) = drive() else { return };
-    let instance = Instance::<Uring>::open(&with_poll(&drive, "on")).unwrap();
+    let instance = Instance::<Uring>::open(&with_poll(&drive, "on")).expect("it opens");
     let mut queue = instance.queue(4);
     let memory = Memory::new(4096);
     let segments = [memory.segment(0, 4096)];
@@ -129,6 +129,6 @@ fn a_medium_that_cannot_be_polled_is_named_with_what_to_do() {
     let Some(device) = super::device::LoopDevice::new(1 << 20, 512) else { return };
     let message = refusal(&with_poll(&device.path, "on"));
     assert!(message.contains("nvme.poll_queues"), "{message}");
-    let log = Instance::<Uring>::open(&with_poll(&device.path, "auto")).unwrap().log();
+    let log = Instance::<Uring>::open(&with_poll(&device.path, "auto")).expect("it opens").log();
     assert!(!log.contains("polled"), "{log}");
 }

@@ -22,7 +22,7 @@ fn assert_says(message: &str, words: &[&str]) {
 fn a_file_is_described() {
     let fixture = Fixture::new(1 << 20);
     let instance = fixture.open(true);
-    let (info, metadata) = (instance.info(), fixture.path.metadata().unwrap());
+    let (info, metadata) = (instance.info(), fixture.path.metadata().expect("metadata"));
     assert_eq!(info.capacity, 1 << 20);
     assert_eq!((info.identity_device, info.identity_object), (metadata.dev(), metadata.ino()));
     assert!(info.logical_block_size.is_power_of_two() && info.logical_block_size >= 512);
@@ -30,9 +30,9 @@ fn a_file_is_described() {
     assert_eq!(info.flags, POLLUX_BLOCK_INFO_VOLATILE_CACHE);
     assert_eq!(info.maximum_segments, 1024);
     assert_says(&instance.log(), &["3 ", "disk.img", "1M bytes", "-byte blocks", "direct", "writable", "locked"]);
-    instance.open_queue(0, 8).unwrap();
+    instance.open_queue(0, 8).expect("a queue");
     assert_says(&instance.log(), &["io_uring with SINGLE_ISSUER, DEFER_TASKRUN"]);
-    instance.open_queue(0, 8).unwrap();
+    instance.open_queue(0, 8).expect("a queue");
     assert_eq!(instance.log().matches("io_uring with").count(), 1, "once is enough");
     assert_eq!((info.maximum_write_zeroes, info.maximum_discard), (256 << 20, 1 << 30));
 }
@@ -43,7 +43,7 @@ fn what_cannot_be_opened_is_named_with_what_to_do() {
     let folder = fixture.folder.path();
     let write = |name: &str, size: u64| {
         let path = folder.join(name);
-        File::create(&path).unwrap().set_len(size).unwrap();
+        File::create(&path).expect("created").set_len(size).expect("resized");
         options(&path, true)
     };
     assert_says(&refusal(&options(&folder.join("gone"), true), 0), &["gone", "No such file", "truncate -s"]);
@@ -65,7 +65,7 @@ fn what_cannot_be_opened_is_named_with_what_to_do() {
 fn a_pipe_is_refused_and_not_waited_for() {
     let fixture = Fixture::new(1 << 20);
     let path = fixture.folder.path().join("pipe");
-    if system("mkfifo", &[path.to_str().unwrap()]).is_none() {
+    if system("mkfifo", &[path.to_str().expect("UTF-8")]).is_none() {
         println!("SKIPPED: mkfifo did not work");
         return;
     }
@@ -77,17 +77,18 @@ fn a_file_that_may_not_be_written_is_named() {
     let fixture = Fixture::new(1 << 20);
     if is_root() {
         // The root user may write to everything but a file that is marked immutable.
-        if system("chattr", &["+i", fixture.path.to_str().unwrap()]).is_none() {
+        if system("chattr", &["+i", fixture.path.to_str().expect("UTF-8")]).is_none() {
             println!("SKIPPED: chattr +i does not work here");
             return;
         }
     } else {
-        std::fs::set_permissions(&fixture.path, std::os::unix::fs::PermissionsExt::from_mode(0o400)).unwrap();
+        std::fs::set_permissions(&fixture.path, std::os::unix::fs::PermissionsExt::from_mode(0o400))
+            .expect("permitted");
     }
     let message = refusal(&fixture.options(true), 0);
     let read_only = Instance::<Uring>::open_with(&fixture.options(true), POLLUX_BLOCK_OPEN_READ_ONLY);
     if is_root() {
-        system("chattr", &["-i", fixture.path.to_str().unwrap()]);
+        system("chattr", &["-i", fixture.path.to_str().expect("UTF-8")]);
     }
     assert_says(&message, &["disk.img for writing", "read-only"]);
     assert!(read_only.is_ok());
@@ -102,14 +103,14 @@ fn a_locked_medium_is_refused_and_its_holder_named() {
     assert_says(&refusal(&fixture.options(true), POLLUX_BLOCK_OPEN_READ_ONLY), &["in use"]);
 
     // A look at a medium takes no lock, and neither does an instance that is told not to.
-    let probe = Instance::<Uring>::open_with(&fixture.options(true), POLLUX_BLOCK_OPEN_PROBE).unwrap();
+    let probe = Instance::<Uring>::open_with(&fixture.options(true), POLLUX_BLOCK_OPEN_PROBE).expect("it opens");
     assert_eq!(probe.info().capacity, 1 << 20);
     let unlocked = format!(r#"{{"path": {:?}, "lock": false}}"#, fixture.path);
     assert!(Instance::<Uring>::open(&unlocked).is_ok());
 
     drop(writer);
     let readers: Vec<_> = (0..2)
-        .map(|_| Instance::<Uring>::open_with(&fixture.options(true), POLLUX_BLOCK_OPEN_READ_ONLY).unwrap())
+        .map(|_| Instance::<Uring>::open_with(&fixture.options(true), POLLUX_BLOCK_OPEN_READ_ONLY).expect("it opens"))
         .collect();
     assert_says(&refusal(&fixture.options(true), 0), &["in use"]);
     drop(readers);
@@ -135,7 +136,7 @@ fn the_process_that_holds_the_lock_is_named() {
                   print('locked', flush=True)\n\
                   sys.stdin.read()";
     let child = Command::new("python3")
-        .args(["-c", script, fixture.path.to_str().unwrap()])
+        .args(["-c", script, fixture.path.to_str().expect("UTF-8")])
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
         .spawn();
@@ -144,20 +145,21 @@ fn the_process_that_holds_the_lock_is_named() {
         return;
     };
     let mut line = String::new();
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut line).unwrap();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().expect("it is there")), &mut line)
+        .expect("a line");
     assert_eq!(line, "locked\n");
     assert_says(&refusal(&fixture.options(true), 0), &[&format!("in use by process {} (python3", child.id())]);
     drop(child.stdin.take());
-    child.wait().unwrap();
+    child.wait().expect("it ended");
     fixture.open(true);
 }
 
 #[test]
 fn a_probe_changes_nothing() {
     let fixture = Fixture::new(1 << 20);
-    let before = fixture.path.metadata().unwrap();
-    let probe = Instance::<Uring>::open_with(&fixture.options(true), POLLUX_BLOCK_OPEN_PROBE).unwrap();
-    let after = fixture.path.metadata().unwrap();
+    let before = fixture.path.metadata().expect("metadata");
+    let probe = Instance::<Uring>::open_with(&fixture.options(true), POLLUX_BLOCK_OPEN_PROBE).expect("it opens");
+    let after = fixture.path.metadata().expect("metadata");
     assert_eq!((before.ctime(), before.ctime_nsec()), (after.ctime(), after.ctime_nsec()));
     assert_eq!(probe.info().operations, fixture.open(true).info().operations);
 }

@@ -43,7 +43,7 @@ impl<const UNIT: u32> Block for Coarse<UNIT> {
 fn on_large_sectors(size: u64) -> Option<(Mount, PathBuf)> {
     let mount = Mount::ext4_on(LoopDevice::new(64 * MIB, 4096)?)?;
     let path = mount.path().join("disk.img");
-    File::create(&path).unwrap().set_len(size).unwrap();
+    File::create(&path).expect("created").set_len(size).expect("resized");
     Some((mount, path))
 }
 
@@ -58,7 +58,7 @@ fn check<B: Block>(instance: &Instance<B>, sector: u32) {
 fn a_file_has_blocks_of_512_bytes_wherever_it_lies() {
     let Some((_mount, path)) = on_large_sectors(8 * MIB) else { return };
     for engine in ["io_uring", "sync"] {
-        let instance = Instance::<Uring>::open(&with_engine(&path, true, engine)).unwrap();
+        let instance = Instance::<Uring>::open(&with_engine(&path, true, engine)).expect("it opens");
         let info = instance.info();
         assert_eq!((info.logical_block_size, info.physical_block_size), (512, 4096), "{}", instance.log());
         assert_eq!(info.capacity, 8 * MIB);
@@ -74,11 +74,11 @@ fn units_of_other_sizes_are_served_too() {
     for engine in ["io_uring", "sync"] {
         let fixture = Fixture::new(8 * MIB);
         let options = with_engine(&fixture.path, true, engine);
-        check(&Instance::<Coarse<1024>>::open(&options).unwrap(), 512);
-        check(&Instance::<Coarse<65536>>::open(&options).unwrap(), 512);
+        check(&Instance::<Coarse<1024>>::open(&options).expect("it opens"), 512);
+        check(&Instance::<Coarse<65536>>::open(&options).expect("it opens"), 512);
         // Without the ways that the file system has of its own, zeroes are written.
         let fixture = Fixture::on_tmpfs(8 * MIB);
-        check(&Instance::<Coarse<4096>>::open(&with_engine(&fixture.path, false, engine)).unwrap(), 512);
+        check(&Instance::<Coarse<4096>>::open(&with_engine(&fixture.path, false, engine)).expect("it opens"), 512);
     }
 }
 
@@ -95,7 +95,7 @@ fn a_block_device_has_its_own_blocks_or_those_that_are_asked_for() {
         let Some(device) = LoopDevice::new(2 * MIB, sector) else { return };
         let block_size = asked.map_or(String::new(), |asked| format!(r#", "block_size": {asked}"#));
         let options = with_engine(&device.path, direct, engine).replace('}', &format!("{block_size}}}"));
-        let instance = Instance::<Uring>::open(&options).unwrap();
+        let instance = Instance::<Uring>::open(&options).expect("it opens");
         let info = instance.info();
         let block = asked.unwrap_or(sector);
         assert_eq!(info.logical_block_size, block, "{options}");
@@ -112,33 +112,33 @@ fn the_block_size_of_a_file_can_be_chosen() {
     assert!(refusal("4096").contains("whole number of its 4096-byte blocks: extend it with `truncate -s 8392704`"));
     assert!(refusal("8192").contains("block_size = 8192: write 512, 1024, 2048 or 4096"));
     assert!(refusal("1000").contains("power of two"));
-    File::options().write(true).open(&fixture.path).unwrap().set_len(8 * MIB).unwrap();
+    File::options().write(true).open(&fixture.path).expect("it opens").set_len(8 * MIB).expect("resized");
     for (text, size) in [("1024", 1024), (r#""4K""#, 4096)] {
-        check(&Instance::<Uring>::open(&with(text)).unwrap(), size);
+        check(&Instance::<Uring>::open(&with(text)).expect("it opens"), size);
     }
 }
 
 #[test]
 fn a_rest_at_the_end_is_read_and_makes_no_disk_that_is_written() {
     let Some((_mount, path)) = on_large_sectors(MIB + 512) else { return };
-    std::fs::write(&path, vec![7; MIB as usize + 512]).unwrap();
+    std::fs::write(&path, vec![7; MIB as usize + 512]).expect("written");
     let message = Instance::<Uring>::open(&options(&path, true)).err().expect("refused");
     for words in ["1049088 bytes", "truncate -s 1052672", "direct = false"] {
         assert!(message.contains(words), "{message}");
     }
-    let read_only = Instance::<Uring>::open_with(&options(&path, true), POLLUX_BLOCK_OPEN_READ_ONLY).unwrap();
+    let read_only = Instance::<Uring>::open_with(&options(&path, true), POLLUX_BLOCK_OPEN_READ_ONLY).expect("it opens");
     assert_eq!(read_only.info().capacity, MIB + 512);
     assert_eq!(read_only.queue(4).read(MIB - 512, 1024), [7; 1024]);
     drop(read_only);
     // A file that gets such an end while it is in use is offered up to the last whole unit.
-    File::options().write(true).open(&path).unwrap().set_len(MIB).unwrap();
-    let instance = Instance::<Uring>::open(&options(&path, true)).unwrap();
-    File::options().write(true).open(&path).unwrap().set_len(2 * MIB + 512).unwrap();
+    File::options().write(true).open(&path).expect("it opens").set_len(MIB).expect("resized");
+    let instance = Instance::<Uring>::open(&options(&path, true)).expect("it opens");
+    File::options().write(true).open(&path).expect("it opens").set_len(2 * MIB + 512).expect("resized");
     assert_eq!(instance.info().capacity, 2 * MIB);
     // A part of a unit that is not there any more is not made up from nothing.
-    File::options().write(true).open(&path).unwrap().set_len(MIB).unwrap();
+    File::options().write(true).open(&path).expect("it opens").set_len(MIB).expect("resized");
     assert_eq!(instance.queue(4).write(3 * MIB / 2 + 512, &[1; 512]), -libc::EIO);
-    assert_eq!(path.metadata().unwrap().len(), MIB);
+    assert_eq!(path.metadata().expect("metadata").len(), MIB);
 }
 
 /// What one of two queues does to a unit.
@@ -199,10 +199,10 @@ fn check_races<B: Block>(instance: &Instance<B>, rounds: usize) {
     let deeds: Vec<[Vec<Deed>; 2]> =
         (0..rounds).map(|_| [0, 1].map(|_| (0..UNITS).map(|_| Deed::random(&mut random)).collect())).collect();
     std::thread::scope(|scope| {
-        let mut other = instance.open_queue(1, 64).unwrap();
+        let mut other = instance.open_queue(1, 64).expect("a queue");
         let (deeds, barrier) = (&deeds, &barrier);
         scope.spawn(move || {
-            other.start().unwrap();
+            other.start().expect("started");
             for round in deeds {
                 barrier.wait();
                 do_all(&mut other, &round[1]);
@@ -245,21 +245,21 @@ fn requests_of_two_queues_never_undo_each_other() {
     for engine in ["io_uring", "sync"] {
         let fixture = Fixture::new(MIB);
         let options = with_engine(&fixture.path, true, engine);
-        check_races(&Instance::<Coarse<4096>>::open(&options).unwrap(), 100);
+        check_races(&Instance::<Coarse<4096>>::open(&options).expect("it opens"), 100);
         let Some((_mount, path)) = on_large_sectors(MIB) else { return };
-        check_races(&Instance::<Uring>::open(&with_engine(&path, true, engine)).unwrap(), 100);
+        check_races(&Instance::<Uring>::open(&with_engine(&path, true, engine)).expect("it opens"), 100);
     }
 }
 
 #[test]
 fn a_worker_that_sleeps_is_woken_when_its_turn_has_come() {
     let fixture = Fixture::new(MIB);
-    let instance = Instance::<Coarse<4096>>::open(&fixture.options(true)).unwrap();
+    let instance = Instance::<Coarse<4096>>::open(&fixture.options(true)).expect("it opens");
     // Both write all sectors of the same unit, one by one, and look only when they are woken.
     let write_all = |index| {
-        let mut queue = instance.open_queue(index, 64).unwrap();
+        let mut queue = instance.open_queue(index, 64).expect("a queue");
         move || {
-            queue.start().unwrap();
+            queue.start().expect("started");
             let memory = Memory::holding(&[5; 4096]);
             let segments: Vec<_> = (0..SECTORS).map(|nth| [memory.segment(nth * SECTOR, SECTOR)]).collect();
             for round in 0..50 {
@@ -287,9 +287,9 @@ fn a_worker_that_sleeps_is_woken_when_its_turn_has_come() {
 #[test]
 fn a_queue_that_is_given_up_leaves_its_units_to_others() {
     let fixture = Fixture::new(MIB);
-    let instance = Instance::<Coarse<4096>>::open(&fixture.options(true)).unwrap();
-    let mut survivor = instance.open_queue(1, 8).unwrap();
-    survivor.start().unwrap();
+    let instance = Instance::<Coarse<4096>>::open(&fixture.options(true)).expect("it opens");
+    let mut survivor = instance.open_queue(1, 8).expect("a queue");
+    survivor.start().expect("started");
     let memory = Memory::holding(&[6; 4096]);
     for round in 0..20 {
         let mut queue = instance.queue(64);

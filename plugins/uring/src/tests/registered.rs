@@ -13,7 +13,7 @@ const MIB: u64 = 1 << 20;
 
 fn open_registering(fixture: &Fixture) -> Instance<Uring> {
     Instance::open(&format!(r#"{{"path": {:?}, "engine": "io_uring", "register_memory": true}}"#, fixture.path))
-        .unwrap()
+        .expect("it opens")
 }
 
 /// Reads the first block into the memory at `at`, with a queue that may have it registered.
@@ -133,12 +133,12 @@ fn drop_capability_to_lock() {
 #[test]
 fn a_ring_permits_nothing_but_its_use() {
     let fixture = Fixture::filled(4096);
-    let file = File::open(&fixture.path).unwrap();
+    let file = File::open(&fixture.path).expect("it opens");
     for set_up in SetUp::ALL {
         let purpose =
             Purpose { set_up, depth: 4, polls_device: false, operations: Files::OPERATIONS, may_clone_buffers: false };
-        let mut ring: Ring = Ring::build(purpose, &[file.as_fd()]).unwrap();
-        ring.enable().unwrap();
+        let mut ring: Ring = Ring::build(purpose, &[file.as_fd()]).expect("a ring");
+        ring.enable().expect("enabled");
         let mut memory = Memory::new(4096);
         let path = c"/dev/null";
         let entries = [
@@ -162,7 +162,7 @@ fn a_ring_permits_nothing_but_its_use() {
             }
         });
         assert_eq!(results, [-libc::EACCES, -libc::EACCES, -libc::EACCES, 4096], "{set_up:?}");
-        let refused = ring.inner().submitter().register_files(&[0]).unwrap_err();
+        let refused = ring.inner().submitter().register_files(&[0]).expect_err("it fails");
         assert_eq!(refused.raw_os_error(), Some(libc::EACCES), "{set_up:?}");
     }
 }

@@ -50,9 +50,9 @@ fn without_a_thread_for_io_uring_everything_is_done_all_the_same() {
     for direct in [false, true] {
         let fixture = Fixture::filled(1 << 20);
         let instance = fixture.open_with(direct, "io_uring");
-        let mut queue = instance.open_queue(0, 8).unwrap();
+        let mut queue = instance.open_queue(0, 8).expect("a queue");
         without_threads(|| {
-            queue.start().unwrap();
+            queue.start().expect("started");
             let memory = Memory::holding(&[9; 8192]);
             for segments in [vec![memory.segment(0, 8192)], vec![memory.segment(1, 4096)]] {
                 for flags in [0, POLLUX_BLOCK_FUA] {
@@ -66,12 +66,12 @@ fn without_a_thread_for_io_uring_everything_is_done_all_the_same() {
             }
             checked(&mut queue, request(POLLUX_BLOCK_DISCARD, 65536, 65536, 0));
             assert!(is_zero(&queue.read(0, 16384)));
-            let deferred = instance.statistics()["deferred"].as_u64().unwrap();
+            let deferred = instance.statistics()["deferred"].as_u64().expect("a number");
             assert!(deferred > 0, "threads were to be had");
             println!("direct = {direct}: {deferred} calls by the thread of the image");
         });
         if is_root() {
-            let rest = &std::fs::read(&fixture.path).unwrap()[128 << 10..];
+            let rest = &std::fs::read(&fixture.path).expect("readable")[128 << 10..];
             assert!(rest.iter().all(|&byte| byte == 3), "the rest is as it was");
         }
     }
@@ -81,9 +81,9 @@ fn without_a_thread_for_io_uring_everything_is_done_all_the_same() {
 fn a_sleeping_worker_is_woken_by_the_thread_of_the_image() {
     let fixture = Fixture::filled(1 << 20);
     let instance = fixture.open_with(false, "io_uring");
-    let mut queue = instance.open_queue(0, 8).unwrap();
+    let mut queue = instance.open_queue(0, 8).expect("a queue");
     without_threads(|| {
-        queue.start().unwrap();
+        queue.start().expect("started");
         for token in 0..50 {
             assert_eq!(queue.submit(&[BlockRequest { token, ..request(POLLUX_BLOCK_FLUSH, 0, 0, 0) }]), 1);
             while queue.done.is_empty() {
@@ -106,9 +106,9 @@ fn a_sleeping_worker_is_woken_by_the_thread_of_the_image() {
 fn a_queue_that_is_given_up_leaves_the_thread_of_the_image_nothing_to_write_to() {
     let fixture = Fixture::filled(1 << 20);
     let instance = fixture.open_with(false, "io_uring");
-    let mut queue = instance.open_queue(0, 64).unwrap();
+    let mut queue = instance.open_queue(0, 64).expect("a queue");
     without_threads(|| {
-        queue.start().unwrap();
+        queue.start().expect("started");
         let memory = Memory::holding(&[9; 64 * 4096]);
         let segments: Vec<_> = (0..64).map(|nth| [memory.segment(nth * 4096, 4096)]).collect();
         let requests: Vec<_> = (0..64)

@@ -44,7 +44,7 @@ fn by_system_calls_everything_ends_within_submit() {
     assert_eq!(queue.submit(&requests), requests.len());
     let results: Vec<_> = queue.done.iter().map(|completion| (completion.token, completion.result)).collect();
     assert_eq!(results, [(1, 0), (2, 0), (3, 0), (4, -libc::ENOTSUP)]);
-    assert!(std::fs::read(&fixture.path).unwrap()[4096..8192].iter().all(|&byte| byte == 5));
+    assert!(std::fs::read(&fixture.path).expect("readable")[4096..8192].iter().all(|&byte| byte == 5));
 }
 
 /// A zram disk of its own, taken away when dropped.
@@ -58,7 +58,7 @@ impl CompressedDisk {
             return None;
         };
         let disk = CompressedDisk(number.trim().to_owned());
-        std::fs::write(format!("/sys/block/zram{}/disksize", disk.0), size.to_string()).unwrap();
+        std::fs::write(format!("/sys/block/zram{}/disksize", disk.0), size.to_string()).expect("written");
         Some(disk)
     }
 
@@ -85,7 +85,7 @@ impl Drop for CompressedDisk {
 fn a_disk_in_memory_is_served_by_system_calls() {
     let Some(disk) = CompressedDisk::new(8 * MIB) else { return };
     for direct in [true, false] {
-        let instance = Instance::<Uring>::open(&options(&disk.path(), direct)).unwrap();
+        let instance = Instance::<Uring>::open(&options(&disk.path(), direct)).expect("it opens");
         println!("{}", instance.log());
         assert!(instance.log().contains("by system calls (the medium is memory)"), "{}", instance.log());
         let info = instance.info();
@@ -105,14 +105,14 @@ fn what_the_page_cache_has_is_read_at_once_and_what_it_has_not_is_read_too() {
         return;
     }
     let mut queue = instance.queue(4);
-    let missed = || instance.statistics()["not_cached"].as_u64().unwrap();
+    let missed = || instance.statistics()["not_cached"].as_u64().expect("a number");
     assert_eq!(queue.write(0, &vec![5; MIB as usize]), 0);
     for block in 0..64 {
         assert_eq!(queue.read(block * 4096, 4096), [5; 4096]);
     }
     assert_eq!(missed(), 0, "what was just written is in the page cache");
     checked(&mut queue, request(POLLUX_BLOCK_FLUSH, 0, 0, 0));
-    let file = File::open(&fixture.path).unwrap();
+    let file = File::open(&fixture.path).expect("it opens");
     for _ in 0..64 {
         // SAFETY: no memory is passed.
         unsafe { libc::posix_fadvise(std::os::fd::AsRawFd::as_raw_fd(&file), 0, 0, libc::POSIX_FADV_DONTNEED) };
@@ -122,7 +122,7 @@ fn what_the_page_cache_has_is_read_at_once_and_what_it_has_not_is_read_too() {
     let missed = missed();
     assert!((1..=64).contains(&missed), "tried in vain {missed} times in 128");
     // A file that has become shorter.
-    File::options().write(true).open(&fixture.path).unwrap().set_len(4096 + 100).unwrap();
+    File::options().write(true).open(&fixture.path).expect("it opens").set_len(4096 + 100).expect("resized");
     let memory = Memory::new(4096);
     let segments = [memory.segment(0, 4096)];
     assert_eq!(queue.read(0, 4096), [5; 4096]);

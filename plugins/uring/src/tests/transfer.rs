@@ -12,7 +12,7 @@ fn every_segment_split_is_written_and_read_back() {
         let instance = fixture.open_with(direct, engine);
         let block = instance.info().logical_block_size as usize;
         check_segment_splits(&mut instance.queue(4), block);
-        let bounced = instance.statistics()["bounced"].as_u64().unwrap();
+        let bounced = instance.statistics()["bounced"].as_u64().expect("a number");
         assert_eq!(bounced > 0, direct, "only direct I/O needs a bounce buffer: {bounced}");
     }
 }
@@ -39,7 +39,7 @@ fn random_requests_at_depth_128_agree_with_a_model() {
 fn each_way_to_set_up_the_ring_agrees_with_the_model() {
     fn check<const SET_UP: usize>(direct: bool) {
         let fixture = Fixture::new(8 * MIB);
-        let instance = Instance::<Older<SET_UP>>::open(&fixture.options(direct)).unwrap();
+        let instance = Instance::<Older<SET_UP>>::open(&fixture.options(direct)).expect("it opens");
         let info = instance.info();
         let blocks = info.capacity / u64::from(info.logical_block_size);
         check_against_model(&mut instance.queue(32), &info, 0, blocks, 32, 5);
@@ -85,7 +85,7 @@ fn more_bounced_requests_than_chunks_wait_their_turn() {
 fn a_queue_takes_no_more_than_its_depth() {
     let fixture = Fixture::new(MIB);
     let options = format!(r#"{{"path": {:?}, "queue_depth": 5}}"#, fixture.path);
-    let instance = Instance::<Uring>::open(&options).unwrap();
+    let instance = Instance::<Uring>::open(&options).expect("it opens");
     let mut queue = instance.queue(64);
     let requests: Vec<_> = (0..8).map(|token| BlockRequest { token, ..request(POLLUX_BLOCK_FLUSH, 0, 0, 0) }).collect();
     assert_eq!(queue.submit(&requests), 5);
@@ -169,8 +169,8 @@ fn zeroes_are_written_where_the_file_system_has_no_shortcut() {
 #[test]
 fn a_read_only_medium_is_read_and_not_written() {
     let fixture = Fixture::new(MIB);
-    std::fs::write(&fixture.path, vec![9; MIB as usize]).unwrap();
-    let instance = Instance::<Uring>::open_with(&fixture.options(true), POLLUX_BLOCK_OPEN_READ_ONLY).unwrap();
+    std::fs::write(&fixture.path, vec![9; MIB as usize]).expect("written");
+    let instance = Instance::<Uring>::open_with(&fixture.options(true), POLLUX_BLOCK_OPEN_READ_ONLY).expect("it opens");
     let info = instance.info();
     assert!(info.is_read_only() && !info.offers(POLLUX_BLOCK_WRITE) && !info.offers(POLLUX_BLOCK_DISCARD));
     let mut queue = instance.queue(8);

@@ -15,10 +15,10 @@ fn two_queues_on_two_threads_share_the_medium() {
     let half = info.capacity / u64::from(info.logical_block_size) / 2;
     std::thread::scope(|scope| {
         for nth in 0..2_u32 {
-            let mut queue = instance.open_queue(nth, 64).unwrap();
+            let mut queue = instance.open_queue(nth, 64).expect("a queue");
             let info = &info;
             scope.spawn(move || {
-                queue.start().unwrap();
+                queue.start().expect("started");
                 check_against_model(&mut queue, info, u64::from(nth) * half, half, 64, 20 + u64::from(nth));
             });
         }
@@ -28,7 +28,7 @@ fn two_queues_on_two_threads_share_the_medium() {
 /// Sleeps on the wake fd whenever `arm` allows it, with no time-out that could hide a lost wake-up.
 fn check_wake_ups<const SET_UP: usize>() {
     let fixture = Fixture::filled(1 << 20);
-    let instance = Instance::<Older<SET_UP>>::open(&fixture.options(true)).unwrap();
+    let instance = Instance::<Older<SET_UP>>::open(&fixture.options(true)).expect("it opens");
     let mut queue = instance.queue(16);
     assert!(queue.wake_fd() >= 0);
     let memory = Memory::new(16 * 4096);
@@ -153,7 +153,7 @@ fn a_queue_that_has_failed_submits_nothing_more() {
     let begin = Instant::now();
     assert_eq!(queue.stop(), 0, "the kernel holds nothing");
     assert!(begin.elapsed() < Duration::from_secs(5), "there is nothing to wait for");
-    assert!(is_zero(&std::fs::read(&fixture.path).unwrap()), "the guest has had its memory back");
+    assert!(is_zero(&std::fs::read(&fixture.path).expect("readable")), "the guest has had its memory back");
 }
 
 #[test]
@@ -163,8 +163,8 @@ fn one_thread_serves_more_queues_than_it_can_register_rings() {
     for _ in 0..2 {
         let mut queues: Vec<_> = (0..40)
             .map(|index| {
-                let mut queue = instance.open_queue(index, 4).unwrap();
-                queue.start().unwrap();
+                let mut queue = instance.open_queue(index, 4).expect("a queue");
+                queue.start().expect("started");
                 queue
             })
             .collect();
@@ -179,7 +179,7 @@ fn a_queue_starts_only_once() {
     let fixture = Fixture::new(1 << 20);
     let instance = fixture.open(true);
     let mut queue = instance.queue(4);
-    let message = queue.start().unwrap_err();
+    let message = queue.start().expect_err("it fails");
     assert!(message.contains("cannot start the io_uring"), "{message}");
     assert_eq!(queue.read(0, 4096).len(), 4096);
 }
