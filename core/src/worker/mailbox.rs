@@ -126,7 +126,7 @@ impl WorkerHandle {
     /// # Errors
     /// The task's own reason for not starting. The task is dropped then.
     pub fn attach(&self, task: Box<dyn Task>) -> Result<TaskId, WorkerError> {
-        let id = TaskId(self.mailbox.next_task.fetch_add(1, Ordering::Relaxed));
+        let id = TaskId::numbered(self.mailbox.next_task.fetch_add(1, Ordering::Relaxed));
         let (reply, answer) = sync_channel(1);
         self.send(Command::Attach(id, task, reply));
         match answer.recv() {

@@ -7,6 +7,8 @@
 //! |---|---|
 //! | [`task`] | what a worker runs |
 //! | [`deadline`] | when a task wants to be called, and the time of a turn |
+//! | `task_id` | the name of a task |
+//! | `error` | why a worker could not be started, or take a task |
 //! | `core` | the loop |
 //! | `roster` | the tasks, those at rest apart from the others |
 //! | `mailbox` | how others talk to a worker |
@@ -17,6 +19,7 @@
 //! | `meter` | what is counted of a worker |
 mod core;
 pub mod deadline;
+mod error;
 mod idle;
 mod mailbox;
 mod meter;
@@ -24,13 +27,16 @@ mod pause;
 mod roster;
 mod sleep;
 pub mod task;
+mod task_id;
 mod window;
 
 pub use deadline::Deadline;
+pub use error::WorkerError;
 pub use idle::IdlePolicy;
 pub use mailbox::{Detaching, WorkerHandle};
 pub use roster::{LOOKS, REST_AFTER, Roster};
 pub use task::{SleepFds, Task};
+pub use task_id::TaskId;
 
 use self::{
     core::Core,
@@ -40,40 +46,11 @@ use crate::cpus::{self, Pin};
 use crate::event::watchdog;
 use crate::stats::{Capacity, StatsSegment, WorkerStatsHandle};
 use std::{
-    io,
     num::NonZeroU64,
     sync::{Arc, mpsc::sync_channel},
     thread::{self, JoinHandle},
 };
 use tracing::{error, info};
-
-/// Names a task of a worker, for ever.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct TaskId(u64);
-
-impl TaskId {
-    /// The name of the task with a number that no other has.
-    pub fn numbered(number: u64) -> Self {
-        TaskId(number)
-    }
-}
-
-/// Why a worker could not be started or take a task.
-#[derive(Debug, thiserror::Error)]
-pub enum WorkerError {
-    /// The thread could not be made.
-    #[error("worker {0}: cannot start its thread: {1}")]
-    Thread(String, io::Error),
-    /// The thread could not be pinned.
-    #[error("worker {0}: cannot be pinned to CPU {1}: {why} ({2})", why = cpus::obstacle(*.1))]
-    Pin(String, usize, io::Error),
-    /// The task refused to start.
-    #[error("{0}")]
-    Task(String),
-    /// The worker has ended.
-    #[error("worker {0} has ended")]
-    Gone(String),
-}
 
 /// A running worker. Dropping it ends its thread, once all tasks that it still has are stopped.
 #[derive(Debug)]
