@@ -11,7 +11,7 @@ use pollux_benches::{
     row::{Figure, Row, Unit},
 };
 use pollux_loadgen::{
-    Limits, Options, Workload,
+    FrontEndOptions, LoadLimits, Workload,
     campaign::{Plan, Target},
 };
 use std::{error::Error, io, rc::Rc};
@@ -134,12 +134,17 @@ fn plan(work: Work, side: &Side, depth: u16, arguments: &Arguments, Cpus { serve
         depths: vec![depth],
         rounds: 1,
         workload: Workload { size: Some(Medium::BYTES), ..Workload::default() },
-        options: Options { depth, ring: side.who.ring(), indirect: work.indirect(), ..Options::default() },
-        limits: Limits {
+        options: FrontEndOptions {
+            depth,
+            ring: side.who.ring(),
+            indirect: work.indirect(),
+            ..FrontEndOptions::default()
+        },
+        limits: LoadLimits {
             warm_up: arguments.duration / 5,
             duration: Some(arguments.duration),
             cpus: vec![driver],
-            ..Limits::default()
+            ..LoadLimits::default()
         },
         verify: false,
         pair: Some((driver, server)),

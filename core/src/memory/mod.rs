@@ -17,7 +17,7 @@ pub use pollux_guard as guard;
 pub use quota::Quota;
 pub(crate) use segments::scatter;
 
-use crate::error::Chain;
+use crate::error::WithCauses;
 use pollux_abi::block_v1::MemoryRegion;
 use std::{
     ffi::CStr,
@@ -38,7 +38,7 @@ pub type GuestMap = GuestMemoryMmap<()>;
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
     /// The memory file could not be made or sized.
-    #[error("cannot reserve {bytes} bytes of guest memory: {}{}", Chain(.cause), hint(*.hugepages))]
+    #[error("cannot reserve {bytes} bytes of guest memory: {}{}", WithCauses(.cause), hint(*.hugepages))]
     Reserve {
         /// Size asked for.
         bytes: u64,

@@ -7,7 +7,7 @@ use clap::{ArgAction, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pollux_core::ring::RingKind;
 use pollux_loadgen::{
-    Indirect, Limits, Options, Workload,
+    FrontEndOptions, Indirect, LoadLimits, Workload,
     campaign::{Plan, Stage},
     frontend, load,
     load::Progress,
@@ -324,7 +324,7 @@ fn plan(arguments: &Arguments) -> Result<Plan, Error> {
             flush_every: arguments.flush_every,
             seed: arguments.seed,
         },
-        options: Options {
+        options: FrontEndOptions {
             queues: arguments.queues,
             queue_size: arguments.queue_size,
             depth: arguments.depth.iter().copied().max().unwrap_or(1),
@@ -343,7 +343,7 @@ fn plan(arguments: &Arguments) -> Result<Plan, Error> {
             hugepages: arguments.hugepages,
             patience: arguments.timeout,
         },
-        limits: Limits {
+        limits: LoadLimits {
             depth: 0,
             warm_up: arguments.warm_up,
             duration,

@@ -7,7 +7,7 @@ mod common;
 
 use common::disk::{BUFFERED, DEPTH, DIRECT, Disk, FILE, Guest};
 use pollux_core::ring::RingKind;
-use pollux_loadgen::{Ended, Indirect, Options};
+use pollux_loadgen::{Ended, FrontEndOptions, Indirect};
 use std::{
     env,
     str::FromStr,
@@ -58,7 +58,7 @@ fn random() -> (u64, fastrand::Rng) {
 }
 
 /// The rounds of one test, on `disk`.
-fn crash(test: &str, disk: &Disk, options: Options) -> Tally {
+fn crash(test: &str, disk: &Disk, options: FrontEndOptions) -> Tally {
     let (seed, mut random) = random();
     let rounds = rounds();
     println!("{test}: POLLUX_CRASH_SEED={seed}");
@@ -94,13 +94,13 @@ fn crash(test: &str, disk: &Disk, options: Options) -> Tally {
 #[test]
 fn uring_with_one_queue() {
     let disk = Disk::new("uring", BUFFERED, 1);
-    crash("uring_with_one_queue", &disk, Options::default());
+    crash("uring_with_one_queue", &disk, FrontEndOptions::default());
 }
 
 #[test]
 fn uring_with_four_queues() {
     let disk = Disk::new("uring", BUFFERED, 4);
-    crash("uring_with_four_queues", &disk, Options { indirect: Indirect::Never, ..Options::default() });
+    crash("uring_with_four_queues", &disk, FrontEndOptions { indirect: Indirect::Never, ..FrontEndOptions::default() });
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn uring_with_four_queues_and_direct_io() {
     let test = "uring_with_four_queues_and_direct_io";
     let disk = Disk::new("uring", DIRECT, 4);
     if disk.takes_direct(test) {
-        let tally = crash(test, &disk, Options::default());
+        let tally = crash(test, &disk, FrontEndOptions::default());
         // SPDK loses exactly this one (spdk#3766): a head of 0 must be as good as any other.
         let (rounds, head_zero) = (rounds(), tally.head_zero);
         assert!(
@@ -121,13 +121,13 @@ fn uring_with_four_queues_and_direct_io() {
 #[test]
 fn mem_with_one_queue() {
     let disk = Disk::new("mem", FILE, 1);
-    crash("mem_with_one_queue", &disk, Options { event_idx: false, ..Options::default() });
+    crash("mem_with_one_queue", &disk, FrontEndOptions { event_idx: false, ..FrontEndOptions::default() });
 }
 
 #[test]
 fn mem_with_four_queues() {
     let disk = Disk::new("mem", FILE, 4);
-    crash("mem_with_four_queues", &disk, Options::default());
+    crash("mem_with_four_queues", &disk, FrontEndOptions::default());
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn packed_rings_of_four_queues_and_direct_io() {
     let test = "packed_rings_of_four_queues_and_direct_io";
     let disk = Disk::new("uring", DIRECT, 4);
     if disk.takes_direct(test) {
-        let options = Options { ring: RingKind::Packed, ..Options::default() };
+        let options = FrontEndOptions { ring: RingKind::Packed, ..FrontEndOptions::default() };
         let tally = crash(test, &disk, options);
         let (rounds, replays) = (rounds(), tally.replays);
         assert!(
@@ -148,7 +148,12 @@ fn packed_rings_of_four_queues_and_direct_io() {
 #[test]
 fn a_packed_ring_of_chains_in_the_ring_itself() {
     let disk = Disk::new("mem", FILE, 1);
-    let options = Options { ring: RingKind::Packed, indirect: Indirect::Never, event_idx: false, ..Options::default() };
+    let options = FrontEndOptions {
+        ring: RingKind::Packed,
+        indirect: Indirect::Never,
+        event_idx: false,
+        ..FrontEndOptions::default()
+    };
     crash("a_packed_ring_of_chains_in_the_ring_itself", &disk, options);
 }
 
@@ -159,7 +164,7 @@ fn requests_in_order_with_four_queues_and_direct_io() {
     let disk = Disk::in_order("uring", DIRECT, 4);
     if disk.takes_direct(test) {
         for (ring, indirect) in [(RingKind::Split, Indirect::Auto), (RingKind::Packed, Indirect::Never)] {
-            crash(test, &disk, Options { ring, indirect, in_order: true, ..Options::default() });
+            crash(test, &disk, FrontEndOptions { ring, indirect, in_order: true, ..FrontEndOptions::default() });
         }
     }
 }
@@ -168,6 +173,10 @@ fn requests_in_order_with_four_queues_and_direct_io() {
 fn requests_in_order_that_end_at_once() {
     let disk = Disk::in_order("mem", FILE, 1);
     for ring in RingKind::BOTH {
-        crash("requests_in_order_that_end_at_once", &disk, Options { ring, in_order: true, ..Options::default() });
+        crash(
+            "requests_in_order_that_end_at_once",
+            &disk,
+            FrontEndOptions { ring, in_order: true, ..FrontEndOptions::default() },
+        );
     }
 }

@@ -7,7 +7,7 @@ use common::{
     relay::relay,
     serving::{PATIENCE, Serving},
 };
-use pollux_loadgen::{Ended, Error, FrontEnd, Options, verify::MAGIC};
+use pollux_loadgen::{Ended, Error, FrontEnd, FrontEndOptions, verify::MAGIC};
 use pollux_testing::build;
 use std::{
     fs,
@@ -78,7 +78,7 @@ fn what_was_taken_and_never_finished_is_done_by_the_next_one_head_0_included() {
         let dying = Dying::new(queues);
         let all = u64::from(queues * DEPTH);
         let mut server = dying.serve(all, true);
-        let mut guest = Guest::new(&dying.disk, Options::default());
+        let mut guest = Guest::new(&dying.disk, FrontEndOptions::default());
         assert_eq!(guest.run(DEPTH, None, &mut |_| {}), Ended::Lost);
         let everything: Vec<Vec<u16>> = vec![(0..DEPTH).collect(); queues.into()];
         // Twice more before anything completes: the next ones take all of it again, and die of the last request.
@@ -106,7 +106,7 @@ fn what_was_taken_and_never_finished_is_done_by_the_next_one_head_0_included() {
 fn any_request_of_a_batch_may_be_the_last() {
     let dying = Dying::new(1);
     let mut server = dying.disk.serve();
-    let mut guest = Guest::new(&dying.disk, Options::default());
+    let mut guest = Guest::new(&dying.disk, FrontEndOptions::default());
     run_until(&mut guest, 100, || server.kill());
     let mut replayed = 0;
     for die_at in 1..=40 {
@@ -135,7 +135,7 @@ fn any_message_of_a_start_may_be_the_last() {
     let between = disk.folder.path().join("between.sock");
     let listener = UnixListener::bind(&between).expect("a socket");
     let mut server = Mutex::new(disk.serve());
-    let mut guest = Guest::new(&disk, Options::default());
+    let mut guest = Guest::new(&disk, FrontEndOptions::default());
     let kill = |server: &Mutex<Serving>| server.lock().unwrap_or_else(PoisonError::into_inner).kill();
     let mut last = 0;
     loop {
@@ -173,7 +173,7 @@ fn any_message_of_a_start_may_be_the_last() {
 fn a_backend_that_is_told_to_end_finishes_what_it_has_taken() {
     let disk = Disk::new("uring", BUFFERED, 4);
     let mut server = disk.serve();
-    let mut guest = Guest::new(&disk, Options::default());
+    let mut guest = Guest::new(&disk, FrontEndOptions::default());
     let mut counted = 0;
     for round in 0..8 {
         run_until(&mut guest, 300, || server.signal(libc::SIGTERM));
@@ -194,7 +194,7 @@ fn a_backend_that_is_told_to_end_finishes_what_it_has_taken() {
 fn a_backend_may_be_away_for_a_while_and_fail_to_start() {
     let disk = Disk::new("uring", BUFFERED, 1);
     let mut server = disk.serve();
-    let mut guest = Guest::new(&disk, Options::default());
+    let mut guest = Guest::new(&disk, FrontEndOptions::default());
     run_until(&mut guest, 200, || server.kill());
     let in_flight = guest.front_end.in_flight();
     for attempt in 0..8 {
@@ -230,10 +230,10 @@ fn a_front_end_that_is_killed_leaves_the_backend_to_the_next() {
         }
         bench.kill().and_then(|()| bench.wait()).expect("it ends");
         // Its connection is given up when what it had in flight is done; until then the device is refused to others.
-        while let Err(error) = FrontEnd::connect(&disk.socket(), &Options::default()) {
+        while let Err(error) = FrontEnd::connect(&disk.socket(), &FrontEndOptions::default()) {
             assert!(Instant::now() < deadline, "round {round}: {error}");
         }
-        let mut guest = Guest::new(&disk, Options::default());
+        let mut guest = Guest::new(&disk, FrontEndOptions::default());
         guest.check_all();
         guest.check_no_duplicate();
     }
@@ -243,5 +243,5 @@ fn a_front_end_that_is_killed_leaves_the_backend_to_the_next() {
     let words = format!("{} is in use by process {}", "disk.img", server.id());
     assert!(ran.status == Some(1) && ran.stderr.contains(&words), "{words}: {}", ran.stderr);
     disk.stop(server);
-    assert!(matches!(FrontEnd::connect(&disk.socket(), &Options::default()), Err(Error::NoSocket { .. })));
+    assert!(matches!(FrontEnd::connect(&disk.socket(), &FrontEndOptions::default()), Err(Error::NoSocket { .. })));
 }

@@ -8,7 +8,7 @@ use common::{
     serving::{PATIENCE, Serving},
 };
 use pollux_core::stats::SegmentReader;
-use pollux_loadgen::{Ended, FrontEnd, Limits, Load, Options, Workload};
+use pollux_loadgen::{Ended, FrontEnd, FrontEndOptions, Load, LoadLimits, Workload};
 use pollux_testing::{blk::wait_for, media};
 use std::{fs::File, process::Stdio, time::Duration};
 
@@ -121,12 +121,12 @@ fn a_backend_that_is_killed_while_its_medium_hangs_leaves_the_requests_to_the_ne
     let folder = Folder::new();
     let script = "script = [{ after = 500, hang = true, until = \"FOLDER/back\" }]";
     let mut server = serve(&folder, script);
-    let options = Options { depth: 8, patience: PATIENCE, ..Options::default() };
+    let options = FrontEndOptions { depth: 8, patience: PATIENCE, ..FrontEndOptions::default() };
     let mut front_end = FrontEnd::connect(&folder.path().join("bad.sock"), &options).expect("a backend");
     let workload = Workload { read_share: 30, ..Workload::default() };
     let mut load = Load::new(&workload, &mut front_end, true).expect("a load");
     let mut run = |front_end: &mut FrontEnd, requests| {
-        let limits = Limits { depth: 8, requests, patience: PATIENCE, ..Limits::default() };
+        let limits = LoadLimits { depth: 8, requests, patience: PATIENCE, ..LoadLimits::default() };
         let outcome = load.run(front_end, &limits, &mut |progress| {
             // Which is all that it gets.
             if requests.is_none() && progress.requests == 500 {

@@ -1,9 +1,9 @@
 //! Rounds: each depth, each target, several times, targets in turn, so that what the machine does meanwhile meets all
 //! alike.
 use crate::{
-    frontend::{Error, Facts, FrontEnd, Options},
+    frontend::{Error, Facts, FrontEnd, FrontEndOptions},
     ideal,
-    load::{Ended, Limits, Load, Outcome, Progress, QueueResult},
+    load::{Ended, Load, LoadLimits, Outcome, Progress, QueueResult},
     roundtrip,
     verify::Fault,
     workload::Workload,
@@ -43,7 +43,7 @@ impl Target {
     }
 
     /// `cpu` is where the ideal device polls.
-    fn connect(&self, options: &Options, cpu: Option<usize>) -> Result<FrontEnd, Error> {
+    fn connect(&self, options: &FrontEndOptions, cpu: Option<usize>) -> Result<FrontEnd, Error> {
         match self {
             Target::Socket(path) | Target::Device { socket: path, .. } => FrontEnd::connect(path, options),
             Target::Ideal(kind) => FrontEnd::ideal(*kind, cpu, options),
@@ -74,9 +74,9 @@ pub struct Plan {
     /// What is asked for.
     pub workload: Workload,
     /// The front end. Its depth is that of the deepest.
-    pub options: Options,
+    pub options: FrontEndOptions,
     /// How long. The depth is filled in.
-    pub limits: Limits,
+    pub limits: LoadLimits,
     /// Whether data is checked.
     pub verify: bool,
     /// The CPUs between which the round trip of a cache line is measured: the driver's and another one.
@@ -164,7 +164,7 @@ impl Plan {
     }
 
     fn measure(&self, index: usize, depth: u16, round: u32, observe: &mut dyn FnMut(Progress)) -> Result<Run, Error> {
-        let limits = Limits { depth, ..self.limits.clone() };
+        let limits = LoadLimits { depth, ..self.limits.clone() };
         let before = self.round_trip();
         let mut front_end = self.targets[index].connect(&self.options, self.pair.map(|(_, peer)| peer))?;
         let mut load = Load::new(&self.workload, &mut front_end, self.verify)?;

@@ -39,6 +39,6 @@ pub mod verify;
 mod wait;
 pub mod workload;
 
-pub use frontend::{Error, FrontEnd, Indirect, Options};
-pub use load::{Ended, Limits, Load, Outcome};
+pub use frontend::{Error, FrontEnd, FrontEndOptions, Indirect};
+pub use load::{Ended, Load, LoadLimits, Outcome};
 pub use workload::Workload;

@@ -3,7 +3,7 @@ mod common;
 
 use common::{Place, limits, options};
 use pollux_loadgen::{
-    Limits, Options, Workload,
+    FrontEndOptions, LoadLimits, Workload,
     campaign::{Plan, Run, Target},
     machine::Machine,
     report::{Report, histogram, html, json, summary, verdict},
@@ -16,7 +16,7 @@ fn plan(sockets: Vec<PathBuf>) -> Plan {
         depths: vec![1, 8],
         rounds: 1,
         workload: Workload { read_share: 50, ..Workload::default() },
-        options: Options { depth: 8, queues: 2, ..options() },
+        options: FrontEndOptions { depth: 8, queues: 2, ..options() },
         limits: limits(2000),
         verify: false,
         pair: None,
@@ -114,7 +114,7 @@ fn a_measurement_by_time_fills_its_time_and_the_warm_up_is_not_in_it() {
     let Some(place) = Place::new("a_measurement_by_time_fills_its_time_and_the_warm_up_is_not_in_it") else { return };
     let backend = place.null("s", "writable=on");
     let (duration, warm_up) = (Duration::from_millis(200), Duration::from_millis(100));
-    let limits = Limits { requests: None, duration: Some(duration), warm_up, ..limits(0) };
+    let limits = LoadLimits { requests: None, duration: Some(duration), warm_up, ..limits(0) };
     let mut last = 0;
     let plan = Plan { depths: vec![8], limits, ..plan(vec![backend.socket.clone()]) };
     let runs = plan.execute(&mut |_, progress| last = progress.requests).expect("a campaign");
@@ -127,7 +127,7 @@ fn a_measurement_by_time_fills_its_time_and_the_warm_up_is_not_in_it() {
     assert!((sum - total.requests as f64).abs() < 0.5, "{sum} of {}", total.requests);
     assert!(histogram(&total.latencies).lines().count() > 2);
     // With both, what comes first ends it, and the time is what it took.
-    let limits = Limits { requests: Some(500), duration: Some(Duration::from_secs(60)), ..Limits::default() };
+    let limits = LoadLimits { requests: Some(500), duration: Some(Duration::from_secs(60)), ..LoadLimits::default() };
     let plan = Plan { limits, ..plan };
     let total = plan.execute(&mut |_, _| {}).expect("a campaign").remove(0).total;
     assert!(
@@ -158,7 +158,7 @@ fn wrong_data_is_told_with_sector_and_generations() {
 fn a_rate_is_kept_and_not_exceeded() {
     let Some(place) = Place::new("a_rate_is_kept_and_not_exceeded") else { return };
     let backend = place.null("s", "writable=on");
-    let limits = Limits { rate: Some(5000.0), ..limits(1000) };
+    let limits = LoadLimits { rate: Some(5000.0), ..limits(1000) };
     let plan = Plan { depths: vec![8], limits, ..plan(vec![backend.socket.clone()]) };
     let runs = plan.execute(&mut |_, _| {}).expect("a campaign");
     let total = &runs[0].total;

@@ -1,6 +1,6 @@
 //! What a front end tells a backend that came back, seen by a backend that takes notes.
 use pollux_loadgen::{
-    Error, FrontEnd, Options,
+    Error, FrontEnd, FrontEndOptions,
     slots::{Kind, Operation},
 };
 use std::{
@@ -136,7 +136,7 @@ fn answer(
 fn start(path: &Path) -> (FrontEnd, Notes, UnixListener) {
     let listener = UnixListener::bind(path).expect("a socket");
     let server = serve(&listener, 2048, FEATURES);
-    let options = Options { depth: 4, patience: Duration::from_secs(30), ..Options::default() };
+    let options = FrontEndOptions { depth: 4, patience: Duration::from_secs(30), ..FrontEndOptions::default() };
     let front_end = FrontEnd::connect(path, &options).expect("a front end");
     (front_end, server.join().expect("a backend"), listener)
 }

@@ -2,7 +2,9 @@
 mod common;
 
 use common::{Place, limits, options};
-use pollux_loadgen::{Ended, FrontEnd, Indirect, Limits, Load, Options, Workload, verify::Finding, workload::Order};
+use pollux_loadgen::{
+    Ended, FrontEnd, FrontEndOptions, Indirect, Load, LoadLimits, Workload, verify::Finding, workload::Order,
+};
 use std::{
     fs::OpenOptions,
     os::unix::fs::FileExt,
@@ -27,12 +29,12 @@ fn data_comes_back_over_every_kind_of_ring() {
     {
         for (batch, interrupts) in [(false, false), (true, false), (false, true)] {
             let case = format!("{indirect:?}, EVENT_IDX {event_idx}, batch {batch}, interrupts {interrupts}");
-            let options = Options { indirect, event_idx, queues: 2, ..options() };
+            let options = FrontEndOptions { indirect, event_idx, queues: 2, ..options() };
             let mut front_end = FrontEnd::connect(&backend.socket, &options).expect(&case);
             let facts = *front_end.facts();
             assert_eq!((facts.indirect, facts.event_idx), (indirect == Indirect::Always, event_idx), "{case}");
             let mut load = Load::new(&mixed(), &mut front_end, true).expect(&case);
-            let limits = Limits { batch, interrupts, ..limits(3000) };
+            let limits = LoadLimits { batch, interrupts, ..limits(3000) };
             let outcome = load.run(&mut front_end, &limits, &mut |_| {}).expect(&case);
             let total = outcome.total();
             assert_eq!((total.requests, total.errors, outcome.ended), (3000, 0, Ended::Complete), "{case}");
@@ -66,7 +68,7 @@ fn sequential_writes_with_flushes_reach_the_image() {
         ..Workload::default()
     };
     let mut front_end =
-        FrontEnd::connect(&backend.socket, &Options { block_bytes: 65536, ..options() }).expect("a front end");
+        FrontEnd::connect(&backend.socket, &FrontEndOptions { block_bytes: 65536, ..options() }).expect("a front end");
     let mut load = Load::new(&workload, &mut front_end, true).expect("a load");
     let total = load.run(&mut front_end, &limits(36), &mut |_| {}).expect("a run").total();
     assert_eq!((total.writes, total.flushes, total.errors), (32, 4, 0));
@@ -109,10 +111,10 @@ fn nothing_is_lost_when_the_backend_is_killed() {
     let Some(place) = Place::new("nothing_is_lost_when_the_backend_is_killed") else { return };
     let image = place.image("disk.img", IMAGE_BYTES);
     let mut backend = place.file("s", &image, "writable=on");
-    let options = Options { queues: 2, ..options() };
+    let options = FrontEndOptions { queues: 2, ..options() };
     let mut front_end = FrontEnd::connect(&backend.socket, &options).expect("a front end");
     let mut load = Load::new(&mixed(), &mut front_end, true).expect("a load");
-    let endless = Limits { requests: None, ..limits(0) };
+    let endless = LoadLimits { requests: None, ..limits(0) };
     let mut cut_off = 0;
     for round in 0..4 {
         let some = AtomicBool::new(false);

@@ -3,7 +3,7 @@ use super::{
     Folder,
     serving::{PATIENCE, Serving},
 };
-use pollux_loadgen::{Ended, FrontEnd, Limits, Load, Options, Workload, load::Progress};
+use pollux_loadgen::{Ended, FrontEnd, FrontEndOptions, Load, LoadLimits, Workload, load::Progress};
 use std::{
     fs::OpenOptions,
     os::unix::fs::OpenOptionsExt,
@@ -106,8 +106,8 @@ pub(crate) struct Guest {
 }
 
 impl Guest {
-    pub(crate) fn new(disk: &Disk, options: Options) -> Self {
-        let options = Options { queues: disk.queues, depth: DEPTH, patience: PATIENCE, ..options };
+    pub(crate) fn new(disk: &Disk, options: FrontEndOptions) -> Self {
+        let options = FrontEndOptions { queues: disk.queues, depth: DEPTH, patience: PATIENCE, ..options };
         let mut front_end = FrontEnd::connect(&disk.socket(), &options).expect("a backend");
         let workload = Workload { read_share: 30, flush_every: Some(16), ..Workload::default() };
         let load = Load::new(&workload, &mut front_end, true).expect("a load");
@@ -116,7 +116,7 @@ impl Guest {
 
     /// Keeps `depth` requests in flight on each queue, until as many were completed or the backend is lost.
     pub(crate) fn run(&mut self, depth: u16, requests: Option<u64>, observe: &mut dyn FnMut(Progress)) -> Ended {
-        let limits = Limits { depth, requests, patience: PATIENCE, ..Limits::default() };
+        let limits = LoadLimits { depth, requests, patience: PATIENCE, ..LoadLimits::default() };
         let outcome = self.load.run(&mut self.front_end, &limits, observe).expect("the rings are in order");
         let total = outcome.total();
         assert_eq!(total.errors, 0, "requests failed");
@@ -135,7 +135,7 @@ impl Guest {
         assert_eq!(self.run(DEPTH, Some(1000), &mut |_| {}), Ended::Complete);
         assert_eq!(self.front_end.in_flight(), 0, "requests are lost");
         assert!(self.taken().iter().all(Vec::is_empty), "the record says that something is in flight");
-        let limits = Limits { depth: DEPTH, patience: PATIENCE, ..Limits::default() };
+        let limits = LoadLimits { depth: DEPTH, patience: PATIENCE, ..LoadLimits::default() };
         let back = self.load.read_back(&mut self.front_end, &limits).expect("a run");
         assert_eq!((back.ended, back.total().errors), (Ended::Complete, 0));
         assert!(back.total().requests > IMAGE_BYTES / 4096 / 4, "blocks were written");

@@ -59,7 +59,7 @@ pub enum Indirect {
 
 /// What a front end sets up.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct FrontEndOptions {
     /// Number of queues.
     pub queues: u16,
     /// Descriptors of each; `None`: what the depth needs, at least 128.
@@ -83,9 +83,9 @@ pub struct Options {
     pub patience: Duration,
 }
 
-impl Default for Options {
+impl Default for FrontEndOptions {
     fn default() -> Self {
-        Options {
+        FrontEndOptions {
             queues: 1,
             queue_size: None,
             depth: 32,
@@ -100,7 +100,7 @@ impl Default for Options {
     }
 }
 
-impl Options {
+impl FrontEndOptions {
     fn queue_size(&self, indirect: bool) -> Result<u16, Error> {
         let needed = u32::from(self.depth) * if indirect { 1 } else { u32::from(CHAIN_LENGTH) };
         let least = needed.next_power_of_two();
@@ -138,7 +138,7 @@ enum Peer {
 #[derive(Debug)]
 pub struct FrontEnd {
     path: PathBuf,
-    options: Options,
+    options: FrontEndOptions,
     peer: Peer,
     features: u64,
     facts: Facts,
@@ -173,7 +173,7 @@ impl FrontEnd {
     ///
     /// # Errors
     /// Nobody is there, it does not offer what is needed, or it refuses.
-    pub fn connect(path: &Path, options: &Options) -> Result<Self, Error> {
+    pub fn connect(path: &Path, options: &FrontEndOptions) -> Result<Self, Error> {
         let mut link = Link::connect(path, options.queues, options.patience)?;
         let agreed = negotiate(&mut link, path, options)?;
         let mut made = Self::with(Peer::Backend(link), path, options, agreed.facts, agreed.features)?;
@@ -185,7 +185,7 @@ impl FrontEnd {
     ///
     /// # Errors
     /// No memory or thread.
-    pub fn ideal(kind: ideal::Kind, cpu: Option<usize>, options: &Options) -> Result<Self, Error> {
+    pub fn ideal(kind: ideal::Kind, cpu: Option<usize>, options: &FrontEndOptions) -> Result<Self, Error> {
         let facts = Facts {
             capacity: ideal::CAPACITY,
             block_bytes: 512,
@@ -206,7 +206,7 @@ impl FrontEnd {
     }
 
     /// Memory and queues for a device of these facts.
-    fn with(peer: Peer, path: &Path, options: &Options, facts: Facts, features: u64) -> Result<Self, Error> {
+    fn with(peer: Peer, path: &Path, options: &FrontEndOptions, facts: Facts, features: u64) -> Result<Self, Error> {
         let size = options.queue_size(facts.indirect)?;
         let kind = facts.ring();
         let ring_bytes = EitherRing::bytes(kind, size, options.depth);
@@ -399,7 +399,7 @@ impl Drop for FrontEnd {
 }
 
 /// From the first message to what the device says of itself.
-fn negotiate(link: &mut Link, path: &Path, options: &Options) -> Result<Agreed, Error> {
+fn negotiate(link: &mut Link, path: &Path, options: &FrontEndOptions) -> Result<Agreed, Error> {
     let missing = |feature, hint| Error::Feature { path: path.to_owned(), feature, hint };
     let offered = link.say("GET_FEATURES", |link| link.get_features())?;
     if offered & 1 << VIRTIO_F_VERSION_1 == 0 {
@@ -443,7 +443,7 @@ fn negotiate(link: &mut Link, path: &Path, options: &Options) -> Result<Agreed, 
 ///
 /// # Errors
 /// The one that is wanted and not offered, and what to do.
-fn driver_features(offered: u64, options: &Options) -> Result<u64, (&'static str, &'static str)> {
+fn driver_features(offered: u64, options: &FrontEndOptions) -> Result<u64, (&'static str, &'static str)> {
     let mut features = offered & TAKEN;
     let indirect = 1 << VIRTIO_RING_F_INDIRECT_DESC;
     match options.indirect {

@@ -1,5 +1,5 @@
 //! The thread of one queue: the loop that measures.
-use super::{limits::Limits, result::QueueResult};
+use super::{limits::LoadLimits, result::QueueResult};
 use crate::{
     queue::{Completion, Queue, UNKNOWN},
     slots::Kind,
@@ -98,7 +98,7 @@ impl<'a> Worker<'a> {
     pub(super) fn new(
         queue: &'a mut Queue,
         lane: &'a mut Lane,
-        limits: &Limits,
+        limits: &LoadLimits,
         source: Source,
         requests: Option<u64>,
         pace_ns: Option<f64>,
@@ -358,7 +358,7 @@ mod tests {
     const BYTES: u64 = 1 << 20;
 
     /// Runs a load against a device of the dataplane itself, polled by another thread.
-    fn run(kind: RingKind, workload: &Workload, limits: &Limits, indirect: bool) -> (QueueResult, Lane) {
+    fn run(kind: RingKind, workload: &Workload, limits: &LoadLimits, indirect: bool) -> (QueueResult, Lane) {
         let memory = GuestMemory::create(&[(0, 4 << 20)], None).expect("memory");
         let ring = EitherRing::new(kind, &memory, 0, (64, DEPTH), indirect, true);
         let config = ring.config();
@@ -394,7 +394,7 @@ mod tests {
             RingKind::BOTH.into_iter().flat_map(|kind| cases.map(|case| (kind, case)))
         {
             let case = format!("{kind:?}, indirect {indirect}, batch {batch}, depth {depth}");
-            let limits = Limits { depth, batch, requests: Some(3000), ..Limits::default() };
+            let limits = LoadLimits { depth, batch, requests: Some(3000), ..LoadLimits::default() };
             let (result, lane) = run(kind, &workload, &limits, indirect);
             assert_eq!((result.requests, result.errors, result.bytes), (3000, 0, 3000 * 4096), "{case}");
             assert!(result.reads > 1000 && result.writes > 1000, "{case}");
@@ -414,7 +414,7 @@ mod tests {
         let span = Span { first: 0, count: 100 };
         let mut lane = Lane { generator: Generator::new(&workload, 0, span), verifier: None };
         let stop = AtomicBool::new(false);
-        let limits = Limits { depth: 7, patience: Duration::from_millis(20), ..Limits::default() };
+        let limits = LoadLimits { depth: 7, patience: Duration::from_millis(20), ..LoadLimits::default() };
         let mut worker = Worker::new(&mut queue, &mut lane, &limits, Source::Workload, None, None, &stop);
         assert!(matches!(worker.run(&AtomicU64::new(0)), Err(Failure::Stalled(7))), "nobody answers");
     }

@@ -6,7 +6,7 @@ use std::{
 
 /// How a load is run, and how long.
 #[derive(Clone, Debug)]
-pub struct Limits {
+pub struct LoadLimits {
     /// Requests in flight on each queue.
     pub depth: u16,
     /// Time before the measurement.
@@ -30,9 +30,9 @@ pub struct Limits {
     pub stop: Arc<AtomicBool>,
 }
 
-impl Default for Limits {
+impl Default for LoadLimits {
     fn default() -> Self {
-        Limits {
+        LoadLimits {
             depth: 32,
             warm_up: Duration::ZERO,
             duration: None,

@@ -4,7 +4,7 @@ mod limits;
 mod range;
 mod result;
 
-pub use self::{limits::Limits, result::QueueResult};
+pub use self::{limits::LoadLimits, result::QueueResult};
 use crate::{
     frontend::{Error, FrontEnd},
     queue::Queue,
@@ -107,7 +107,7 @@ impl Load {
     pub fn run(
         &mut self,
         front_end: &mut FrontEnd,
-        limits: &Limits,
+        limits: &LoadLimits,
         observe: &mut dyn FnMut(Progress),
     ) -> Result<Outcome, Error> {
         self.drive(front_end, limits, Source::Workload, observe)
@@ -117,8 +117,9 @@ impl Load {
     ///
     /// # Errors
     /// As [`run`](Self::run).
-    pub fn read_back(&mut self, front_end: &mut FrontEnd, limits: &Limits) -> Result<Outcome, Error> {
-        let limits = Limits { warm_up: Duration::ZERO, duration: None, requests: None, rate: None, ..limits.clone() };
+    pub fn read_back(&mut self, front_end: &mut FrontEnd, limits: &LoadLimits) -> Result<Outcome, Error> {
+        let limits =
+            LoadLimits { warm_up: Duration::ZERO, duration: None, requests: None, rate: None, ..limits.clone() };
         self.drive(front_end, &limits, Source::ReadBack, &mut |_| {})
     }
 
@@ -149,7 +150,7 @@ impl Load {
     fn drive(
         &mut self,
         front_end: &mut FrontEnd,
-        limits: &Limits,
+        limits: &LoadLimits,
         source: Source,
         observe: &mut dyn FnMut(Progress),
     ) -> Result<Outcome, Error> {
@@ -201,7 +202,7 @@ impl Load {
 fn work(
     queue: &mut Queue,
     lane: &mut Lane,
-    limits: &Limits,
+    limits: &LoadLimits,
     source: Source,
     shared: &Shared,
     index: usize,
@@ -224,7 +225,7 @@ fn work(
     result
 }
 
-fn progress(shared: &Shared, limits: &Limits, started: Instant) -> Progress {
+fn progress(shared: &Shared, limits: &LoadLimits, started: Instant) -> Progress {
     let requests = shared.done.iter().map(|done| done.load(Ordering::Relaxed)).sum();
     let elapsed = started.elapsed();
     let by_time =
@@ -234,7 +235,7 @@ fn progress(shared: &Shared, limits: &Limits, started: Instant) -> Progress {
     Progress { share, requests, elapsed }
 }
 
-fn explain(failure: Failure, path: &Path, queue: usize, limits: &Limits) -> Error {
+fn explain(failure: Failure, path: &Path, queue: usize, limits: &LoadLimits) -> Error {
     let path = path.to_owned();
     match failure {
         Failure::Stalled(in_flight) => Error::Stalled { path, queue, in_flight, patience: limits.patience },

@@ -4,7 +4,7 @@ use crate::{
     campaign::{self, Run, Target},
     frontend::Indirect,
     latency::{Latencies, QUANTILES},
-    load::{Limits, QueueResult},
+    load::{LoadLimits, QueueResult},
 };
 use pollux_core::ring::RingKind;
 use serde_json::{Map, Value, json};
@@ -58,7 +58,7 @@ fn targets(report: &Report) -> Vec<Value> {
 
 fn plan(report: &Report) -> Value {
     let plan = &report.plan;
-    let Limits { warm_up, duration, requests, rate, batch, interrupts, cpus, .. } = &plan.limits;
+    let LoadLimits { warm_up, duration, requests, rate, batch, interrupts, cpus, .. } = &plan.limits;
     let ring = match plan.options.ring {
         RingKind::Split => "split",
         RingKind::Packed => "packed",

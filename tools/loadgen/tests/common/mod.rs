@@ -3,7 +3,7 @@
 //! Each test file uses a part of this.
 #![allow(dead_code)]
 
-use pollux_loadgen::{Limits, Options};
+use pollux_loadgen::{FrontEndOptions, LoadLimits};
 use std::{
     fs::{self, File},
     os::unix::net::UnixStream,
@@ -108,11 +108,11 @@ impl Drop for Backend {
 }
 
 /// A front end of one queue, as most tests need it.
-pub(crate) fn options() -> Options {
-    Options { depth: 16, patience: PATIENCE, ..Options::default() }
+pub(crate) fn options() -> FrontEndOptions {
+    FrontEndOptions { depth: 16, patience: PATIENCE, ..FrontEndOptions::default() }
 }
 
 /// Some requests, and patience for slow machines.
-pub(crate) fn limits(requests: u64) -> Limits {
-    Limits { depth: 16, requests: Some(requests), patience: PATIENCE, ..Limits::default() }
+pub(crate) fn limits(requests: u64) -> LoadLimits {
+    LoadLimits { depth: 16, requests: Some(requests), patience: PATIENCE, ..LoadLimits::default() }
 }
