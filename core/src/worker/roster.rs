@@ -356,7 +356,7 @@ mod tests {
         let mut roster = Roster::default();
         let rings = (0..count).map(|_| Arc::new(Ring { can_rest, ..Ring::default() })).collect::<Vec<_>>();
         for (index, ring) in rings.iter().enumerate() {
-            roster.push(TaskId(index as u64), Box::new(Model(ring.clone(), 0)));
+            roster.push(TaskId::numbered(index as u64), Box::new(Model(ring.clone(), 0)));
         }
         (roster, rings)
     }
@@ -434,7 +434,7 @@ mod tests {
         let (mut roster, rings) = roster(5, true);
         (0..REST_AFTER).for_each(|_| assert_eq!(roster.turn(), 0));
         assert_eq!(roster.resting(), 5);
-        let index = roster.position(TaskId(2)).expect("it is there");
+        let index = roster.position(TaskId::numbered(2)).expect("it is there");
         roster.remove(index);
         assert_eq!((roster.len(), roster.resting()), (4, 0));
         for ring in &rings {
@@ -513,7 +513,7 @@ mod tests {
         for (index, &wait) in waits_us.iter().enumerate() {
             let deadline = Mutex::new(Some(Deadline::after(Duration::from_micros(wait))));
             let waiting = Arc::new(Waiting { deadline, ..Waiting::default() });
-            roster.push(TaskId((rings + index) as u64), Box::new(Waiter(waiting.clone())));
+            roster.push(TaskId::numbered((rings + index) as u64), Box::new(Waiter(waiting.clone())));
             waiters.push(waiting);
         }
         (0..REST_AFTER).for_each(|_| _ = turn(&mut roster));
