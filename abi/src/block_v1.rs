@@ -234,7 +234,7 @@ pub struct BlockV1 {
     /// started]`
     pub poll: unsafe extern "C" fn(queue: *mut c_void, completions: *mut BlockCompletions) -> i32,
     /// With `armed` 1: the worker is about to sleep on `wake_fd`, so make it readable at the next completion; returns
-    /// 1 if there is one already and the worker must not sleep, or 0. Both a 1 and a wake-up may come in vain, but
+    /// 1 if there is one already and the worker must not sleep, or 0. Both a 1 and a wake-up may be needless, but
     /// neither may be missing. With 0: the worker polls again. Called only if there is a `wake_fd`. `[worker,
     /// started]`
     pub arm: unsafe extern "C" fn(queue: *mut c_void, armed: u32) -> i32,

@@ -81,7 +81,7 @@ impl<R: Ring> World<R> {
     }
 
     /// What the next process would do again, were this one killed now.
-    fn left_over(&self) -> Vec<u16> {
+    fn still_in_flight(&self) -> Vec<u16> {
         let ring_memory = GuestMemory::create(&[(0, 1 << 16)], None).expect("guest memory");
         let mut bytes = vec![0; ring_bytes(self.kind, SIZE) as usize];
         self.memory.map().read_slice(&mut bytes, GuestAddress(0)).expect("guest memory");
@@ -117,7 +117,7 @@ fn run<R: Ring>(kind: RingKind, steps: &[Step]) -> Option<RingError> {
             Step::Complete(_) => {}
             Step::Publish => {
                 world.ring.publish();
-                assert_eq!(world.left_over(), held, "after {steps:?}");
+                assert_eq!(world.still_in_flight(), held, "after {steps:?}");
             }
         }
     }

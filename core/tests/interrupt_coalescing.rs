@@ -118,10 +118,14 @@ impl Bench {
     }
 
     /// Each batch is in exactly one of the counters, and each interrupt that was counted was received.
-    fn check_counts(&mut self, owed: u64) {
+    fn check_counts(&mut self, pending: u64) {
         self.signalled();
         let [sent, merged, unwanted] = self.counts();
-        assert_eq!(sent + merged + unwanted + owed, self.batches, "sent {sent}, merged {merged}, unwanted {unwanted}");
+        assert_eq!(
+            sent + merged + unwanted + pending,
+            self.batches,
+            "sent {sent}, merged {merged}, unwanted {unwanted}"
+        );
         assert_eq!(sent, self.signals);
     }
 }
@@ -225,7 +229,7 @@ fn a_driver_that_wants_none_gets_none_and_one_that_changes_its_mind_may(kind: Ri
         // Those that it was not to be told of do not count.
         bench.reap_and_want();
         assert!(!bench.turn(1));
-        // It is owed from now on, whatever the driver says meanwhile.
+        // It is pending from now on, whatever the driver says meanwhile.
         bench.rig.driver.ring.want_interrupts(false);
         assert!(!bench.turn(1) && !bench.turn(1) && bench.turn(1));
         assert!(!bench.turn(1) && !bench.turn(1));
@@ -248,7 +252,7 @@ fn what_is_owed_is_sent_before_a_sleep(kind: RingKind) {
         assert!(!bench.rig.queue.arm(), "the worker may sleep until the disk wakes it");
         assert!(bench.signalled());
         bench.rig.queue.disarm();
-        // It is not owed any more.
+        // It is not pending any more.
         assert!(!bench.turn(0) && !bench.rig.queue.arm() && !bench.signalled());
         bench.rig.queue.disarm();
         assert_eq!(bench.reap_and_want(), 1);
@@ -315,7 +319,7 @@ fn what_is_owed_is_sent_to_the_new_place_when_it_changes(kind: RingKind) {
     assert_eq!((place.read().ok(), bench.signalled()), (Some(1), false), "there and not here");
     assert_eq!(bench.counts(), [1, 0, 0]);
     assert!(!bench.turn(0) && place.read().is_err(), "once");
-    // Without one that is owed the new place is signalled as well, since the old one may have missed any.
+    // Without a pending one the new place is signalled as well, since the old one may have missed any.
     bench.rig.queue.update(&mut QueueUpdate::Notifier(Notifier::new(bench.rig.call.clone(), None)));
     assert!(bench.signalled());
     assert_eq!(bench.counts(), [1, 0, 0]);

@@ -141,7 +141,7 @@ fn over_vhost_user_queues_hold_their_interrupts_and_send_them(kind: RingKind) {
         wait_for("an interrupt", || front.calls[queue].read().ok());
         assert_eq!(counts(), [1, 3]);
         while front.drivers[queue].pop().is_some() {}
-        // One is owed when the front end names another descriptor.
+        // One is pending when the front end names another descriptor.
         front.drivers[queue].ring.want_interrupts(true);
         disk.complete(1);
         wait_for("a request", || (front.drivers[queue].ring.used_count() == 1).then_some(()));

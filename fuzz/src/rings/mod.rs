@@ -110,7 +110,7 @@ impl Bench {
         }
     }
 
-    /// One step of driver, device, backend or fate. Returns whether there can be another.
+    /// One step of driver, device, backend or chance. Returns whether there can be another.
     fn step(&mut self, input: &mut Input<'_>) -> bool {
         match input.below(16) {
             0..4 if self.is_honest => self.add(input),

@@ -10,7 +10,7 @@ pub(crate) struct Counters {
     pub(crate) bounced: AtomicU64,
     pub(crate) resubmitted: AtomicU64,
     pub(crate) zeroes_written: AtomicU64,
-    /// Reads that were tried on the page cache in vain.
+    /// Reads that the page cache turned out not to have.
     pub(crate) not_cached: AtomicU64,
     /// Calls that the fallback thread has made.
     pub(crate) deferred: AtomicU64,

@@ -128,7 +128,7 @@ impl Image {
         }
     }
 
-    /// Looks whether the file has become shorter than the guest was told, before a change that would make it longer
+    /// Checks whether the file has become shorter than the guest was told, before a change that would make it longer
     /// again. `file` is the caller's own open file of it: of a shared one, the kernel locks the position.
     pub(crate) fn look_at_end(&self, file: &File) {
         // In this order: what the guest is told of later may be longer than what is seen now.

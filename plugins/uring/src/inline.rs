@@ -6,8 +6,8 @@
 /// Longest pause, in reads.
 const LONGEST_PAUSE: u32 = 1024;
 
-/// Learns whether it is worth while to try. Each read that is tried in vain makes the next pause twice as long, so that
-/// a workload which the page cache does not hold pays for one call in a thousand reads.
+/// Learns whether it is worthwhile to try. Each read that is tried without success makes the next pause twice as long,
+/// so that a workload which the page cache does not hold pays for one call in a thousand reads.
 #[derive(Debug, Default)]
 pub(crate) struct InlineReads {
     /// Reads that the last miss let pass.

@@ -149,7 +149,7 @@ impl Block for Uring {
         let registry = match options.register_memory && !context.probe {
             true if is_of_use => registry(&host),
             true => {
-                host.log(Level::Info, "register_memory is of no use here: only direct I/O by io_uring gains by it");
+                host.log(Level::Info, "register_memory has no effect here: only direct I/O by io_uring gains by it");
                 None
             }
             false => None,

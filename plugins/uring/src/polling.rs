@@ -1,6 +1,6 @@
 //! Whether the worker asks the device itself for the end of reads and writes (IOPOLL).
 //!
-//! Only a queue of the device without interrupts makes that worth while, and a driver has such queues only if it was
+//! Only a queue of the device without interrupts makes that worthwhile, and a driver has such queues only if it was
 //! told to when it was loaded. On any other the kernel either refuses or spins for an interrupt.
 use crate::{engine::Engine, geometry::queue_limit, options::PollChoice};
 use pollux_abi::block::Error;

@@ -302,7 +302,7 @@ impl<S: squeue::EntryMarker, C: cqueue::EntryMarker> Ring<S, C> {
         // SAFETY: eight bytes are read into eight bytes.
         unsafe { libc::read(self.wake.as_raw_fd(), (&raw mut count).cast(), 8) };
         self.ring.completion().enable_eventfd();
-        // Partner: the full barrier with which the kernel adds to its list of completions, before it looks whether the
+        // Partner: the full barrier with which the kernel adds to its list of completions, before it checks whether the
         // eventfd is switched off (io_req_local_work_add). Either the kernel sees it switched on and signals, or the
         // list that `enter` looks through has the completion.
         fence(Ordering::SeqCst);

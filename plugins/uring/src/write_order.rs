@@ -66,7 +66,7 @@ pub(crate) enum Hold {
 }
 
 impl WriteOrder {
-    /// Asks for leave to make a change. Returns what the request holds from now on, and whether it may begin; if not,
+    /// Asks permission to make a change. Returns what the request holds from now on, and whether it may begin; if not,
     /// the slot comes up in the owner's turns.
     pub(crate) fn enter(&self, owner: &Arc<Turns>, index: u32, change: Change) -> (Hold, bool) {
         if !change.is_part {

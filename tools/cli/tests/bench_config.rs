@@ -37,7 +37,7 @@ fn targets(json: &Value) -> Vec<(&str, &str, &str, usize)> {
     list.map(|(index, one)| (text(&one["kind"]), text(&one["path"]), text(&one["name"]), count(index))).collect()
 }
 
-fn left_over(folder: &Path) -> Vec<String> {
+fn remaining(folder: &Path) -> Vec<String> {
     let names = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").file_name());
     names.filter_map(|name| name.into_string().ok()).filter(|name| name.starts_with("pollux-bench-")).collect()
 }
@@ -62,7 +62,7 @@ fn all_devices_of_a_file_are_measured_or_the_one_that_is_named() {
     let json = serde_json::from_slice(&text).expect("JSON");
     let both = [("config", "sub/disks.toml", "blk0", 2), ("config", "sub/disks.toml", "blk1", 2)];
     assert_eq!(targets(&json), both);
-    assert_eq!(left_over(&place), [""; 0], "the sockets are gone");
+    assert_eq!(remaining(&place), [""; 0], "the sockets are gone");
     let json = bench(&folder, &["sub/disks.toml", "--device", "blk1"]);
     assert_eq!(targets(&json), [both[1]]);
 }
@@ -103,13 +103,13 @@ fn a_signal_stops_it_in_order_with_a_report_of_what_was_measured() {
         let mut command = folder.command(arguments);
         let bench = Running::start(command.env("TMPDIR", &place).stdout(Stdio::piped()).stderr(Stdio::piped()));
         wait_for("requests", || has_done(bench.id(), requests).then_some(()));
-        assert_eq!(left_over(&place).len(), 1, "a folder for sockets");
+        assert_eq!(remaining(&place).len(), 1, "a folder for sockets");
         bench.signal(signal);
         let ran = bench.wait();
         assert_eq!(ran.status, Some(128 + signal), "{}", ran.stderr);
         assert!(ran.stderr.ends_with(words) && ran.stderr.lines().count() == 1, "{}", ran.stderr);
         assert_eq!(ran.stdout.contains("IOPS"), requests > 1, "{}", ran.stdout);
-        assert_eq!(left_over(&place), [""; 0], "the sockets are gone");
+        assert_eq!(remaining(&place), [""; 0], "the sockets are gone");
     }
 }
 

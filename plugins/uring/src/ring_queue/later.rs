@@ -72,7 +72,7 @@ impl<P: Protocol> RingQueue<P> {
         may_begin
     }
 
-    /// Looks whether what a slot changes is still there, some time after it was accepted. If not, the slot ends.
+    /// Checks whether what a slot changes is still there, some time after it was accepted. If not, the slot ends.
     #[cold]
     fn may_go_on(&mut self, index: u32, done: &mut Completions) -> bool {
         let slot = self.slots[index as usize].as_ref().expect("only filled slots go on");

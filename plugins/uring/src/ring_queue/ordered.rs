@@ -44,7 +44,7 @@ impl Ordered {
         self.waiting.len()
     }
 
-    /// Asks for leave to make a slot's change, and returns whether it may begin. If not, it is among
+    /// Asks permission to make a slot's change, and returns whether it may begin. If not, it is among
     /// [`granted`](Self::granted) when its turn has come.
     pub(super) fn enter(&mut self, order: &WriteOrder, index: u32, slot: &mut Slot, change: Change) -> bool {
         let (hold, is_granted) = order.enter(&self.turns, index, change);

@@ -120,7 +120,7 @@ fn what_the_page_cache_has_is_read_at_once_and_what_it_has_not_is_read_too() {
         assert_eq!(queue.read(2 * MIB, 8192), [3; 8192]);
     }
     let missed = missed();
-    assert!((1..=64).contains(&missed), "tried in vain {missed} times in 128");
+    assert!((1..=64).contains(&missed), "tried {missed} times without success in 128");
     // A file that has become shorter.
     File::options().write(true).open(&fixture.path).expect("it opens").set_len(4096 + 100).expect("resized");
     let memory = Memory::new(4096);

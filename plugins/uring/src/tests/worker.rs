@@ -89,7 +89,7 @@ fn a_woken_worker_finds_the_completion_with_its_next_poll() {
     let mut queue = instance.queue(4);
     let memory = Memory::new(4096);
     let segments = [memory.segment(0, 4096)];
-    let (mut woken, mut in_vain) = (0, 0);
+    let (mut woken, mut needless) = (0, 0);
     let begin = Instant::now();
     // Where reads are fast, few of them leave the time to sleep.
     while woken < 200 && begin.elapsed() < DEADLINE / 6 {
@@ -99,7 +99,7 @@ fn a_woken_worker_finds_the_completion_with_its_next_poll() {
             queue.arm(false);
             queue.poll();
             woken += 1;
-            in_vain += 1 - queue.done.len();
+            needless += 1 - queue.done.len();
         }
         queue.wait(1);
     }
@@ -108,7 +108,7 @@ fn a_woken_worker_finds_the_completion_with_its_next_poll() {
         return;
     }
     // The kernel's signal for the completion before may come late, but that is rare.
-    assert!(in_vain * 10 <= woken, "woken {woken} times, {in_vain} of them in vain");
+    assert!(needless * 10 <= woken, "woken {woken} times, {needless} of them needlessly");
 }
 
 #[test]

@@ -18,7 +18,7 @@ use std::{
 const POLLS: u32 = 1024;
 /// Requests between two looks at the clock, where many come or go at once.
 const BURST: u32 = 8;
-/// Sleep of a driver that waits for interrupts, at most: then it looks whether it is to stop.
+/// Sleep of a driver that waits for interrupts, at most: then it checks whether it is to stop.
 const NAP: Duration = Duration::from_millis(50);
 
 /// What one queue asks for, and what it knows of the data. It outlives the thread.

@@ -55,7 +55,7 @@ const RULES: &[Rule] = &[
     ("links in documents", |tree| documents::links(&tree.files)),
     ("paths in documents", |tree| documents::paths(&tree.files)),
     ("documents and examples can be found", |tree| documents::reachable(&tree.files)),
-    ("nothing left to do", |tree| leftovers(&tree.files)),
+    ("nothing left to do", |tree| unfinished(&tree.files)),
     ("tests that skip are counted", |tree| quiet_skips(&tree.files)),
     ("no paths out of the checkout", |tree| outside_paths(&tree.files, &tree.project.root)),
 ];
@@ -257,7 +257,7 @@ fn file_lengths(files: &[Source]) -> Vec<String> {
     faults
 }
 
-fn leftovers(files: &[Source]) -> Vec<String> {
+fn unfinished(files: &[Source]) -> Vec<String> {
     // Written in two halves, so that this file does not name them.
     let marks = [concat!("FIX", "ME"), concat!("TO", "DO"), concat!("XX", "X:"), concat!("#[", "ignore")];
     let mut faults = Vec::new();
