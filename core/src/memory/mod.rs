@@ -11,14 +11,13 @@ pub mod foreign;
 pub mod quota;
 mod segments;
 
+use crate::error::WithCauses;
 pub use dirty_log::DirtyLog;
 pub use foreign::ForeignMapping;
+use pollux_abi::block_v1::MemoryRegion;
 pub use pollux_guard as guard;
 pub use quota::Quota;
 pub(crate) use segments::scatter;
-
-use crate::error::WithCauses;
-use pollux_abi::block_v1::MemoryRegion;
 use std::{
     ffi::CStr,
     fs::File,

@@ -1,9 +1,11 @@
 //! The MMIO registers as a driver uses and misuses them.
 use super::*;
-use crate::event::{ISR_CONFIG, ISR_QUEUE};
-use crate::transport::{
-    STATUS_ACKNOWLEDGE, STATUS_DRIVER, STATUS_DRIVER_OK, STATUS_FEATURES_OK,
-    test_device::{Recorded, recorded_device},
+use crate::{
+    event::{ISR_CONFIG, ISR_QUEUE},
+    transport::{
+        STATUS_ACKNOWLEDGE, STATUS_DRIVER, STATUS_DRIVER_OK, STATUS_FEATURES_OK,
+        test_device::{Recorded, recorded_device},
+    },
 };
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 

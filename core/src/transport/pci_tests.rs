@@ -1,9 +1,11 @@
 //! The PCI registers as a driver uses and misuses them.
 use super::*;
-use crate::event::ISR_CONFIG;
-use crate::transport::{
-    STATUS_ACKNOWLEDGE, STATUS_DRIVER, STATUS_DRIVER_OK, STATUS_FEATURES_OK, STATUS_NEEDS_RESET,
-    test_device::{Recorded, recorded_device},
+use crate::{
+    event::ISR_CONFIG,
+    transport::{
+        STATUS_ACKNOWLEDGE, STATUS_DRIVER, STATUS_DRIVER_OK, STATUS_FEATURES_OK, STATUS_NEEDS_RESET,
+        test_device::{Recorded, recorded_device},
+    },
 };
 use vmm_sys_util::eventfd::EFD_NONBLOCK;
 

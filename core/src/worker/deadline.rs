@@ -1,6 +1,8 @@
 //! When a task wants to be called, and the time of a turn.
 use crate::stats::clock;
 use std::{cell::Cell, time::Duration};
+#[cfg(test)]
+use testing::read_clock;
 
 /// A time from which on a task wants to be polled, whatever else happens.
 ///
@@ -94,9 +96,6 @@ pub fn now() -> u64 {
 fn read_clock() -> u64 {
     clock::ticks()
 }
-
-#[cfg(test)]
-use testing::read_clock;
 
 /// A clock that tests set, each in its own thread.
 #[cfg(test)]

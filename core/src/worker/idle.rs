@@ -9,7 +9,12 @@ use super::{
     window::{LONGEST_NS, SpinWindow},
 };
 use crate::stats::clock;
-use std::{fmt, os::fd::AsRawFd, os::fd::RawFd, ptr, str::FromStr};
+use std::{
+    fmt,
+    os::fd::{AsRawFd, RawFd},
+    ptr,
+    str::FromStr,
+};
 use tracing::warn;
 
 /// How a worker rests.

@@ -30,26 +30,27 @@ pub mod task;
 mod task_id;
 mod window;
 
+use self::{
+    core::Core,
+    mailbox::{Command, Mailbox},
+};
+use crate::{
+    cpus::{self, Pin},
+    event::watchdog,
+    stats::{Capacity, StatsSegment, WorkerStatsHandle},
+};
 pub use deadline::Deadline;
 pub use error::WorkerError;
 pub use idle::IdlePolicy;
 pub use mailbox::{Detaching, WorkerHandle};
 pub use roster::{LOOKS, REST_AFTER, Roster};
-pub use task::{SleepFds, Task};
-pub use task_id::TaskId;
-
-use self::{
-    core::Core,
-    mailbox::{Command, Mailbox},
-};
-use crate::cpus::{self, Pin};
-use crate::event::watchdog;
-use crate::stats::{Capacity, StatsSegment, WorkerStatsHandle};
 use std::{
     num::NonZeroU64,
     sync::{Arc, mpsc::sync_channel},
     thread::{self, JoinHandle},
 };
+pub use task::{SleepFds, Task};
+pub use task_id::TaskId;
 use tracing::{error, info};
 
 /// A running worker. Dropping it ends its thread, once all tasks that it still has are stopped.

@@ -8,8 +8,6 @@ mod inflight;
 mod parts;
 mod recovery;
 
-pub(super) use inflight::inflight_bytes;
-
 use super::{
     chain::{Chain, SegmentList},
     config::{QueueConfig, RingStart},
@@ -23,6 +21,7 @@ use crate::{
     fallible,
     memory::{DirtyLog, Translator, prefetch},
 };
+pub(super) use inflight::inflight_bytes;
 use inflight::{LeftOver, PackedInflight};
 use parts::Parts;
 use std::{

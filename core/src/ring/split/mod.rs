@@ -1,8 +1,6 @@
 //! The split virtqueue (virtio 1.3, 2.7), device side.
 mod inflight;
 
-pub(super) use inflight::inflight_bytes;
-
 use super::{
     chain::{Chain, SegmentList},
     config::{MAX_QUEUE_SIZE, QueueConfig, RingStart},
@@ -18,6 +16,7 @@ use crate::{
     memory::{DirtyLog, Translator, prefetch},
 };
 use inflight::InflightQueue;
+pub(super) use inflight::inflight_bytes;
 use std::{
     ptr::{read_volatile, write_volatile},
     sync::atomic::{AtomicU16, Ordering, fence},

@@ -57,6 +57,7 @@ const RULES: &[Rule] = &[
     ("documents and examples can be found", |tree| documents::reachable(&tree.files)),
     ("nothing left to do", |tree| unfinished(&tree.files)),
     ("tests that skip are counted", |tree| quiet_skips(&tree.files)),
+    ("tests say what they expect", |tree| silent_unwraps(&tree.files)),
     ("no paths out of the checkout", |tree| outside_paths(&tree.files, &tree.project.root)),
 ];
 
@@ -285,6 +286,21 @@ fn quiet_skips(files: &[Source]) -> Vec<String> {
     faults
 }
 
+/// Where a value must be there, the message of its absence says so.
+fn silent_unwraps(files: &[Source]) -> Vec<String> {
+    // In two halves, as above.
+    let marks = [concat!(".unw", "rap()"), concat!(".unw", "rap_err()")];
+    let mut faults = Vec::new();
+    for file in files.iter().filter(|file| file.path.ends_with(".rs")) {
+        for (number, line) in file.code() {
+            if let Some(mark) = marks.iter().find(|mark| line.contains(*mark)) {
+                faults.push(format!("{}:{number}: {mark}: write expect, with words", file.path));
+            }
+        }
+    }
+    faults
+}
+
 /// No file names this checkout's own place, or a relative path that leaves it.
 fn outside_paths(files: &[Source], root: &Path) -> Vec<String> {
     let mut faults = Vec::new();
@@ -344,6 +360,13 @@ mod tests {
         let text = ["SKIPPED", concat!("skip", "ped")].map(|word| format!("println!(\"{word}: no disk\");\n"));
         let files = [source("core/tests/a.rs", &text.concat()), source("benches/benches/b.rs", &text[1])];
         assert_eq!(quiet_skips(&files), ["core/tests/a.rs:2: write SKIPPED, or it counts as passed"]);
+    }
+
+    #[test]
+    fn an_unwrap_without_words_is_found() {
+        let text = ["let a = b.expect(\"b\");\n// c", "a.unwrap_or(0)", concat!("d.unw", "rap();")].join("\n");
+        let expected = [concat!("a.rs:4: .unw", "rap(): write expect, with words")];
+        assert_eq!(silent_unwraps(&[source("a.rs", &text)]), expected);
     }
 
     #[test]

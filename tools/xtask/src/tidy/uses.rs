@@ -2,15 +2,10 @@
 use super::source::Source;
 use syn::{Item, ItemUse, UseTree, Visibility};
 
-/// Where imports are still written as they come.
-const TO_CONVERT: &[&str] = &["core/src/"];
-
 /// Modules with imports in several places, or several trees for one crate. Re-exports are trees of their own.
 pub(super) fn scattered(files: &[Source]) -> Vec<String> {
     let mut faults = Vec::new();
-    let is_checked =
-        |file: &&Source| file.path.ends_with(".rs") && !TO_CONVERT.iter().any(|start| file.path.starts_with(start));
-    for file in files.iter().filter(is_checked) {
+    for file in files.iter().filter(|file| file.path.ends_with(".rs")) {
         // What cannot be read is the compiler's to complain of, and another rule's.
         if let Ok(parsed) = syn::parse_file(&file.text) {
             module(file, &parsed.items, &mut faults);
