@@ -1,5 +1,5 @@
 //! What a file is read for, and what it is checked against.
-use super::host::{Host, Limits};
+use super::host::{Host, MachineLimits};
 use std::path::{Path, PathBuf};
 
 /// What a file is read for.
@@ -23,7 +23,7 @@ pub struct Context<'c> {
     /// The host.
     pub host: &'c Host,
     /// What one machine can take.
-    pub limits: &'c Limits,
+    pub limits: &'c MachineLimits,
 }
 
 impl Context<'_> {

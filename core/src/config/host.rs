@@ -45,7 +45,7 @@ impl Host {
 
 /// What one machine can take, whatever the host. The numbers are those of the machine's builder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct MachineLimits {
     /// Most vCPUs.
     pub vcpus_max: usize,
     /// Least memory in bytes.

@@ -25,7 +25,7 @@ mod tables;
 pub use self::{
     context::{Context, Purpose},
     diagnostic::{Diagnostic, Label, Position, Severity, Span, Spanned},
-    host::{Host, HugepagePool, Limits},
+    host::{Host, HugepagePool, MachineLimits},
     model::{Blk, Block, Config, Console, Device, DeviceKind, Reboot, Transport, Vm, Worker},
     options::Options,
 };

@@ -9,7 +9,7 @@
 //! | [`deadline`] | when a task wants to be called, and the time of a turn |
 //! | `task_id` | the name of a task |
 //! | `error` | why a worker could not be started, or take a task |
-//! | `core` | the loop |
+//! | `turns` | the loop |
 //! | `roster` | the tasks, those at rest apart from the others |
 //! | `mailbox` | how others talk to a worker |
 //! | `idle` | what it does when there is nothing to do |
@@ -17,7 +17,6 @@
 //! | `sleep` | the order of arming, looking and sleeping, in which no wake-up is lost |
 //! | `pause` | a pause of the processor between two polls |
 //! | `meter` | what is counted of a worker |
-mod core;
 pub mod deadline;
 mod error;
 mod idle;
@@ -28,11 +27,12 @@ mod roster;
 mod sleep;
 pub mod task;
 mod task_id;
+mod turns;
 mod window;
 
 use self::{
-    core::Core,
     mailbox::{Command, Mailbox},
+    turns::Core,
 };
 use crate::{
     cpus::{self, Pin},

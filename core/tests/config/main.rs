@@ -3,7 +3,8 @@ mod exports;
 
 use pollux_core::{
     config::{
-        Config, Console, Context, DeviceKind, Diagnostic, Host, Limits, Purpose, Reboot, Transport, parse, read_file,
+        Config, Console, Context, DeviceKind, Diagnostic, Host, MachineLimits, Purpose, Reboot, Transport, parse,
+        read_file,
     },
     queue::{QueueOptions, coalescing::Coalescing},
     worker::IdlePolicy,
@@ -15,7 +16,7 @@ use std::{fs, path::Path};
 struct Bench {
     folder: tempfile::TempDir,
     host: Host,
-    limits: Limits,
+    limits: MachineLimits,
 }
 
 impl Bench {
@@ -23,7 +24,7 @@ impl Bench {
         let folder = tempfile::tempdir().expect("folder");
         fs::write(folder.path().join("vmlinuz"), "kernel").expect("kernel");
         fs::write(folder.path().join("initrd.img"), "initrd").expect("initrd");
-        let limits = Limits { cmdline_bytes_max: 40, pci_devices_max: 3, mmio_devices_max: 1, ..host::limits() };
+        let limits = MachineLimits { cmdline_bytes_max: 40, pci_devices_max: 3, mmio_devices_max: 1, ..host::limits() };
         Bench { folder, host: host(), limits }
     }
 

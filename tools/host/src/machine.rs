@@ -1,6 +1,6 @@
 //! The machine: what `[vm]` describes. A process has one, or none.
 use crate::device::DeviceError;
-use pollux_core::config::{self, Console, Limits, Vm};
+use pollux_core::config::{self, Console, MachineLimits, Vm};
 use pollux_vmm::{
     Boot, ConsoleSpec, KernelSpec, Machine, MachineSpec, Reboot, VcpuSpec,
     layout::{COMMAND_LINE_BYTES_MAX, MEMORY_BYTES_MIN, MMIO_DEVICES_MAX, PCI_DEVICES_MAX, VCPUS_MAX},
@@ -42,8 +42,8 @@ pub(crate) enum Slot {
 }
 
 /// What a machine of `pollux_vmm` can take.
-pub fn limits() -> Limits {
-    Limits {
+pub fn limits() -> MachineLimits {
+    MachineLimits {
         vcpus_max: VCPUS_MAX,
         memory_bytes_min: MEMORY_BYTES_MIN,
         cmdline_bytes_max: COMMAND_LINE_BYTES_MAX,

@@ -1,5 +1,5 @@
 //! A machine that a configuration file is checked against.
-use pollux_core::config::{Host, HugepagePool, Limits};
+use pollux_core::config::{Host, HugepagePool, MachineLimits};
 
 /// A host of five CPUs, of which four are online and three may be used.
 pub fn host() -> Host {
@@ -13,8 +13,8 @@ pub fn host() -> Host {
 }
 
 /// What a machine can have.
-pub fn limits() -> Limits {
-    Limits {
+pub fn limits() -> MachineLimits {
+    MachineLimits {
         vcpus_max: 8,
         memory_bytes_min: 4 << 20,
         cmdline_bytes_max: 2047,

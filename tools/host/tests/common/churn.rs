@@ -1,7 +1,7 @@
 //! Backends, devices and exports that come and go, beside a neighbour on the same worker that is under verified load.
 use super::{PATIENCE, block, device, host, socket};
 use pollux_host::{BackendSpec, Host};
-use pollux_loadgen::{Ended, FrontEnd, Limits, Load, Options, Workload, latency::Latencies};
+use pollux_loadgen::{Ended, FrontEnd, FrontEndOptions, Load, LoadLimits, Workload, latency::Latencies};
 use pollux_testing::{blk::wait_for, front_end, neighbours::write_and_read};
 use std::{
     fmt, fs,
@@ -78,7 +78,7 @@ pub(crate) fn churn(folder: &Path, rounds: usize) -> Report {
     host.add_backend(block("disk")).expect("a backend");
     host.add_device(device("neighbour", "disk"), PATIENCE).expect("a device");
     host.add_export("neighbour", socket(&neighbour)).expect("an export");
-    let options = Options { depth: 4, ..Options::default() };
+    let options = FrontEndOptions { depth: 4, ..FrontEndOptions::default() };
     let mut front_end = FrontEnd::connect(&neighbour, &options).expect("a front end");
     let workload = Workload { read_share: 50, ..Workload::default() };
     let mut load = Load::new(&workload, &mut front_end, true).expect("a load");
@@ -122,8 +122,8 @@ impl Rounds<'_> {
     }
 }
 
-fn limits() -> Limits {
-    Limits { depth: 4, interrupts: true, requests: Some(STRETCH), ..Limits::default() }
+fn limits() -> LoadLimits {
+    LoadLimits { depth: 4, interrupts: true, requests: Some(STRETCH), ..LoadLimits::default() }
 }
 
 /// Has the neighbour under load while `action` runs.
