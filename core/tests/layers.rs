@@ -1,5 +1,5 @@
-//! Layers between a block device and its disk hold requests back, end them, fail them, repeat them and split them; the
-//! guest sees each request end once.
+//! Layers between a block device and its disk hold requests back, delay, end, fail, repeat and split them; the guest
+//! sees each request end once.
 use pollux_abi::block_v1::{
     BlockInfo, BlockRequest, POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_INFO_READ_ONLY,
 };
@@ -11,23 +11,27 @@ use pollux_core::{
         stack::Stack,
     },
     device::DeviceModel,
+    stats::{Capacity, StatsSegment},
+    worker::{Deadline, IdlePolicy, Worker},
 };
 use pollux_driver::RingKind;
 use pollux_testing::{
-    blk::{Cut, DISCARD, FLUSH, IN, IOERR, OK, OUT, pattern, range},
+    blk::{Cut, DISCARD, FLUSH, IN, IOERR, OK, OUT, pattern, range, wait_for},
     disk::{self, Behaviour},
-    rig::Rig,
+    rig::{Guest, Rig},
 };
 use std::{
     collections::VecDeque,
     mem, slice,
     sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
 };
 
 pollux_testing::on_both_rings!(
     requests_held_back_end_later_and_keep_their_worker_awake,
     a_stop_waits_for_requests_held_back,
     requests_held_back_end_with_an_error_when_the_disk_fails,
+    a_worker_sleeps_until_a_delayed_request_goes_on,
     a_request_that_a_layer_ends_does_not_reach_the_disk,
     a_layer_repeats_what_failed_below_it,
     what_a_layer_fails_fails_for_the_guest,
@@ -155,6 +159,66 @@ fn requests_held_back_end_with_an_error_when_the_disk_fails(kind: RingKind) {
     (0..20).for_each(|_| assert_eq!(rig.finish().status, IOERR));
     assert!(rig.interrupts.has_failed());
     assert!(rig.driver.pop().is_none(), "each ends once");
+}
+
+/// How long [`Delay`] keeps requests.
+const DELAY: Duration = Duration::from_millis(20);
+
+/// Passes requests on a while later, and says when.
+#[derive(Debug, Default)]
+struct Delay(VecDeque<(Deadline, HeldRequest)>);
+
+impl FilterQueue for Delay {
+    fn submit(
+        &mut self,
+        requests: &mut [BlockRequest],
+        _below: &mut Below<'_>,
+        _done: &mut Vec<Completion>,
+    ) -> Result<usize, QueueFailed> {
+        let deadline = Deadline::after(DELAY);
+        self.0.extend(requests.iter().map(|request| (deadline, HeldRequest::new(request))));
+        Ok(requests.len())
+    }
+
+    fn poll(&mut self, below: &mut Below<'_>, done: &mut Vec<Completion>) -> Result<(), QueueFailed> {
+        below.poll(done)?;
+        while let Some((deadline, held)) = self.0.front()
+            && deadline.is_due()
+            && below.submit(slice::from_mut(&mut held.request()), done)? == 1
+        {
+            self.0.pop_front();
+        }
+        Ok(())
+    }
+
+    fn deadline(&self) -> Option<Deadline> {
+        self.0.front().map(|(deadline, _)| *deadline)
+    }
+}
+
+fn a_worker_sleeps_until_a_delayed_request_goes_on(kind: RingKind) {
+    // Disks without and with a descriptor to wait for, and one that has to be polled.
+    for behaviour in [Behaviour::Inline, Behaviour::Threaded, Behaviour::Deferred] {
+        let segment = StatsSegment::anonymous_with(Capacity { workers: 1, queues: 0, backends: 0 }).expect("a segment");
+        let stats = segment.add_worker("io0").expect("room");
+        let worker = Worker::spawn_counted("io0", None, IdlePolicy::Interrupt, stats.clone()).expect("a worker");
+        let disk = disk::open(&format!("delayed-{behaviour:?}-{kind:?}"), DISK_BYTES, behaviour).expect("disk");
+        let delay = || Arc::new(Layer(|_| Box::<Delay>::default())) as Arc<dyn Filter>;
+        let mut guest =
+            Guest::with_rings(kind, "delayed", Stack::over(disk, vec![delay(), delay()]), 1, &[worker.handle()]);
+        guest.start();
+        for round in 0..3 {
+            let begin = Instant::now();
+            (0..10).for_each(|sector| _ = guest.submit(0, OUT, sector, &pattern(sector, 512), &Cut::plain(512, 0)));
+            assert_eq!(guest.finish(0).status, OK);
+            let elapsed = begin.elapsed();
+            assert!(elapsed >= 2 * DELAY, "{behaviour:?}: {elapsed:?}, which is early");
+            (1..10).for_each(|_| assert_eq!(guest.finish(0).status, OK));
+            let woken = || stats.wakes_by_deadline.get() > round;
+            wait_for("a sleep until a deadline", || woken().then_some(()));
+        }
+        assert!(stats.sleeps.get() < 200, "{behaviour:?}: {} sleeps", stats.sleeps.get());
+    }
 }
 
 /// Ends flushes itself.

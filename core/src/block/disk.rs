@@ -3,6 +3,7 @@ use crate::{
     memory::GuestMemory,
     plugin::{BackendError, Completion, QueueFailed, StopFailed},
     stats::StatsSegment,
+    worker::Deadline,
 };
 use pollux_abi::block_v1::{BlockInfo, BlockRequest};
 use std::{any::Any, collections::TryReserveError, fmt::Debug, os::fd::RawFd, sync::Arc};
@@ -100,7 +101,14 @@ pub trait DiskQueue: Any + Debug + Send {
     fn take_in_flight(&mut self) -> Vec<u32>;
     /// A descriptor that becomes readable when an armed queue has completions. `[any thread]`
     fn wake_fd(&self) -> Option<RawFd>;
-    /// Before (`true`) and after a sleep on [`wake_fd`](Self::wake_fd). Returns whether the worker must not sleep.
+    /// From when on it wants to be polled, whatever completes. Asked before a sleep. Only a queue with requests in
+    /// flight has one.
+    #[inline(always)]
+    fn deadline(&self) -> Option<Deadline> {
+        None
+    }
+    /// Before (`true`) and after a sleep on [`wake_fd`](Self::wake_fd). Returns whether the worker must not sleep: it
+    /// must not for requests that end neither with a sign of that descriptor nor after a [`deadline`](Self::deadline).
     ///
     /// # Errors
     /// As [`submit`](Self::submit).

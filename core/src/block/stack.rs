@@ -12,6 +12,7 @@ use crate::{
     memory::GuestMemory,
     plugin::{Completion, QueueFailed, StopFailed},
     stats::StatsSegment,
+    worker::Deadline,
 };
 use pollux_abi::block_v1::{BlockInfo, BlockRequest};
 use std::{os::fd::RawFd, sync::Arc};
@@ -217,6 +218,15 @@ impl DiskQueue for StackQueue {
 
     fn wake_fd(&self) -> Option<RawFd> {
         self.base.queue.wake_fd()
+    }
+
+    fn deadline(&self) -> Option<Deadline> {
+        if self.in_flight == 0 {
+            // It is not polled, so a deadline would stay due.
+            return None;
+        }
+        let layers = self.layers.iter().filter_map(|layer| layer.deadline());
+        layers.chain(self.base.queue.deadline()).reduce(Deadline::or_earlier)
     }
 
     fn arm(&mut self, armed: bool) -> Result<bool, QueueFailed> {

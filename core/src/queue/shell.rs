@@ -11,7 +11,7 @@ use super::{
 use crate::{
     event::Watch,
     ring::Ring,
-    worker::{SleepFds, Task},
+    worker::{Deadline, SleepFds, Task},
 };
 use std::{any::Any, mem::replace, os::fd::RawFd};
 
@@ -46,6 +46,11 @@ pub(crate) trait QueueModel<R: Ring>: Send {
     }
     /// Becomes readable when a request ends while the model is armed.
     fn wake_fd(&self) -> Option<RawFd> {
+        None
+    }
+    /// As [`Task::deadline`].
+    #[inline(always)]
+    fn deadline(&self) -> Option<Deadline> {
         None
     }
     /// Before (`true`) and after a sleep on [`wake_fd`](Self::wake_fd). Returns whether the worker must not sleep.
@@ -137,6 +142,10 @@ impl<R: Ring, M: QueueModel<R>> Task for QueueShell<R, M> {
         self.model.idle();
         // Only the driver can bring work.
         if self.model.is_busy() { None } else { self.queue.watch() }
+    }
+
+    fn deadline(&self) -> Option<Deadline> {
+        self.model.deadline()
     }
 
     fn begin_stop(&mut self) {

@@ -51,8 +51,8 @@ impl Deadline {
         Duration::from_nanos(nanoseconds.try_into().unwrap_or(u64::MAX))
     }
 
-    /// The one of both that comes first.
-    pub(super) fn or_earlier(self, other: Deadline) -> Deadline {
+    /// The one of both that comes first. `[worker]`
+    pub fn or_earlier(self, other: Deadline) -> Deadline {
         if other.remaining_ticks() < self.remaining_ticks() { other } else { self }
     }
 

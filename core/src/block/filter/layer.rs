@@ -2,6 +2,7 @@
 use crate::{
     block::disk::{DiskError, DiskQueue},
     plugin::{Completion, QueueFailed, StopFailed},
+    worker::Deadline,
 };
 use pollux_abi::block_v1::{BlockInfo, BlockRequest};
 use std::fmt::Debug;
@@ -56,8 +57,14 @@ pub trait FilterQueue: Debug + Send {
     fn poll(&mut self, below: &mut Below<'_>, done: &mut Vec<Completion>) -> Result<(), QueueFailed> {
         below.poll(done)
     }
+    /// From when on this layer wants to be polled, though nothing completes below: as soon as the first of the requests
+    /// that it holds is to go on. Until then the worker may sleep. Asked before each sleep, but only while requests are
+    /// in flight.
+    fn deadline(&self) -> Option<Deadline> {
+        None
+    }
     /// Before and after a sleep. Returns whether the worker must not sleep: it has something to do though nothing
-    /// completes below.
+    /// completes below, and cannot say [when](Self::deadline).
     ///
     /// # Errors
     /// The queue below has failed.

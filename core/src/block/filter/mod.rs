@@ -11,7 +11,7 @@
 //! * change a result, in `poll` and `submit`, in what was added to `done`;
 //! * end a request itself: it adds the completion, and does not pass the request on;
 //! * hold a request back: it keeps a [`HeldRequest`](super::held::HeldRequest), counts the request as taken, and passes
-//!   it on in a later `poll`;
+//!   it on in a later `poll`. It says when in [`FilterQueue::deadline`], and the worker may sleep until then;
 //! * pass a request on once more after it has completed below: it takes the completion out of `done`;
 //! * split a request: it asks for more slots below ([`Filter::depth_below`]), and keeps a list of its own of what
 //!   completes there.

@@ -18,6 +18,7 @@ use crate::{
     queue::{BATCH, QueueModel, Virtqueue},
     ring::{Ring, RingError},
     stats::BlkStatsHandle,
+    worker::Deadline,
 };
 use pollux_abi::block_v1::{BlockRequest, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_READ, Segment};
 use std::{
@@ -126,9 +127,13 @@ impl<R: Ring, Q: DiskQueue> QueueModel<R> for BlkQueue<Q> {
         self.backend.wake_fd()
     }
 
+    fn deadline(&self) -> Option<Deadline> {
+        self.backend.deadline()
+    }
+
     fn arm(&mut self, queue: &mut Virtqueue<R>, armed: bool) -> bool {
-        let cannot_wait = !self.pending.is_empty() || self.backend.in_flight() > 0 && self.backend.wake_fd().is_none();
-        if armed && cannot_wait {
+        // Nothing says when what the backend did not take can be offered again.
+        if armed && !self.pending.is_empty() {
             return true;
         }
         self.backend.arm(armed).unwrap_or_else(|failure| {

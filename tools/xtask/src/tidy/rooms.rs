@@ -24,7 +24,7 @@ const ROOMS: &[(&str, &[Room])] = &[
             ("worker", &["cpus", "event", "memory", "stats"]),
             ("plugin", &["fallible", "log_budget", "memory"]),
             ("queue", &["event", "fallible", "log_budget", "memory", "ring", "stats", "worker"]),
-            ("block", &["fallible", "memory", "plugin", "stats"]),
+            ("block", &["fallible", "memory", "plugin", "stats", "worker"]),
             (
                 "device",
                 &["block", "event", "fallible", "log_budget", "memory", "plugin", "queue", "ring", "stats", "worker"],
