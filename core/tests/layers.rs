@@ -1,5 +1,5 @@
 //! Layers between a block device and its disk hold requests back, delay, end, fail, repeat and split them; the guest
-//! sees each request end once.
+//! sees each request end once, and a disk as the layers describe it.
 use pollux_abi::block_v1::{
     BlockInfo, BlockRequest, POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_INFO_READ_ONLY,
 };
@@ -18,6 +18,7 @@ use pollux_driver::RingKind;
 use pollux_testing::{
     blk::{Cut, DISCARD, FLUSH, IN, IOERR, OK, OUT, pattern, range, wait_for},
     disk::{self, Behaviour},
+    registers::{BusGuest, BusKind},
     rig::{Guest, Rig},
 };
 use std::{
@@ -37,6 +38,7 @@ pollux_testing::on_both_rings!(
     what_a_layer_fails_fails_for_the_guest,
     a_request_is_split_in_two_and_ends_once,
     a_layer_changes_what_the_disk_is_like,
+    a_disk_that_grows_behind_a_layer_has_the_capacity_that_the_layer_says,
 );
 
 const DISK_BYTES: u64 = 1 << 20;
@@ -483,4 +485,42 @@ fn a_layer_changes_what_the_disk_is_like(kind: RingKind) {
     assert_ne!(rig.device.features() & READ_ONLY, 0, "VIRTIO_BLK_F_RO (virtio 1.3, 5.2.3)");
     assert_eq!(rig.request(OUT, 0, &[1; 512], &Cut::plain(512, 0)).status, IOERR);
     assert_eq!(rig.request(IN, 0, &[], &Cut::plain(0, 512)).status, OK);
+}
+
+/// Keeps the last quarter of the disk to itself.
+#[derive(Debug)]
+struct Smaller;
+
+impl Filter for Smaller {
+    fn describe(&self, below: BlockInfo) -> BlockInfo {
+        BlockInfo { capacity: below.capacity / 4 * 3, ..below }
+    }
+
+    fn open_queue(&self, _index: u32, _depth: u32) -> Result<Box<dyn FilterQueue>, DiskError> {
+        Ok(Box::new(Smaller))
+    }
+}
+
+impl FilterQueue for Smaller {}
+
+fn a_disk_that_grows_behind_a_layer_has_the_capacity_that_the_layer_says(kind: RingKind) {
+    let worker = Worker::spawn("layers", None, IdlePolicy::Adaptive).expect("a worker");
+    let sectors = |disk_bytes: u64| disk_bytes / 4 * 3 / 512;
+    for bus in BusKind::BOTH {
+        let name = format!("grows-behind-a-layer-{bus:?}-{kind:?}");
+        let disk = disk::open(&name, DISK_BYTES, Behaviour::Inline).expect("disk");
+        let stack = Stack::over(disk, vec![Arc::new(Smaller)]);
+        let mut guest = BusGuest::new(bus, kind, &name, stack, 1, &[worker.handle()]);
+        guest.start();
+        let (before, after) = (sectors(DISK_BYTES), sectors(2 * DISK_BYTES));
+        let status_of = |guest: &mut BusGuest, sector| guest.request(0, IN, sector, &[], &Cut::plain(0, 512)).status;
+        assert_eq!(guest.read(|layout| layout.config), before);
+        guest.write(|layout| layout.config_vector, 0);
+        disk::control(&name).resize(2 * DISK_BYTES);
+        guest.handle().refresh();
+        wait_for("a configuration change interrupt", || guest.vectors[0].read().ok());
+        assert_eq!(guest.read(|layout| layout.config), after);
+        // The queue goes by it, too. Requests come last, since registers in memory have one interrupt for everything.
+        assert_eq!([before, after].map(|sector| status_of(&mut guest, sector)), [OK, IOERR]);
+    }
 }
