@@ -74,9 +74,9 @@ impl<R: Ring> Pair<R> {
         Ok(heads[..count].to_vec())
     }
 
-    fn pop_left_over(&mut self) -> Vec<u16> {
+    fn pop_recovered(&mut self) -> Vec<u16> {
         let mut heads = [0; 64];
-        let count = self.ring.pop_left_over(&mut heads);
+        let count = self.ring.pop_recovered(&mut heads);
         heads[..count].iter().for_each(|&head| assert!(self.walk(head).expect("a legal chain").writable > 0));
         heads[..count].to_vec()
     }
@@ -197,14 +197,14 @@ fn what_waits_is_left_to_the_next_process_in_order<R: UsedRuns>(kind: RingKind) 
     // nothing.
     for _ in 0..2 {
         pair.take_over(&record);
-        assert!(pair.ring.has_left_over());
-        assert_eq!(pair.pop_left_over(), added[2..], "in the order in which they were made available");
+        assert!(pair.ring.has_recovered_chains());
+        assert_eq!(pair.pop_recovered(), added[2..], "in the order in which they were made available");
         added[2..].iter().rev().for_each(|&head| pair.ring.push_used(head, 1));
     }
     assert!(pair.driver.used_count() == 0 && pair.ring.publish());
     assert_eq!(pair.reap(), added[2..].iter().map(|&head| (head, 1)).collect::<Vec<_>>());
     pair.take_over(&record);
-    assert!(!pair.ring.has_left_over() && !pair.ring.has_available());
+    assert!(!pair.ring.has_recovered_chains() && !pair.ring.has_available());
 }
 
 /// A device that dies again and again, at any point of a turn: each chain is given back once, in its order, whoever
@@ -229,7 +229,8 @@ fn chains_outlive_the_process_that_took_them<R: UsedRuns>(kind: RingKind) {
             }
         }
         pair.driver.publish();
-        let taken = if pair.ring.has_left_over() { pair.pop_left_over() } else { pair.pop().expect("a legal ring") };
+        let taken =
+            if pair.ring.has_recovered_chains() { pair.pop_recovered() } else { pair.pop().expect("a legal ring") };
         for head in taken {
             held.push(*expected.iter().find(|(known, _)| *known == head).expect("a chain of the driver's"));
         }

@@ -89,7 +89,7 @@ impl<R: Ring> World<R> {
         let region = copy(&self.region, self.kind.inflight_bytes(SIZE));
         let mut next: R = start(&ring_memory, &self.driver, &region, self.kind);
         let mut ids = [0; 2 * SIZE as usize];
-        let count = next.pop_left_over(&mut ids);
+        let count = next.pop_recovered(&mut ids);
         ids[..count].to_vec()
     }
 }

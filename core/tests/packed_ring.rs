@@ -361,8 +361,8 @@ fn chains_outlive_the_process_that_took_them() {
         }
         pair.driver.publish();
         let mut ids = [0; 3];
-        let count = if pair.ring.has_left_over() {
-            pair.ring.pop_left_over(&mut ids)
+        let count = if pair.ring.has_recovered_chains() {
+            pair.ring.pop_recovered(&mut ids)
         } else {
             pair.ring.pop(&mut ids).expect("a legal ring")
         };
@@ -392,7 +392,7 @@ fn chains_outlive_the_process_that_took_them() {
     assert!(crashes > 100);
     while !expected.is_empty() {
         let mut ids = [0; 16];
-        let mut count = pair.ring.pop_left_over(&mut ids);
+        let mut count = pair.ring.pop_recovered(&mut ids);
         if count == 0 {
             count = pair.ring.pop(&mut ids).expect("a legal ring");
         }

@@ -99,7 +99,7 @@ impl<R: Ring> Virtqueue<R> {
         let (log, is_resumed) = (setup.start.log.clone(), setup.start.resumed);
         let ring = R::start(&setup.config, setup.memory.translator(), setup.event_idx, setup.start)?;
         let coalescer = Coalescer::new(setup.options.coalescing, clock::ticks_per_second());
-        let is_recovering = ring.has_left_over();
+        let is_recovering = ring.has_recovered_chains();
         Ok(Virtqueue {
             data: setup.memory.translator(),
             heads: [0; BATCH],
@@ -128,7 +128,7 @@ impl<R: Ring> Virtqueue<R> {
     #[inline(always)]
     pub(crate) fn take(&mut self) -> usize {
         if !self.is_open {
-            return self.take_left_over(BATCH);
+            return self.take_recovered(BATCH);
         }
         match self.ring.pop(&mut self.heads) {
             Ok(count) => count,
@@ -144,7 +144,7 @@ impl<R: Ring> Virtqueue<R> {
             return 0;
         }
         if !self.is_open {
-            return self.take_left_over(room);
+            return self.take_recovered(room);
         }
         self.ring.pop(&mut self.heads[..room]).unwrap_or_else(|error| self.take_none(error))
     }
@@ -152,12 +152,12 @@ impl<R: Ring> Virtqueue<R> {
     /// Takes chains that the process before had in flight, even in a queue that takes no new ones.
     #[cold]
     #[inline(never)]
-    fn take_left_over(&mut self, room: usize) -> usize {
+    fn take_recovered(&mut self, room: usize) -> usize {
         if !self.is_recovering {
             return 0;
         }
-        let count = self.ring.pop_left_over(&mut self.heads[..room]);
-        self.is_recovering = self.ring.has_left_over();
+        let count = self.ring.pop_recovered(&mut self.heads[..room]);
+        self.is_recovering = self.ring.has_recovered_chains();
         self.note_state();
         count
     }

@@ -82,11 +82,11 @@ pub trait Ring: Debug + Send + Sized + 'static {
     /// The driver broke the ring.
     fn pop(&mut self, heads: &mut [u16]) -> Result<usize, RingError>;
 
-    /// Takes chains that the process before had in flight, as [`pop`](Self::pop) takes new ones. 0: there are no more.
-    fn pop_left_over(&mut self, heads: &mut [u16]) -> usize;
+    /// Takes chains that an earlier process had in flight, as [`pop`](Self::pop) takes new ones. 0: there are no more.
+    fn pop_recovered(&mut self, heads: &mut [u16]) -> usize;
 
-    /// Whether there are chains for [`pop_left_over`](Self::pop_left_over).
-    fn has_left_over(&self) -> bool;
+    /// Whether there are chains for [`pop_recovered`](Self::pop_recovered).
+    fn has_recovered_chains(&self) -> bool;
 
     /// Whether the driver has made chains available that were not popped yet.
     fn has_available(&self) -> bool;

@@ -100,16 +100,16 @@ impl<R: UsedRuns> Ring for InOrder<R> {
     }
 
     #[cold]
-    fn pop_left_over(&mut self, heads: &mut [u16]) -> usize {
+    fn pop_recovered(&mut self, heads: &mut [u16]) -> usize {
         // In the order in which they were taken, which is that in which they were made available.
-        let count = self.ring.pop_left_over(heads);
+        let count = self.ring.pop_recovered(heads);
         let appended = self.append(&heads[..count]);
-        debug_assert!(appended.is_ok(), "chains left over are taken once, and before all others");
+        debug_assert!(appended.is_ok(), "recovered chains are taken once, and before all others");
         count
     }
 
-    fn has_left_over(&self) -> bool {
-        self.ring.has_left_over()
+    fn has_recovered_chains(&self) -> bool {
+        self.ring.has_recovered_chains()
     }
 
     #[inline]

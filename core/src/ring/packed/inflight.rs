@@ -46,7 +46,7 @@ pub(in crate::ring) fn inflight_bytes(size: u16) -> u64 {
 
 /// A chain that the process before had taken and not given back.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct LeftOver {
+pub(super) struct RecoveredChain {
     pub(super) id: u16,
     /// As they were in the ring: address, and length, ID and flags.
     pub(super) descriptors: Vec<[u64; 2]>,
@@ -58,7 +58,7 @@ pub(super) struct Recovered {
     /// Index and wrap counter of the next used descriptor.
     pub(super) used: u16,
     /// In the order in which they were taken.
-    pub(super) chains: Vec<LeftOver>,
+    pub(super) chains: Vec<RecoveredChain>,
 }
 
 /// The region of one queue.
@@ -158,7 +158,7 @@ impl PackedInflight {
     }
 
     /// Reads the chains in flight, and rebuilds our lists around them.
-    fn chains(&mut self) -> Result<Vec<LeftOver>, RingError> {
+    fn chains(&mut self) -> Result<Vec<RecoveredChain>, RingError> {
         let (heads, counter) = self.region.in_flight();
         self.counter = counter;
         let mut is_taken = vec![false; self.region.size().into()];
@@ -185,7 +185,7 @@ impl PackedInflight {
             let slot = is_known.get_mut(usize::from(id)).filter(|slot| !**slot);
             *slot.ok_or(RingError::InflightDamaged)? = true;
             self.heads[usize::from(id)] = (head, last);
-            chains.push(LeftOver { id, descriptors });
+            chains.push(RecoveredChain { id, descriptors });
         }
         self.link_free(&is_taken);
         Ok(chains)
@@ -323,10 +323,10 @@ mod tests {
     }
 
     /// Descriptors of a chain that can be told from all others.
-    fn chain(id: u16, count: u16) -> LeftOver {
+    fn chain(id: u16, count: u16) -> RecoveredChain {
         let rest = |index| u64::from(100 * id + index) | u64::from(id) << 32 | u64::from(index) << 48;
         let descriptors = (0..count).map(|index| [u64::from(id) << 20 | u64::from(index), rest(index)]).collect();
-        LeftOver { id, descriptors }
+        RecoveredChain { id, descriptors }
     }
 
     fn take(queue: &mut PackedInflight, id: u16, count: u16) {
@@ -334,7 +334,7 @@ mod tests {
     }
 
     /// What the next process finds, if the first descriptor of the last batch is still (not) available.
-    fn found(file: &File, is_available: bool) -> (u16, Vec<LeftOver>) {
+    fn found(file: &File, is_available: bool) -> (u16, Vec<RecoveredChain>) {
         let mut queue = region(file);
         let found = queue.recover(START, |_, _| is_available).expect("our layout").expect("used before");
         // Whatever the first one has found, the next one finds as well.
@@ -399,7 +399,8 @@ mod tests {
         for round in 0..200u16 {
             let id = round % SIZE;
             let count = 1 + round % 3;
-            if held.iter().map(|chain: &LeftOver| chain.descriptors.len()).sum::<usize>() + usize::from(count) <= 8
+            if held.iter().map(|chain: &RecoveredChain| chain.descriptors.len()).sum::<usize>() + usize::from(count)
+                <= 8
                 && held.iter().all(|chain| chain.id != id)
             {
                 take(&mut queue, id, count);

@@ -22,7 +22,7 @@ use crate::{
     memory::{DirtyLog, Translator, prefetch},
 };
 pub(super) use inflight::inflight_bytes;
-use inflight::{LeftOver, PackedInflight};
+use inflight::{PackedInflight, RecoveredChain};
 use parts::Parts;
 use std::{
     ptr::read_volatile,
@@ -72,8 +72,8 @@ impl Cursor {
     }
 }
 
-/// In [`Place::index`]: the chain is not in the ring any more, but among those left over.
-const LEFT_OVER: u16 = u16::MAX;
+/// In [`Place::index`]: the chain is not in the ring any more, but among those recovered.
+const RECOVERED: u16 = u16::MAX;
 
 /// What is remembered of a chain between pop and push_used.
 #[derive(Clone, Copy, Debug)]
@@ -119,9 +119,9 @@ pub struct PackedRing {
     /// What notes the requests in flight for the next process.
     inflight: Option<PackedInflight>,
     /// Chains that the process before had taken and not given back: to be taken again, the last one first.
-    left_over: Vec<LeftOver>,
+    recovered: Vec<RecoveredChain>,
     /// Those of them that were taken by the last pop.
-    popped_left_over: Vec<LeftOver>,
+    popped_recovered: Vec<RecoveredChain>,
     /// Where pages are noted that we write, and the guest address of our event suppression structure.
     log: Option<(DirtyLog, u64)>,
     /// The guest address of the ring, for the log.
@@ -163,8 +163,8 @@ impl Ring for PackedRing {
             used_count: 0,
             unsignalled: 0,
             inflight: inflight.transpose()?,
-            left_over: Vec::new(),
-            popped_left_over: Vec::new(),
+            recovered: Vec::new(),
+            popped_recovered: Vec::new(),
             log: start.log.zip(start.log_used),
             address: config.descriptors,
         })
@@ -224,17 +224,17 @@ impl Ring for PackedRing {
     }
 
     #[cold]
-    fn pop_left_over(&mut self, ids: &mut [u16]) -> usize {
+    fn pop_recovered(&mut self, ids: &mut [u16]) -> usize {
         // They are in the in-flight region already, and stay there.
-        let rest = self.left_over.len().saturating_sub(ids.len());
-        self.popped_left_over = self.left_over.split_off(rest);
-        self.popped_left_over.reverse();
-        ids.iter_mut().zip(&self.popped_left_over).for_each(|(slot, chain)| *slot = chain.id);
-        self.popped_left_over.len()
+        let rest = self.recovered.len().saturating_sub(ids.len());
+        self.popped_recovered = self.recovered.split_off(rest);
+        self.popped_recovered.reverse();
+        ids.iter_mut().zip(&self.popped_recovered).for_each(|(slot, chain)| *slot = chain.id);
+        self.popped_recovered.len()
     }
 
-    fn has_left_over(&self) -> bool {
-        !self.left_over.is_empty()
+    fn has_recovered_chains(&self) -> bool {
+        !self.recovered.is_empty()
     }
 
     #[inline]
@@ -261,8 +261,8 @@ impl Ring for PackedRing {
     #[inline(always)]
     fn walk(&mut self, id: u16, data: &mut Translator, segments: &mut SegmentList<'_>) -> Result<Chain, RingError> {
         let Place { mut index, kept, count, table } = self.places[usize::from(id)];
-        if index == LEFT_OVER {
-            return self.walk_left_over(id, data, segments);
+        if index == RECOVERED {
+            return self.walk_recovered(id, data, segments);
         }
         let rests = &self.kept[usize::from(kept)..usize::from(kept) + usize::from(count)];
         let mut chain = Chain::default();

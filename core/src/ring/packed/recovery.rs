@@ -5,7 +5,7 @@ use super::{
         error::RingError,
         table::{Buffer, DESCRIPTOR_INDIRECT},
     },
-    AVAILABLE, BOTH, Cursor, LEFT_OVER, PackedRing, Place, USED, first_half, flags_of, second_half,
+    AVAILABLE, BOTH, Cursor, PackedRing, Place, RECOVERED, USED, first_half, flags_of, second_half,
 };
 use crate::memory::Translator;
 use std::sync::atomic::Ordering;
@@ -26,12 +26,12 @@ impl PackedRing {
         for chain in &found.chains {
             // There are no more than entries of the region, which is of our size.
             let count = chain.descriptors.len() as u16;
-            self.places[usize::from(chain.id)] = Place { index: LEFT_OVER, kept: 0, count, table: 0 };
+            self.places[usize::from(chain.id)] = Place { index: RECOVERED, kept: 0, count, table: 0 };
             self.available.advance(count, self.size);
             self.taken += count;
         }
-        self.left_over = found.chains;
-        self.left_over.reverse();
+        self.recovered = found.chains;
+        self.recovered.reverse();
         self.erase_unpublished();
         Ok(())
     }
@@ -72,14 +72,14 @@ impl PackedRing {
     /// As [`walk`](Ring::walk), for a chain of which nothing is left but the copy that was in the in-flight region.
     #[cold]
     #[inline(never)]
-    pub(super) fn walk_left_over(
+    pub(super) fn walk_recovered(
         &mut self,
         id: u16,
         data: &mut Translator,
         segments: &mut SegmentList<'_>,
     ) -> Result<Chain, RingError> {
-        let at = self.popped_left_over.iter().position(|chain| chain.id == id);
-        let descriptors = at.map(|at| self.popped_left_over.swap_remove(at).descriptors).unwrap_or_default();
+        let at = self.popped_recovered.iter().position(|chain| chain.id == id);
+        let descriptors = at.map(|at| self.popped_recovered.swap_remove(at).descriptors).unwrap_or_default();
         if let &[[address, rest]] = &descriptors[..]
             && flags_of(rest) & DESCRIPTOR_INDIRECT != 0
         {

@@ -67,7 +67,7 @@ pub struct SplitRing {
     /// Where pages of the used ring are noted that change, and the guest address of the ring.
     log: Option<(DirtyLog, u64)>,
     /// Chains that the process before had taken and not given back: to be taken again, the last one first.
-    left_over: Vec<u16>,
+    recovered: Vec<u16>,
 }
 
 /// The three parts of a ring in host memory.
@@ -121,7 +121,7 @@ impl Ring for SplitRing {
             first: fallible::filled([0; 2], config.size.into())?,
             inflight: inflight.transpose()?,
             log: start.log.zip(start.log_used),
-            left_over: Vec::new(),
+            recovered: Vec::new(),
         })
     }
 
@@ -132,8 +132,8 @@ impl Ring for SplitRing {
         let Some(inflight) = &mut self.inflight else { return Ok(()) };
         if let Some(found) = inflight.recover(used).map_err(RingError::Inflight)? {
             self.next_available = found.available;
-            self.left_over = found.heads;
-            self.left_over.reverse();
+            self.recovered = found.heads;
+            self.recovered.reverse();
         }
         Ok(())
     }
@@ -194,17 +194,17 @@ impl Ring for SplitRing {
     }
 
     #[cold]
-    fn pop_left_over(&mut self, heads: &mut [u16]) -> usize {
-        let count = heads.len().min(self.left_over.len());
-        heads[..count].fill_with(|| self.left_over.pop().unwrap_or_default());
+    fn pop_recovered(&mut self, heads: &mut [u16]) -> usize {
+        let count = heads.len().min(self.recovered.len());
+        heads[..count].fill_with(|| self.recovered.pop().unwrap_or_default());
         self.read_first(&heads[..count]);
         let noted = self.note_taken(&heads[..count]);
-        debug_assert!(noted.is_ok(), "chains left over are taken once, and before all others");
+        debug_assert!(noted.is_ok(), "recovered chains are taken once, and before all others");
         count
     }
 
-    fn has_left_over(&self) -> bool {
-        !self.left_over.is_empty()
+    fn has_recovered_chains(&self) -> bool {
+        !self.recovered.is_empty()
     }
 
     fn watch(&self) -> Option<Watch> {
