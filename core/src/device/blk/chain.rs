@@ -1,6 +1,6 @@
 //! One request's chain: where its header, data and status are (virtio 1.3, 5.2.6), and the slot that remembers it.
 use super::{
-    request::{Action, Data, HEADER_BYTES, Header, Limits, MAX_DATA_SEGMENTS, RANGE_BYTES, Range, Status},
+    request::{Action, Data, HEADER_BYTES, Header, MAX_DATA_SEGMENTS, MediumLimits, RANGE_BYTES, Range, Status},
     rooms::Rooms,
 };
 use crate::{
@@ -200,7 +200,7 @@ fn take_scattered(segments: &mut [Segment], mut target: &mut [u8]) -> usize {
 
 /// Reads the range of a discard or write-zeroes. The driver was told that a request has one.
 #[cold]
-pub(super) fn range_action(operation: u32, data: &Data<'_>, limits: &Limits, durable: bool) -> Action {
+pub(super) fn range_action(operation: u32, data: &Data<'_>, limits: &MediumLimits, durable: bool) -> Action {
     if data.readable != RANGE_BYTES as u64 || data.writable != 0 {
         return Action::Complete(Status::IoError);
     }

@@ -1,5 +1,5 @@
 //! The configuration space of a block device (virtio 1.3, 5.2.4).
-use super::request::{Limits, SECTOR_SIZE};
+use super::request::{MediumLimits, SECTOR_SIZE};
 use crate::device::ConfigFields;
 use pollux_abi::block_v1::BlockInfo;
 
@@ -25,7 +25,7 @@ pub(super) struct Config {
 }
 
 impl Config {
-    pub(super) fn new(info: &BlockInfo, limits: &Limits, features: u64, queues: usize) -> Self {
+    pub(super) fn new(info: &BlockInfo, limits: &MediumLimits, features: u64, queues: usize) -> Self {
         let mut config = Config { bytes: [0; LENGTH] };
         let block = u64::from(info.logical_block_size);
         let blocks = |bytes: u32| u64::from(bytes) / block;

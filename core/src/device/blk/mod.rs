@@ -32,7 +32,7 @@ use failures::FailureLog;
 use measurement::Measurement;
 use pollux_abi::block_v1::{BlockInfo, POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_WRITE_ZEROES};
 use queue::{BlkQueue, BlkSetup};
-use request::Limits;
+use request::MediumLimits;
 use std::{
     os::fd::RawFd,
     sync::{
@@ -79,7 +79,7 @@ pub struct BlkKind {
     queue_size: u16,
     disk: Arc<dyn Disk>,
     features: u64,
-    limits: Limits,
+    limits: MediumLimits,
     config: Config,
     shared: Arc<Shared>,
     measurement: Arc<Measurement>,
@@ -89,7 +89,7 @@ impl Blk {
     /// A device in front of `disk`. Its statistics and those of the disk go to `segment`.
     pub fn new(options: BlkOptions, disk: Arc<dyn Disk>, segment: &StatsSegment) -> Self {
         let BlkOptions { name, serial, workers, queues } = options;
-        let limits = Limits::new(disk.info(), queues.size);
+        let limits = MediumLimits::new(disk.info(), queues.size);
         let features = features(disk.info(), &limits, queues.count);
         disk.count(segment);
         let kind = BlkKind {
@@ -131,7 +131,7 @@ impl BlkKind {
     }
 }
 
-fn features(info: &BlockInfo, limits: &Limits, queues: usize) -> u64 {
+fn features(info: &BlockInfo, limits: &MediumLimits, queues: usize) -> u64 {
     let writable = limits.writable;
     let mut features = 1u64 << VIRTIO_BLK_F_SEG_MAX
         | 1 << VIRTIO_BLK_F_SIZE_MAX
@@ -226,7 +226,7 @@ impl ModelKind for BlkKind {
         let old = self.limits.capacity_sectors;
         // Only the capacity may change under a driver (virtio 1.3, 5.2.5: capacity, topology by a configuration
         // change).
-        let new = Limits::new(&info, self.queue_size);
+        let new = MediumLimits::new(&info, self.queue_size);
         let (old_block, new_block) = (self.limits.block_bytes(), new.block_bytes());
         if new_block > old_block {
             warn!(

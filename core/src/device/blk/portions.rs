@@ -7,7 +7,7 @@ use super::{
     chain::{OLD_MEMORY, OVERFLOWN, PORTIONED},
     failures::Cause,
     queue::BlkQueue,
-    request::{Limits, Status, Transfer},
+    request::{MediumLimits, Status, Transfer},
     tally::Tally,
 };
 use crate::{
@@ -46,7 +46,7 @@ impl Portions {
     }
 
     /// The next portion, as much as the backend takes, in whole blocks. `None`: its segments are too small for that.
-    fn next(&mut self, room: &mut [Segment], limits: &Limits) -> Option<BlockRequest> {
+    fn next(&mut self, room: &mut [Segment], limits: &MediumLimits) -> Option<BlockRequest> {
         let mut start = self.segments.end;
         if let Some(rest) = self.rest.take() {
             start -= 1;

@@ -8,7 +8,7 @@ use super::{
     chain::{ChainParts, IN_USE, Inline, OLD_MEMORY, OVERFLOWN, Slot, answer_id, range_action},
     failures::FailureLog,
     portions::Portions,
-    request::{Action, FLUSH, Limits, Status},
+    request::{Action, FLUSH, MediumLimits, Status},
     rooms::{Rooms, inline_rooms},
     tally::Tally,
 };
@@ -39,7 +39,7 @@ pub(super) struct BlkSetup<Q> {
     /// Size of the ring.
     pub(super) size: u16,
     pub(super) backend: Q,
-    pub(super) limits: Limits,
+    pub(super) limits: MediumLimits,
     pub(super) serial: String,
     pub(super) shared: Arc<Shared>,
     pub(super) stats: BlkStatsHandle,
@@ -64,7 +64,7 @@ pub(super) struct BlkQueue<Q> {
     pub(super) completes_at_once: bool,
     /// Requests that are done in portions, by their heads: as many as the ring has, if the guest likes.
     pub(super) portions: HashMap<u16, Portions>,
-    pub(super) limits: Limits,
+    pub(super) limits: MediumLimits,
     /// The backend has failed and not stopped: it may touch the memory of its requests for ever.
     is_lost: bool,
     pub(super) stats: BlkStatsHandle,
@@ -359,7 +359,7 @@ impl<Q: DiskQueue> BlkQueue<Q> {
         &self.shared.failures
     }
 
-    pub(super) fn limits(&self) -> &Limits {
+    pub(super) fn limits(&self) -> &MediumLimits {
         &self.limits
     }
 

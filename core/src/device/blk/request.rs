@@ -29,7 +29,7 @@ const LEAST_SIZE_MAX: u32 = 1 << 20;
 
 /// Length limits, as the driver is told and as they are checked.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limits {
+pub(super) struct MediumLimits {
     pub(super) capacity_sectors: u64,
     /// Log2 of the logical block in sectors.
     block_shift: u32,
@@ -45,7 +45,7 @@ pub(super) struct Limits {
     pub(super) writable: bool,
 }
 
-impl Limits {
+impl MediumLimits {
     pub(super) fn new(info: &BlockInfo, queue_size: u16) -> Self {
         let or_none = |limit: u32| if limit == 0 { u32::MAX } else { limit };
         let block = u64::from(info.logical_block_size);
@@ -60,7 +60,7 @@ impl Limits {
         // In whole blocks, and as many as the driver's 32-bit number of sectors can say.
         let most = u64::from(u32::MAX) * SECTOR_SIZE;
         let range = |limit: u64| if limit == 0 { most } else { limit.min(most) } / block * block;
-        Limits {
+        MediumLimits {
             capacity_sectors: info.capacity / block * block / SECTOR_SIZE,
             block_shift: (block / SECTOR_SIZE).trailing_zeros(),
             seg_max,
@@ -194,7 +194,7 @@ impl Header {
 
     /// What this request asks for. `durable`: writes must be durable when they complete.
     #[inline(always)]
-    pub(super) fn action(&self, data: &Data<'_>, limits: &Limits, durable: bool) -> Action {
+    pub(super) fn action(&self, data: &Data<'_>, limits: &MediumLimits, durable: bool) -> Action {
         match self.kind {
             VIRTIO_BLK_T_IN => self.transfer(POLLUX_BLOCK_READ, 0, data.writable, data.readable, data, limits),
             VIRTIO_BLK_T_OUT => {
@@ -222,7 +222,7 @@ impl Header {
         length: u64,
         wrong: u64,
         data: &Data<'_>,
-        limits: &Limits,
+        limits: &MediumLimits,
     ) -> Action {
         let segments = data.segments.len();
         let legal = length.is_multiple_of(SECTOR_SIZE)
@@ -245,9 +245,9 @@ impl Header {
     /// What the backend is to do in portions: a read or write with nothing wrong but that it is too much for it at
     /// once.
     #[cold]
-    pub(super) fn portions(&self, data: &Data<'_>, limits: &Limits, durable: bool) -> Option<Transfer> {
+    pub(super) fn portions(&self, data: &Data<'_>, limits: &MediumLimits, durable: bool) -> Option<Transfer> {
         // Nothing is too much for these.
-        let whole = Limits { max_segments: usize::MAX, max_transfer: u64::MAX, ..*limits };
+        let whole = MediumLimits { max_segments: usize::MAX, max_transfer: u64::MAX, ..*limits };
         match self.kind {
             VIRTIO_BLK_T_IN | VIRTIO_BLK_T_OUT => match self.action(data, &whole, durable) {
                 Action::Submit(transfer) => Some(transfer),
@@ -260,7 +260,7 @@ impl Header {
     /// Why this request was not done, for the log: its operation by number, where on the medium it is, and the reason
     /// that [`action`](Self::action) has found.
     #[cold]
-    pub(super) fn refusal(&self, data: &Data<'_>, limits: &Limits) -> (usize, u64, &'static str) {
+    pub(super) fn refusal(&self, data: &Data<'_>, limits: &MediumLimits) -> (usize, u64, &'static str) {
         let offset = self.sector.wrapping_mul(SECTOR_SIZE);
         match self.kind {
             VIRTIO_BLK_T_IN => {
@@ -282,7 +282,7 @@ impl Header {
         }
     }
 
-    fn transfer_refusal(&self, length: u64, wrong: u64, limits: &Limits) -> &'static str {
+    fn transfer_refusal(&self, length: u64, wrong: u64, limits: &MediumLimits) -> &'static str {
         let block = 1 << limits.block_shift;
         let (sector, sectors) = (self.sector, length / SECTOR_SIZE);
         if wrong != 0 {
@@ -313,7 +313,7 @@ impl Range {
     }
 
     /// The request for the backend, or the status that ends it (virtio 1.3, 5.2.6.2).
-    pub(super) fn action(&self, operation: u32, limits: &Limits, durable: bool) -> Action {
+    pub(super) fn action(&self, operation: u32, limits: &MediumLimits, durable: bool) -> Action {
         const UNMAP: u32 = 1;
         let (maximum, known_flags) = match operation {
             POLLUX_BLOCK_DISCARD => (limits.max_discard, 0),
