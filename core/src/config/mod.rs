@@ -27,7 +27,7 @@ pub use self::{
     diagnostic::{Diagnostic, Label, Position, Severity, Span, Spanned},
     host::{Host, HugepagePool, MachineLimits},
     model::{Blk, Block, Config, Console, Device, DeviceKind, Reboot, Transport, Vm, Worker},
-    options::Options,
+    options::PluginOptions,
 };
 use self::{diagnostic::Diagnostics, read::Table};
 use std::{

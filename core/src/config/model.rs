@@ -1,5 +1,5 @@
 //! What a file says: the configuration, checked and typed.
-use super::{diagnostic::Spanned, options::Options};
+use super::{diagnostic::Spanned, options::PluginOptions};
 use crate::{queue::QueueOptions, transport::vhost_user::socket::SocketSpec, worker::IdlePolicy};
 use std::path::PathBuf;
 
@@ -85,7 +85,7 @@ pub struct Block {
     /// The plugin's name, or a file if there is a slash in it.
     pub plugin: Spanned<String>,
     /// What the plugin is told.
-    pub options: Options,
+    pub options: PluginOptions,
     /// Never write.
     pub read_only: bool,
 }

@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue};
 
 /// `options`: what it says is between the user and the plugin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Options {
+pub struct PluginOptions {
     /// A JSON object.
     pub json: String,
     /// Where they were written; none if they were left out.
@@ -18,17 +18,17 @@ pub struct Options {
 }
 
 /// Reads `options` of `table`.
-pub(super) fn read(table: &Table<'_>) -> Options {
+pub(super) fn read(table: &Table<'_>) -> PluginOptions {
     let Some(item) = table.item("options", "options = { path = \"disk.img\" }") else {
-        return Options { json: "{}".into(), ..Options::default() };
+        return PluginOptions { json: "{}".into(), ..PluginOptions::default() };
     };
     let DeValue::Table(entries) = item.value else {
         item.refuse("`options` must be a table".into(), "write options = { path = \"disk.img\" }");
-        return Options::default();
+        return PluginOptions::default();
     };
     let object = object(entries, &item, &item.span);
     let keys = entries.keys().map(|key| Spanned::new(key.get_ref().to_string(), key.span())).collect();
-    Options { json: Value::Object(object).to_string(), span: Some(item.span), keys }
+    PluginOptions { json: Value::Object(object).to_string(), span: Some(item.span), keys }
 }
 
 fn object(entries: &DeTable<'_>, item: &Item<'_>, span: &Span) -> Map<String, Value> {

@@ -70,7 +70,7 @@ pub enum Behaviour {
 /// Options of a [`ModelDisk`].
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Options {
+pub struct DiskOptions {
     size: u64,
     #[serde(default)]
     behaviour: Behaviour,
@@ -262,16 +262,16 @@ unsafe extern "C" fn initialize(_host: *const pollux_abi::host_v1::HostV1) -> i3
 #[derive(Debug)]
 pub struct ModelDisk {
     bytes: Arc<Mutex<Vec<u8>>>,
-    options: Options,
+    options: DiskOptions,
     control: Arc<Control>,
     read_only: bool,
 }
 
 impl Block for ModelDisk {
-    type Options = Options;
+    type Options = DiskOptions;
     type Queue = ModelQueue;
 
-    fn open(options: Options, context: &OpenContext) -> Result<Self, Error> {
+    fn open(options: DiskOptions, context: &OpenContext) -> Result<Self, Error> {
         if options.size == 0 {
             return Err(Error::new("size = 0: a disk has at least one block"));
         }
