@@ -270,7 +270,7 @@ fn a_front_end_stops_and_starts_rings_of_a_paused_device(kind: RingKind) {
     handle.resume().expect("resumed");
     assert!(next.finish(0).data == data);
     let error = handle.set_memory(&next.memory).expect_err("it is the front end's").to_string();
-    assert_eq!(error, "blk0: cannot use another memory: its front end gives it its memory");
+    assert_eq!(error, "blk0: cannot use another memory: its memory comes from its front end");
     drop(server);
     assert_eq!(handle.pause().expect_err("gone").to_string(), "blk0: the device is gone");
 }

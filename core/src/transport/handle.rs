@@ -1,4 +1,4 @@
-//! The verbs of a device that is served, whatever its transport: for whoever runs it.
+//! The verbs of a device that is served, whatever its transport: for the program that runs it.
 //!
 //! | verb | returns |
 //! |---|---|
@@ -7,13 +7,12 @@
 //! | [`resume`](DeviceHandle::resume) | when all queues run again |
 //! | [`set_memory`](DeviceHandle::set_memory) | when no request needs the old memory any more |
 //!
-//! Any thread may call any of them at any time, but for workers, which none may hold up, and the threads of vCPUs and
-//! of connections, which answer the guest. Whoever waits for requests in flight waits as long as the medium takes, but
-//! not with the device's lock: registers and messages are answered meanwhile.
+//! Any thread may call any of them at any time, except workers, which must never be held up, and the threads of vCPUs
+//! and connections, which answer the guest. A call that waits for requests in flight waits as long as the medium takes,
+//! but not with the device locked: registers and messages are answered meanwhile.
 //!
-//! The lock is held while a queue starts, and while one is closed that has ended. The plugin is called then, and if it
-//! does not return, accesses to the registers of this one device wait for it as they do when the driver itself starts
-//! the device.
+//! The lock is held while a queue starts and while a queue that has ended is closed. The plugin is called then; if it
+//! does not return, accesses to the registers of this device wait, as they do when the driver itself starts the device.
 use super::served::{Hold, Served};
 use crate::memory::GuestMemory;
 use std::{
@@ -24,7 +23,7 @@ use std::{
 };
 use tracing::warn;
 
-/// How often to look whether requests in flight have completed that a verb waits for.
+/// How often to check whether the requests in flight that a verb waits for have completed.
 const LOOK: Duration = Duration::from_millis(1);
 
 /// Why a verb had no effect.
@@ -41,7 +40,7 @@ pub enum HandleError {
         /// Which queue, and why.
         reason: String,
     },
-    /// The memory cannot be used, or is not this process's to give.
+    /// The memory cannot be used, or is not provided by this process.
     #[error("{device}: cannot use another memory: {reason}")]
     Memory {
         /// The device's name.
@@ -51,7 +50,7 @@ pub enum HandleError {
     },
 }
 
-/// Where a transport has its device: behind the lock that whoever answers the guest takes, too.
+/// Where a transport keeps its device: behind the lock that is also taken to answer the guest.
 pub(crate) trait Place: Send + Sync {
     /// Does something with the device locked.
     fn with(&self, action: &mut dyn FnMut(&mut Served));
@@ -61,7 +60,7 @@ pub(crate) trait Place: Send + Sync {
     fn set_memory(&self, memory: &GuestMemory) -> Result<(), String>;
 }
 
-/// A served device, for whoever runs it. It keeps no device alive.
+/// A served device, for the program that runs it. It keeps no device alive.
 #[derive(Clone)]
 pub struct DeviceHandle {
     name: Arc<str>,
@@ -69,12 +68,12 @@ pub struct DeviceHandle {
     refresh: Arc<Mutex<Refresh>>,
 }
 
-/// Whether a thread asks the medium.
+/// Whether a thread is asking the medium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Refresh {
     No,
     Asks,
-    /// It is to ask again afterwards: its answer may be older than the last call.
+    /// It must ask again afterwards: its answer may be older than the last call.
     AsksAgain,
 }
 
@@ -94,8 +93,8 @@ impl DeviceHandle {
         &self.name
     }
 
-    /// Has the backend asked what its medium is like now, and the driver told by a configuration change interrupt if
-    /// that is something new, such as another capacity. A medium that hangs holds up nobody else.
+    /// Asks the backend what its medium is like now, and tells the driver by a configuration change interrupt if
+    /// something has changed, such as the capacity. A medium that hangs holds up nothing else.
     pub fn refresh(&self) {
         let mut refresh = self.lock_refresh();
         if *refresh != Refresh::No {
@@ -113,7 +112,7 @@ impl DeviceHandle {
     /// The thread of a refresh.
     fn measure(&self) {
         loop {
-            // Apart from the lock, and from the device, which may go meanwhile.
+            // Without the lock and without the device, which may go away meanwhile.
             let measure = self.with(|served| served.measure());
             if let Ok(Some(measure)) = measure {
                 measure.measure();
@@ -140,21 +139,22 @@ impl DeviceHandle {
     /// The device is gone.
     pub fn pause(&self) -> Result<(), HandleError> {
         self.with(|served| served.hold(Hold::Paused))?;
-        // Whoever resumes it before ends the wait, too: then nothing is to be drained any more.
+        // A resume in the meantime ends the wait, too: nothing needs to be drained any more.
         while !self.with(|served| served.settle() || !served.is_held_by(Hold::Paused))? {
             thread::sleep(LOOK);
         }
         Ok(())
     }
 
-    /// Has all queues go on where they were when the device was [paused](Self::pause). Without a pause it does nothing.
+    /// Lets all queues continue where they were when the device was [paused](Self::pause). Without a pause it does
+    /// nothing.
     ///
     /// # Errors
     /// The device is gone, or a queue cannot start again: then the guest is told that the device needs a reset.
     pub fn resume(&self) -> Result<(), HandleError> {
         self.with(|served| served.release(Hold::Paused))?;
         loop {
-            // Those that are still on their way to the pause end that way first.
+            // Queues that are still being paused finish that first.
             let outcome = self.with(|served| served.settle().then(|| served.go_on()))?;
             match outcome {
                 None => thread::sleep(LOOK),
@@ -170,11 +170,11 @@ impl DeviceHandle {
     }
 
     /// Gives the device another map of its guest's memory, in which all that the old one has is at the same addresses:
-    /// with more memory, or without some that the guest does not use. Queues go on in it at once. When this returns, no
-    /// request uses the old one any more.
+    /// with more memory, or without some that the guest does not use. Queues continue in it at once. When this returns,
+    /// no request uses the old one any more.
     ///
     /// # Errors
-    /// The device is gone, the backend cannot use the memory, or it is a front end's to give: over vhost-user.
+    /// The device is gone, the backend cannot use the memory, or the front end provides it, as over vhost-user.
     pub fn set_memory(&self, memory: &GuestMemory) -> Result<(), HandleError> {
         let failed = |reason| HandleError::Memory { device: self.name.to_string(), reason };
         self.place.upgrade().ok_or_else(|| self.gone())?.set_memory(memory).map_err(failed)?;

@@ -69,7 +69,7 @@ impl MmioTransport {
         MmioTransport { device, line, device_features_select: 0, driver_features_select: 0, queue_select: 0 }
     }
 
-    /// The verbs of the device, for whoever runs it.
+    /// The verbs of the device, for the program that runs it.
     pub fn handle(this: &Arc<Mutex<Self>>) -> DeviceHandle {
         let name = this.lock().unwrap_or_else(PoisonError::into_inner).device.name().to_owned();
         let place: Weak<Mutex<Self>> = Arc::downgrade(this);
@@ -125,11 +125,11 @@ impl MmioTransport {
             register::QUEUE_READY => queue.map_or(0, |queue| queue.ready().into()),
             register::INTERRUPT_STATUS => device.interrupts().isr().into(),
             register::STATUS => device.status().into(),
-            // There is no shared memory: length and base are all ones (virtio 1.3, 4.2.2).
+            // There is no shared memory: all bits of length and base are ones (virtio 1.3, 4.2.2).
             register::SHARED_MEMORY_LENGTH_LOW..=register::SHARED_MEMORY_BASE_HIGH if offset.is_multiple_of(4) => {
                 u32::MAX
             }
-            // 1 as long as it goes on (virtio 1.3, 4.2.2.1).
+            // 1 while the reset is in progress (virtio 1.3, 4.2.2.1).
             register::QUEUE_RESET => device.is_queue_resetting(self.queue_select as usize).into(),
             register::CONFIG_GENERATION => device.config_generation(),
             _ => 0,
@@ -155,11 +155,11 @@ impl MmioTransport {
         }
     }
 
-    /// The registers of the selected queue, as long as it is not ready.
+    /// The registers of the selected queue, unless it is ready.
     fn write_queue(&mut self, offset: u64, value: u32) {
         let Some(queue) = self.device.queue_mut(self.queue_select as usize) else { return };
         match offset {
-            // A size that does not fit into 16 bits is none that a queue can have.
+            // No queue can have a size that does not fit into 16 bits.
             register::QUEUE_SIZE => queue.set_size(value.try_into().unwrap_or(0)),
             register::QUEUE_DESC_LOW => queue.set_descriptors(Some(value), None),
             register::QUEUE_DESC_HIGH => queue.set_descriptors(None, Some(value)),

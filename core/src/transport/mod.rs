@@ -8,7 +8,7 @@
 //! | `status` | the bits of the device status register |
 //! | `features` | which features are offered, and which of them a driver may accept |
 //! | `queue_setup` | the registers of one queue |
-//! | [`DeviceHandle`] | the verbs of a served device, for whoever runs it |
+//! | [`DeviceHandle`] | the verbs of a served device, for the program that runs it |
 //! | `served` | the life cycle of a device and its queues, whatever the transport |
 //!
 //! All end in [`DeviceModel::activate`](crate::device::DeviceModel::activate) and

@@ -44,7 +44,7 @@ pub const QUEUES_MAX: usize = VECTORS_MAX - 1;
 pub const VENDOR_ID: u16 = 0x1af4;
 /// PCI device IDs begin here; the virtio device ID is added (virtio 1.3, 4.1.2).
 const DEVICE_ID_BASE: u16 = 0x1040;
-/// Of no use to a modern driver beyond being at least 0x40 (virtio 1.3, 4.1.2.1).
+/// A modern driver only requires it to be at least 0x40 (virtio 1.3, 4.1.2.1).
 pub const SUBSYSTEM_ID: u16 = 0x40;
 /// Revision of a device without legacy interface (virtio 1.3, 4.1.2.1).
 pub const REVISION: u8 = 1;
@@ -140,7 +140,7 @@ pub struct PciTransport {
 
 impl PciTransport {
     /// Puts registers in front of `device`. `vectors` has the event of each MSI-X vector; one more than there are
-    /// queues lets a driver have them all apart.
+    /// queues lets a driver use a separate one for each.
     ///
     /// # Errors
     /// More than [`QUEUES_MAX`] queues.
@@ -161,7 +161,7 @@ impl PciTransport {
         })
     }
 
-    /// The verbs of the device, for whoever runs it.
+    /// The verbs of the device, for the program that runs it.
     pub fn handle(this: &Arc<Mutex<Self>>) -> DeviceHandle {
         let name = this.lock().unwrap_or_else(PoisonError::into_inner).device.name().to_owned();
         let place: Weak<Mutex<Self>> = Arc::downgrade(this);
@@ -178,7 +178,7 @@ impl PciTransport {
         DEVICE_ID_BASE.wrapping_add(self.device.device_id() as u16)
     }
 
-    /// The PCI class code, base class first: what a guest shows to people and matches generic drivers by.
+    /// The PCI class code, base class first: what a guest shows to its users and matches generic drivers by.
     pub fn class(&self) -> [u8; 3] {
         match self.device.device_id() {
             1 => [0x02, 0x00, 0x00],     // network controller, Ethernet
@@ -188,13 +188,13 @@ impl PciTransport {
         }
     }
 
-    /// Says whether the function may access memory: its Bus Master Enable bit. Without a machine that has one it may.
-    /// Returns when that is so, which takes as long as requests in flight do.
+    /// Sets whether the function may access memory: its Bus Master Enable bit. It may if the machine has no such bit.
+    /// Returns when that has taken effect, which takes as long as requests in flight do.
     pub fn set_bus_master(&mut self, enabled: bool) {
         self.device.set_bus_master(enabled);
     }
 
-    /// Says that the driver has gone whose rings were stopped by [`set_bus_master`](Self::set_bus_master): see
+    /// Reports that the driver is gone whose rings were stopped by [`set_bus_master`](Self::set_bus_master): see
     /// [`VirtioDevice::abandon_rings`].
     pub fn abandon_rings(&mut self) {
         self.device.abandon_rings();
@@ -253,7 +253,7 @@ impl PciTransport {
         put(common::DEVICE_STATUS as usize, &[device.status()]);
         put(common::CONFIG_GENERATION, &[device.config_generation() as u8]);
         put(common::QUEUE_SELECT as usize, &self.queue_select.to_le_bytes());
-        // A queue that does not exist has size 0 (virtio 1.3, 4.1.4.3.1), and all else of it is zero too.
+        // A queue that does not exist has size 0 (virtio 1.3, 4.1.4.3.1), and its other fields are zero, too.
         let index = usize::from(self.queue_select);
         if let Some(queue) = device.queue(index) {
             put(common::QUEUE_SIZE as usize, &queue.config().size.to_le_bytes());
@@ -263,7 +263,7 @@ impl PciTransport {
             put(common::QUEUE_DESC as usize, &queue.config().descriptors.to_le_bytes());
             put(common::QUEUE_DRIVER as usize, &queue.config().driver_area.to_le_bytes());
             put(common::QUEUE_DEVICE as usize, &queue.config().device_area.to_le_bytes());
-            // 1 as long as it goes on (virtio 1.3, 4.1.4.3.1).
+            // 1 while the reset is in progress (virtio 1.3, 4.1.4.3.1).
             put(common::QUEUE_RESET as usize, &u16::from(device.is_queue_resetting(index)).to_le_bytes());
         }
         registers
@@ -339,7 +339,7 @@ impl PciTransport {
 
     fn set_config_vector(&mut self, vector: u16) {
         let event = self.vectors.get(usize::from(vector)).cloned();
-        // A vector that cannot be had reads back as "none" (virtio 1.3, 4.1.5.1.2.1).
+        // A vector that is not available reads back as "none" (virtio 1.3, 4.1.5.1.2.1).
         self.config_vector = if event.is_some() { vector } else { NO_VECTOR };
         self.device.interrupts().set_config_event(event);
     }

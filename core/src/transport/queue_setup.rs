@@ -1,5 +1,5 @@
-//! One queue as its driver sets it up by registers (virtio 1.3, 4.1.4.3 and 4.2.2). What the values mean is up to the
-//! kind of ring, and checked when the driver is done.
+//! One queue as its driver sets it up by registers (virtio 1.3, 4.1.4.3 and 4.2.2). What the values mean depends on the
+//! kind of ring, and is checked when the driver is done.
 use crate::ring::{MAX_QUEUE_SIZE, QueueConfig};
 
 /// The registers of one queue.
@@ -22,7 +22,7 @@ fn set_halves(address: &mut u64, low: Option<u32>, high: Option<u32>) {
 }
 
 impl QueueSetup {
-    /// As it is after a reset: as large as it can be. `None`: no queue can be as large, or without an entry.
+    /// As it is after a reset: of the largest possible size. `None`: no queue can be of this size, or the size is 0.
     pub fn new(max_size: u16) -> Option<Self> {
         let config = QueueConfig { size: max_size, descriptors: 0, driver_area: 0, device_area: 0 };
         (1..=MAX_QUEUE_SIZE).contains(&max_size).then_some(QueueSetup {
@@ -40,8 +40,8 @@ impl QueueSetup {
         (self.ready, self.was_reset) = (false, false);
     }
 
-    /// As [`reset`](Self::reset), by a reset of this queue alone (virtio 1.3, 2.6.1): it may be enabled again while the
-    /// device runs.
+    /// As [`reset`](Self::reset), for a reset of this queue alone (virtio 1.3, 2.6.1): it may be enabled again while
+    /// the device runs.
     pub(super) fn reset_alone(&mut self) {
         self.reset();
         self.was_reset = true;
@@ -90,7 +90,7 @@ impl QueueSetup {
         set_halves(&mut self.config.device_area, low, high);
     }
 
-    /// All of it, as the ring takes it.
+    /// The whole set-up, as the ring takes it.
     pub fn config(&self) -> QueueConfig {
         self.config
     }

@@ -1,12 +1,12 @@
 //! A device as every transport serves it: one life cycle around one device model, queue by queue.
 //!
 //! A queue is started and stopped as its driver wishes. Apart from that, the device as a whole can be held, by the
-//! guest's bus or by whoever runs the device: then its queues are drained, nothing touches the guest's memory, and each
-//! queue goes on where it was once nothing holds the device any more. What its driver changes meanwhile counts from
-//! then on.
+//! guest's bus or by the program that runs the device: then its queues are drained, nothing touches the guest's memory,
+//! and each queue continues where it was once nothing holds the device any more. What its driver changes meanwhile
+//! takes effect then.
 //!
-//! All calls come from one thread at a time: whoever has the transport's lock. Those that say so wait for requests in
-//! flight, as long as the medium takes; the others do not.
+//! All calls come from one thread at a time: the one that holds the transport's lock. Methods documented to wait for
+//! requests in flight do so for as long as the medium takes; the others do not wait.
 use crate::{
     device::{Activation, ActiveQueue, DeviceModel, Measure},
     event::InterruptState,
@@ -21,7 +21,7 @@ use std::{mem::replace, sync::Arc, task::Poll};
 pub(crate) enum Hold {
     /// The device may not access memory: the Bus Master Enable bit of its PCI function is clear (PCI 3.0, 6.2.2).
     NoBusMaster,
-    /// Whoever runs the device has paused it.
+    /// The program that runs the device has paused it.
     Paused,
 }
 
@@ -32,8 +32,8 @@ enum Life {
     Stopped,
     /// A worker serves it, as it was started and changed since.
     Running(ActiveQueue),
-    /// A worker does what is in flight, and nothing new. Then the queue is held as described here if it `goes_on`, else
-    /// it is stopped.
+    /// A worker completes what is in flight, and takes nothing new. Then the queue is held as described here if it
+    /// `goes_on`; otherwise, it is stopped.
     Draining { queue: ActiveQueue, goes_on: bool },
     /// It starts as described here once nothing holds the device.
     Held(ActiveQueue),
@@ -93,7 +93,7 @@ impl Served {
         self.is_active = false;
     }
 
-    /// Serves a queue that is stopped, from now on or, while something holds the device, from the end of that on.
+    /// Serves a queue that is stopped, from now on or, while something holds the device, from its release on.
     ///
     /// # Errors
     /// The queue is not usable, or its backend cannot start: why. The queue stays stopped.
@@ -109,8 +109,7 @@ impl Served {
         Ok(())
     }
 
-    /// Stops a queue and says where it stands, if it has been anywhere and was not lost. Waits for its requests in
-    /// flight.
+    /// Stops a queue and returns its position, if it was started and was not lost. Waits for its requests in flight.
     pub(crate) fn stop_queue(&mut self, index: usize) -> Option<Position> {
         match replace(&mut self.queues[index], Life::Stopped) {
             Life::Stopped => None,
@@ -119,8 +118,8 @@ impl Served {
         }
     }
 
-    /// Begins to stop a queue that is not to go on where it stood. It is stopped once
-    /// [`is_draining`](Self::is_draining) says no.
+    /// Begins to stop a queue that is not to continue where it was. It is stopped once
+    /// [`is_draining`](Self::is_draining) returns `false`.
     pub(crate) fn begin_stop_queue(&mut self, index: usize) {
         self.queues[index] = match replace(&mut self.queues[index], Life::Stopped) {
             Life::Stopped | Life::Held(_) => Life::Stopped,
@@ -137,7 +136,7 @@ impl Served {
         matches!(self.queues[index], Life::Draining { .. })
     }
 
-    /// Changes something of a queue that was started.
+    /// Changes a setting of a queue that was started.
     pub(crate) fn update_queue(&mut self, index: usize, update: QueueUpdate) {
         let runs = matches!(self.queues[index], Life::Running(_) | Life::Draining { .. });
         if let Some(queue) = self.queues[index].queue_mut() {
@@ -153,7 +152,7 @@ impl Served {
         }
     }
 
-    /// Where the rings of a queue are that was started.
+    /// Where the rings of a queue that was started are.
     pub(crate) fn queue_config(&self, index: usize) -> Option<QueueConfig> {
         match &self.queues[index] {
             Life::Running(queue) | Life::Draining { queue, .. } | Life::Held(queue) => Some(queue.config),
@@ -180,8 +179,8 @@ impl Served {
         Ok(())
     }
 
-    /// Has no queue run, for the reason named, until it is [released](Self::release). Once [`settle`](Self::settle)
-    /// says so, nothing touches the guest's memory.
+    /// Keeps all queues from running, for this reason, until it is [released](Self::release). Once
+    /// [`settle`](Self::settle) returns `true`, nothing touches the guest's memory.
     pub(crate) fn hold(&mut self, hold: Hold) {
         if !self.is_held_by(hold) {
             self.holds.push(hold);
@@ -197,7 +196,7 @@ impl Served {
         }
     }
 
-    /// Takes a reason away. [`go_on`](Self::go_on) does the rest.
+    /// Removes a reason. [`go_on`](Self::go_on) does the rest.
     pub(crate) fn release(&mut self, hold: Hold) {
         self.holds.retain(|other| *other != hold);
     }
@@ -207,7 +206,7 @@ impl Served {
         self.holds.contains(&hold)
     }
 
-    /// Forgets the queues that are held: they do not go on.
+    /// Forgets the queues that are held: they do not continue.
     pub(crate) fn abandon_held(&mut self) {
         for life in &mut self.queues {
             *life = match replace(life, Life::Stopped) {
@@ -218,7 +217,7 @@ impl Served {
         }
     }
 
-    /// Looks which queues have done what was in flight. Returns whether all have that were to stop.
+    /// Checks which queues have completed what was in flight. Returns whether all that were to stop have.
     pub(crate) fn settle(&mut self) -> bool {
         let mut is_settled = true;
         for index in 0..self.queues.len() {
@@ -232,7 +231,7 @@ impl Served {
         is_settled
     }
 
-    /// As [`settle`](Self::settle), and waits for requests in flight until it is so.
+    /// As [`settle`](Self::settle), but waits until all requests in flight have completed.
     pub(crate) fn wait_settled(&mut self) {
         for index in 0..self.queues.len() {
             if self.is_draining(index) {
@@ -253,10 +252,10 @@ impl Served {
         };
     }
 
-    /// Starts the queues that were held, if nothing holds the device any more. All are to be settled before.
+    /// Starts the queues that were held, if nothing holds the device any more. All must be settled before.
     ///
     /// # Errors
-    /// One cannot start: which, and why. The device needs a reset then, and says so to its driver.
+    /// One cannot start: which, and why. The device then needs a reset, and tells its driver so.
     pub(crate) fn go_on(&mut self) -> Result<(), String> {
         for index in 0..self.queues.len() {
             // A broken ring is not touched any more before the reset.
@@ -272,12 +271,12 @@ impl Served {
         Ok(())
     }
 
-    /// What asks the backend how its medium is, without the device being locked.
+    /// Asks the backend what its medium is like, without the device being locked.
     pub(crate) fn measure(&self) -> Option<Arc<dyn Measure>> {
         self.model.measure()
     }
 
-    /// Takes up what was [measured](Self::measure), and tells the driver if that changes the configuration space.
+    /// Applies what was [measured](Self::measure), and tells the driver if that changes the configuration space.
     /// Returns whether it does.
     pub(crate) fn refresh(&mut self) -> bool {
         let has_changed = self.model.refresh();

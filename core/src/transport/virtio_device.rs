@@ -38,14 +38,14 @@ impl VirtioDevice {
     /// Wraps `model`, whose queues will lie in `memory`.
     ///
     /// # Errors
-    /// No more file descriptors, or a model with a queue size that cannot be.
+    /// No more file descriptors, or a model with an impossible queue size.
     pub fn new(model: Box<dyn DeviceModel>, memory: GuestMemory) -> io::Result<Self> {
         let mut queues = Vec::new();
         let mut kicks = Vec::new();
         for &size in model.queue_sizes() {
             let name = model.name();
             let queue = QueueSetup::new(size)
-                .ok_or_else(|| io::Error::other(format!("{name}: a queue of {size} entries cannot be")))?;
+                .ok_or_else(|| io::Error::other(format!("{name}: a queue cannot have {size} entries")))?;
             queues.push(queue);
             kicks.push(Arc::new(EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?));
         }
@@ -88,7 +88,7 @@ impl VirtioDevice {
         if page < 2 { (self.accepted >> (32 * page)) as u32 } else { 0 }
     }
 
-    /// The driver accepts features. Once FEATURES_OK is set it must not (virtio 1.3, 3.1.1): ignored then.
+    /// The driver accepts features. Ignored once FEATURES_OK is set: it must not do so then (virtio 1.3, 3.1.1).
     pub fn set_driver_features(&mut self, page: u32, value: u32) {
         if self.status & STATUS_FEATURES_OK != 0 || page >= 2 {
             return;
@@ -109,7 +109,7 @@ impl VirtioDevice {
             self.reset();
             return;
         }
-        // The driver must not clear a bit but by a reset (virtio 1.3, 2.1.1), and NEEDS_RESET is the device's alone.
+        // The driver must not clear a bit except by a reset (virtio 1.3, 2.1.1), and only the device sets NEEDS_RESET.
         let mut new = self.status | value & !STATUS_NEEDS_RESET;
         let set = new & !self.status;
         if set & STATUS_FEATURES_OK != 0 && !self.features_are_acceptable() {
@@ -167,7 +167,7 @@ impl VirtioDevice {
         }
     }
 
-    /// Starts the device and the queues that the driver has enabled; none of them, if one is not usable.
+    /// Starts the device and the queues that the driver has enabled; none of them if one is not usable.
     fn activate(&mut self) -> Result<(), String> {
         let queues = self.enabled_queues()?;
         let started = self.served.activate(self.memory.clone(), self.accepted);
@@ -180,7 +180,7 @@ impl VirtioDevice {
         (0..self.queues.len()).filter(|&index| self.queues[index].ready()).map(|index| self.checked(index)).collect()
     }
 
-    /// A queue as its driver has set it up, if there can be a ring.
+    /// A queue as its driver has set it up, if that makes a valid ring.
     fn checked(&self, index: usize) -> Result<ActiveQueue, String> {
         let (kind, mut tables) = (RingKind::of_features(self.accepted), self.memory.translator());
         let (config, notifier) = (self.queues[index].config(), self.notifiers[index].clone());
@@ -203,19 +203,20 @@ impl VirtioDevice {
         }
         self.notifiers.fill(Notifier::silent());
         for kick in &self.kicks {
-            // Kicks of the old driver are no concern of the next one; an empty counter answers EAGAIN.
+            // Kicks of the old driver do not concern the next one; an empty counter answers EAGAIN.
             let _ = kick.read();
         }
         self.interrupts().reset();
         self.interrupts().set_config_event(None);
     }
 
-    /// Says whether the device may access memory, apart from what its driver asks of it: the Bus Master Enable bit of a
-    /// PCI function (PCI 3.0, 6.2.2). A kernel that hands the machine over to another one clears it, so that nothing of
-    /// the old one's reaches the new one's memory.
+    /// Sets whether the device may access memory, independently of what its driver asks for: the Bus Master Enable bit
+    /// of a PCI function (PCI 3.0, 6.2.2). A kernel that hands the machine over to another kernel clears it, so that no
+    /// access meant for the old one reaches the memory of the new one.
     ///
-    /// Cleared, this returns when its rings are stopped and the requests in flight have completed, however long the
-    /// backend takes, as a reset does. Set again, the rings go on where they stopped, unless they were abandoned.
+    /// When the bit is cleared, this returns once the rings are stopped and the requests in flight have completed,
+    /// however long the backend takes, as a reset does. When it is set again, the rings continue where they stopped,
+    /// unless they were abandoned.
     pub fn set_bus_master(&mut self, enabled: bool) {
         if !enabled {
             self.served.hold(Hold::NoBusMaster);
@@ -226,17 +227,17 @@ impl VirtioDevice {
         }
     }
 
-    /// Forgets the rings that were stopped because the device may not access memory: they do not go on before a reset.
-    /// For when another driver than theirs has come, to which the memory belongs that they are in. It sets the bit
-    /// before it resets the device (Linux: `virtio_pci_probe`), and what the one before had left in a ring would be
-    /// done then, in memory of the other's.
+    /// Forgets the rings that were stopped because the device may not access memory: they do not continue before a
+    /// reset. This is for when another driver has taken over, which now owns the memory that they are in. It sets the
+    /// bit before it resets the device (Linux: `virtio_pci_probe`); requests that the previous driver had left in a
+    /// ring would then be carried out in the new driver's memory.
     pub fn abandon_rings(&mut self) {
         if self.served.is_held_by(Hold::NoBusMaster) {
             self.served.abandon_held();
         }
     }
 
-    /// Has the queues go on that were held, if nothing holds the device any more.
+    /// Lets the queues that were held continue, if nothing holds the device any more.
     fn go_on(&mut self) {
         if let Err(reason) = self.served.go_on()
             && self.may_log()
@@ -284,7 +285,7 @@ impl VirtioDevice {
     fn enable_queue(&mut self, index: usize) {
         self.settle();
         let Some(queue) = self.queues.get_mut(index) else { return };
-        // A ring that broke takes the device with it, until that is reset.
+        // A broken ring takes the whole device with it until a reset.
         if !queue.was_reset() || self.served.is_draining(index) || self.served.interrupts().has_failed() {
             if self.may_log() {
                 warn!("{}: the guest's driver changes queue {index} of a running device; ignored", self.name());
@@ -310,7 +311,7 @@ impl VirtioDevice {
         queue.reset_alone();
         self.served.begin_stop_queue(index);
         self.notifiers[index] = Notifier::silent();
-        // Kicks of before are no concern of the next ring; an empty counter answers EAGAIN.
+        // Earlier kicks do not concern the next ring; an empty counter answers EAGAIN.
         let _ = self.kicks[index].read();
         true
     }
@@ -320,17 +321,17 @@ impl VirtioDevice {
         self.queues.get(index).is_some_and(QueueSetup::was_reset) && self.served.is_draining(index)
     }
 
-    /// Looks which requests have ended that queues wait for. To be called before registers are read.
+    /// Checks which of the requests that queues wait for have ended. Must be called before registers are read.
     pub fn settle(&mut self) {
         self.served.settle();
     }
 
     /// Gives the device another map of the guest's memory, in which all that the old one has is at the same addresses.
-    /// Requests in flight end in the old one, which is kept until [`release_memory`](DeviceModel::release_memory) says
-    /// that it is not used any more.
+    /// Requests in flight complete in the old one, which is kept until [`release_memory`](DeviceModel::release_memory)
+    /// reports that it is not used any more.
     ///
     /// # Errors
-    /// The backend cannot use the memory: why. The device stays with the old.
+    /// The backend cannot use the memory: why. The device keeps the old one.
     pub(super) fn set_memory(&mut self, memory: &GuestMemory) -> Result<(), String> {
         let configs: Vec<_> = (0..self.queues.len())
             .map(|index| self.served.queue_config(index).unwrap_or_else(|| self.queues[index].config()))
@@ -340,7 +341,7 @@ impl VirtioDevice {
         Ok(())
     }
 
-    /// Becomes readable when the backend has changed by itself: then the medium is to be
+    /// Becomes readable when the backend has changed by itself: the medium should then be
     /// [measured](super::DeviceHandle::refresh).
     pub fn change_event(&self) -> Option<RawFd> {
         self.served.model().change_event()

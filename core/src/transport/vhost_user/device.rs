@@ -25,16 +25,16 @@ use std::{
 use tracing::{debug, info, warn};
 use vmm_sys_util::eventfd::EventFd;
 
-/// How long a front end waits for the requests of one that has gone, and how often it looks.
+/// How long a front end waits for the requests of one that has gone, and how often it checks.
 const LEAVING_MAX: Duration = Duration::from_secs(10);
 const LEAVING_LOOK: Duration = Duration::from_millis(20);
 
-/// Most connections to one device at a time: one that uses it, and others that ask or wait to take over.
+/// Most connections to one device at a time: one that uses it, and others that query it or wait to take over.
 const SESSIONS_MAX: usize = 16;
 /// Connections to all devices of the process. Each has a thread and four descriptors.
 static CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
 
-/// Most of those: they have a quarter of all descriptors. Found out once.
+/// Most of those: they may use a quarter of all descriptors. Determined once.
 fn connections_max() -> usize {
     static MOST: OnceLock<usize> = OnceLock::new();
     *MOST.get_or_init(|| {
@@ -43,7 +43,7 @@ fn connections_max() -> usize {
     })
 }
 
-/// Names a connection, for ever.
+/// Identifies a connection; never used again.
 pub(super) type SessionId = u64;
 
 /// The device behind its socket.
@@ -65,19 +65,19 @@ pub(super) struct Device {
     any_file: bool,
 }
 
-/// The device, and who uses it.
+/// The device, and which connection uses it.
 struct Used {
     served: Served,
-    /// The connection whose rings run. Another may ask and prepare, as the destination of a migration does, and take
-    /// over when this one's rings are stopped.
+    /// The connection whose rings run. Another may query the device and prepare, as the destination of a migration
+    /// does, and take over when this one's rings are stopped.
     owner: Option<SessionId>,
-    /// The connection whose driver's features and configuration the model has.
+    /// The connection whose driver's features and configuration are set in the model.
     configured_by: Option<SessionId>,
     /// The connection whose guest's memory the backend knows, also while no ring runs.
     memory_of: Option<SessionId>,
 }
 
-/// What a driver has said before its rings run.
+/// What a driver has set before its rings run.
 #[derive(Clone, Debug, Default)]
 pub(super) struct DriverState {
     /// The features that it accepted.
@@ -95,7 +95,7 @@ struct Watcher {
     stream: UnixStream,
 }
 
-/// What a connection can do with the device once its rings run.
+/// What a connection can do with the device while its rings run.
 pub(super) struct Owned<'d> {
     used: MutexGuard<'d, Used>,
 }
@@ -178,8 +178,8 @@ impl Device {
         space
     }
 
-    /// The driver of connection `id` writes to the configuration space. As with [`configure`](Self::configure), that
-    /// waits as long as another one uses the device.
+    /// The driver of connection `id` writes to the configuration space. As with [`configure`](Self::configure), that is
+    /// deferred while another connection uses the device.
     pub(super) fn write_config(&self, id: SessionId, state: &DriverState, offset: u64, data: &[u8]) {
         let mut used = self.lock();
         if used.owner.is_none_or(|owner| owner == id) {
@@ -190,8 +190,8 @@ impl Device {
         }
     }
 
-    /// The driver of connection `id` has accepted features. As long as another one uses the device, that waits for its
-    /// start.
+    /// The driver of connection `id` has accepted features. While another connection uses the device, that is deferred
+    /// until its own start.
     pub(super) fn configure(&self, id: SessionId, state: &DriverState) {
         let mut used = self.lock();
         if used.owner.is_none_or(|owner| owner == id) {
@@ -223,7 +223,7 @@ impl Device {
                 self.interrupts.reset();
                 self.interrupts.set_config_event(Some(wake.clone()));
                 let features = state.features;
-                // Once more: only now it is known where its rings start.
+                // Once more: only now is it known where its rings start.
                 let remarks = used.configure(id, state);
                 self.remark(&remarks);
                 used.memory_of = Some(id);
@@ -237,7 +237,7 @@ impl Device {
         Ok(Owned { used })
     }
 
-    /// Logs what a front end's driver is to know, or whoever runs it.
+    /// Logs what the front end's driver or its operator should know.
     pub(super) fn remark(&self, remarks: &[String]) {
         for remark in remarks {
             if self.may_log() {
@@ -246,8 +246,8 @@ impl Device {
         }
     }
 
-    /// The device, as soon as no other connection than `id` uses it. One whose front end has gone is waited for: its
-    /// requests end first.
+    /// The device, as soon as no other connection than `id` uses it. If the front end of that one has gone, this waits
+    /// for its requests to end.
     fn free(&self, id: SessionId) -> Result<MutexGuard<'_, Used>, String> {
         let start = Instant::now();
         let mut used = self.lock();
@@ -282,8 +282,8 @@ impl Device {
         }
     }
 
-    /// Connection `id` ends: what is left of its guest's memory is given up. That of a front end which only stops its
-    /// rings is kept, since it may be long work for a backend to prepare.
+    /// Connection `id` ends: what remains of its guest's memory is given up. The memory of a front end that only stops
+    /// its rings is kept, since a backend may take long to prepare it.
     pub(super) fn leave(&self, id: SessionId) {
         self.release(id);
         let mut used = self.lock();
@@ -291,7 +291,7 @@ impl Device {
             used.memory_of = None;
             used.served.model_mut().forget_memory();
         }
-        // What its driver has set is nothing to the next one.
+        // What its driver has set does not concern the next one.
         if used.configured_by == Some(id) && used.owner.is_none() {
             used.configured_by = None;
             used.served.model_mut().reset();
@@ -306,7 +306,7 @@ impl Device {
     /// Adds a connection. `false`: there are too many already, or the server stops.
     pub(super) fn watch(&self, id: SessionId, wake: &Arc<EventFd>, stream: UnixStream) -> bool {
         let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
-        // However many others have, the first one of a device is taken up.
+        // The first connection of a device is accepted however many the others have.
         let most = if watchers.is_empty() { usize::MAX } else { connections_max() };
         let is_full = watchers.len() >= SESSIONS_MAX || CONNECTIONS.load(Ordering::Relaxed) >= most;
         // Partner: `stop` sets it before it takes the same lock.
@@ -333,13 +333,13 @@ impl Device {
         }
     }
 
-    /// All connections end. The front ends are not told before the rings are drained: until then no one else may look
+    /// All connections end. The front ends are not told before the rings are drained: until then, nobody else may look
     /// at them.
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         for watcher in &*self.watchers.lock().unwrap_or_else(PoisonError::into_inner) {
-            // Only our own reads end, for a thread that waits for the rest of a message. A socket that is closed has
-            // none.
+            // This ends only our own reads, for a thread that waits for the rest of a message. There is nothing to end
+            // if the socket is closed.
             let _ = watcher.stream.shutdown(Shutdown::Read);
         }
         self.wake_all();
@@ -361,7 +361,7 @@ impl Place for Device {
     }
 
     fn set_memory(&self, _memory: &GuestMemory) -> Result<(), String> {
-        Err("its front end gives it its memory".into())
+        Err("its memory comes from its front end".into())
     }
 }
 
@@ -379,7 +379,7 @@ impl Used {
 }
 
 impl Owned<'_> {
-    /// The driver has turned out to have begun elsewhere. Returns what cannot be kept of what it was told there.
+    /// The driver turns out to have started elsewhere. Returns which parts of what it was told there cannot be kept.
     pub(super) fn config_was_told(&mut self, features: u64, told: &ToldConfig) -> Vec<String> {
         self.used.served.model_mut().config_was_told(features, told)
     }
@@ -404,7 +404,7 @@ impl Owned<'_> {
         self.used.served.set_memory(memory, config)
     }
 
-    /// Gives up what no request needs any more; returns whether there is more to come.
+    /// Releases what no request needs any more; returns whether more remains to be released.
     pub(super) fn release_memory(&mut self) -> bool {
         self.used.served.model_mut().release_memory()
     }

@@ -1,8 +1,8 @@
-//! Turns clients away from sockets that nobody serves yet.
+//! Turns clients away from sockets that are not served yet.
 //!
-//! A client that finds a socket listening, and nobody who accepts, waits in the middle of its first message. QEMU does
-//! so with its big lock, and its guest stands still. A connection that is closed is tried again later, while the guest
-//! goes on.
+//! A client whose connection is not accepted although the socket listens waits in the middle of its first message. QEMU
+//! does so with its big lock held, and its guest stands still. If the connection is closed, QEMU tries again later, and
+//! the guest continues meanwhile.
 use super::socket::Listener;
 use std::{
     collections::HashMap,
@@ -21,7 +21,7 @@ use vmm_sys_util::{
 /// How long it waits after a client could not be accepted: most likely there are no more descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Accepts whoever connects, and closes the connection, until dropped. `[control]`
+/// Accepts connections and closes them at once, until dropped. `[control]`
 pub(super) struct Doorkeeper {
     /// Rung to stop.
     bell: Arc<EventFd>,
@@ -35,10 +35,10 @@ impl fmt::Debug for Doorkeeper {
 }
 
 impl Doorkeeper {
-    /// Stands at all of these sockets.
+    /// Turns clients away from all of these sockets.
     ///
     /// # Errors
-    /// There are no more descriptors, or there is no thread to be had.
+    /// There are no more descriptors, or no thread can be started.
     pub(super) fn start<'l>(listeners: impl Iterator<Item = &'l Listener>) -> io::Result<Self> {
         let (epoll, bell) = (Epoll::new()?, Arc::new(EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC)?));
         let mut doors = HashMap::new();
@@ -81,7 +81,7 @@ fn turn_away(epoll: &Epoll, doors: &HashMap<u64, UnixListener>, stop: u64) {
             if event.data() == stop {
                 return;
             }
-            // Nobody else accepts, and a UNIX socket keeps clients in its queue that have gone: this does not wait.
+            // Nothing else accepts, and a UNIX socket keeps clients that have gone in its queue: this does not wait.
             if let Some(Err(error)) = doors.get(&event.data()).map(UnixListener::accept) {
                 debug!("a client is not turned away: {error}");
                 thread::sleep(ACCEPT_PAUSE);

@@ -1,12 +1,12 @@
-//! Why a request of the front end was not done.
+//! Why a request of the front end was not carried out.
 use super::wire::WireError;
 
-/// Why a request was not done.
+/// Why a request was not carried out.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// It makes no sense: nothing more can be understood of this front end.
+    /// It makes no sense: nothing further from this front end can be understood.
     Malformed(String),
-    /// It cannot be done. The front end is told, if it asks.
+    /// It cannot be carried out. The front end is told, if it asks.
     Refused(String),
     /// The connection has failed.
     Wire(WireError),
@@ -18,12 +18,12 @@ impl From<WireError> for Failure {
     }
 }
 
-/// A request that makes no sense is told by its reason alone.
+/// A request that makes no sense is described by its reason alone.
 pub(super) fn malformed(reason: impl ToString) -> Failure {
     Failure::Malformed(reason.to_string())
 }
 
-/// A request that cannot be done, with the reason.
+/// A request that cannot be carried out, with the reason.
 pub(super) fn refused(reason: impl ToString) -> Failure {
     Failure::Refused(reason.to_string())
 }

@@ -5,7 +5,7 @@ use crate::{
 };
 use std::sync::Arc;
 
-/// Most queues that one is for.
+/// Most queues that one region covers.
 const QUEUES_MAX: u16 = 1024;
 
 /// One such region.
@@ -25,7 +25,7 @@ impl InflightRegion {
         Ok(kind.inflight_bytes(queue_size) * u64::from(queues))
     }
 
-    /// The part of one queue.
+    /// The part that belongs to one queue.
     pub(super) fn place(&self, index: usize) -> Result<InflightPlace, String> {
         if index >= usize::from(self.queues) {
             return Err(format!("its in-flight region is for {} queues", self.queues));

@@ -8,9 +8,9 @@
 //! | [`socket_activation`] | the sockets that a service manager has opened for this process |
 //! | `doorkeeper` | turns clients away from those until their devices can be served |
 //! | `wire` | messages on their way over the socket |
-//! | `session` | one connection: what was negotiated and set up, and the thread that hears it |
+//! | `session` | one connection: what was negotiated and set up, and the thread that reads its messages |
 //! | `requests` | what each message does |
-//! | `failure` | why one was not done |
+//! | `failure` | why one was not carried out |
 //! | `inflight` | the region that keeps the requests in flight |
 //! | `vring` | a virtqueue as the front end describes it |
 //! | `table` | the front end's memory |
@@ -18,13 +18,13 @@
 //! | `event` | the front end's event descriptors |
 //! | `device` | the device, as all connections share it |
 //!
-//! Messages are heard on threads of their own, one a connection: they may wait, for a queue to drain or a front end to
-//! answer, and disturb no worker and no other device. Workers poll the rings as they do for any transport. What changes
-//! under a running ring is built on the control thread and taken up between two turns.
+//! Messages are handled on threads of their own, one per connection: these may wait for a queue to drain or a front end
+//! to answer without disturbing a worker or another device. Workers poll the rings as they do for any transport. A
+//! change to a running ring is prepared on the control thread and applied between two turns.
 //!
-//! A front end is as little trusted as a guest. A message that makes no sense ends its connection; one that cannot be
-//! done is answered with a no where the front end wants to know (REPLY_ACK), and ends the connection where it does not:
-//! it would go on in the belief that it was done.
+//! A front end is trusted as little as a guest. A message that makes no sense ends its connection. One that cannot be
+//! carried out is answered with a failure if the front end asks for a reply (REPLY_ACK), and ends the connection
+//! otherwise: the front end would continue in the belief that it was carried out.
 mod device;
 mod doorkeeper;
 #[allow(unsafe_code)]
@@ -60,7 +60,7 @@ use vmm_sys_util::{
     eventfd::{EFD_NONBLOCK, EventFd},
 };
 
-/// How long no connection is taken up after one could not be: most likely there are no more descriptors.
+/// How long no connection is accepted after one could not be: most likely there are no more descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How often to check whether all connections have ended, once they should.
@@ -113,7 +113,7 @@ impl Server {
         &self.path
     }
 
-    /// The verbs of the device, for whoever runs it.
+    /// The verbs of the device, for the program that runs it.
     pub fn handle(&self) -> DeviceHandle {
         self.handle.clone()
     }
@@ -126,23 +126,23 @@ impl Server {
         loop {
             match Arc::try_unwrap(device) {
                 Ok(device) => return device.into_model(),
-                // A verb is at work, for as long as it has the device locked.
+                // A verb is at work, and has the device locked meanwhile.
                 Err(used) => device = used,
             }
             thread::sleep(END_PAUSE);
         }
     }
 
-    /// Has the device drained and flushed and all connections closed. Returns at once, so that several can stop
+    /// Begins to drain and flush the device and to close all connections. Returns at once, so that several can stop
     /// together.
     pub fn begin_stop(&self) {
         self.device.stop();
         if let Err(error) = self.bell.write(1) {
-            warn!("{}: its server does not hear that it is to stop: {error}", self.device.name());
+            warn!("{}: its server cannot be told to stop: {error}", self.device.name());
         }
     }
 
-    /// Drains and flushes the device, closes all connections, removes the socket. Also done by drop.
+    /// Drains and flushes the device, closes all connections, removes the socket. Dropping the server does the same.
     pub fn stop(&mut self) {
         let Some(thread) = self.thread.take() else { return };
         self.begin_stop();
@@ -158,7 +158,7 @@ impl Drop for Server {
     }
 }
 
-/// Takes up connections.
+/// Accepts connections.
 struct Reception {
     device: Arc<Device>,
     handle: DeviceHandle,
@@ -226,10 +226,10 @@ impl Reception {
         let name = self.device.name();
         match opened {
             Ok(Some(thread)) => drop(self.sessions.insert(id, thread)),
-            Ok(None) if self.device.may_log() => warn!("{name}: a front end is turned away: there are too many"),
+            Ok(None) if self.device.may_log() => warn!("{name}: a front end is turned away: too many connections"),
             Err(error) => {
                 if error.kind() != io::ErrorKind::WouldBlock && self.device.may_log() {
-                    warn!("{name}: cannot take up a connection: {error}");
+                    warn!("{name}: cannot serve a connection: {error}");
                 }
                 thread::sleep(ACCEPT_PAUSE);
             }

@@ -27,12 +27,12 @@ use vhost::vhost_user::message::{
 };
 use vm_memory::ByteValued;
 
-/// Most fields of it of which we remember that they were written: more than any device has.
+/// Most fields of the configuration space that we remember as written: more than any device has.
 const CONFIG_WRITES_MAX: usize = 16;
-/// In the payload of a request with a descriptor for a ring: there is none.
+/// In the payload of a request with a descriptor for a ring: no descriptor comes with it.
 const NO_FILE: u64 = 1 << 8;
 
-/// What we speak.
+/// The protocol features that we support.
 fn protocol_features() -> VhostUserProtocolFeatures {
     use VhostUserProtocolFeatures as F;
     F::MQ
@@ -63,7 +63,7 @@ fn bytes(body: &impl ByteValued, rest: &[u8], file: Option<File>) -> Answer {
 }
 
 impl Session {
-    /// Does what a message asks for.
+    /// Carries out a message.
     pub(super) fn request(&mut self, message: Message) -> Answer {
         use FrontendReq as Request;
         let Some(request) = message.request() else {
@@ -138,7 +138,7 @@ impl Session {
         Ok(())
     }
 
-    /// What RESET_OWNER is for today (it is deprecated).
+    /// What RESET_OWNER is used for today (it is deprecated).
     fn disable_rings(&mut self) {
         self.stop_rings();
         self.vrings.iter_mut().for_each(|vring| vring.enabled = false);
@@ -184,7 +184,7 @@ impl Session {
         let (offset, space) = (u64::from(offset), space.to_vec());
         self.device.write_config(self.id, &self.driver_state(), offset, &space);
         self.told.note_written(offset as usize, &space, &self.device.config());
-        // Once for each field, in case that the device is another's for now.
+        // One by one, in case another connection uses the device for now.
         self.config_writes.retain(|(old, data)| (*old, data.len()) != (offset, space.len()));
         self.config_writes.push((offset, space));
         if self.config_writes.len() > CONFIG_WRITES_MAX {
@@ -217,7 +217,7 @@ impl Session {
     }
 
     fn remove_mem_region(&mut self, message: &Message) -> Result<(), Failure> {
-        // A descriptor may come with it, and is not used.
+        // A descriptor may come with it; it is not used.
         let table = self.table.without(&single_region(message)?).map_err(refused)?;
         self.adopt(table)
     }
@@ -230,7 +230,7 @@ impl Session {
             .map_err(|error| refused(format!("the log of dirty pages: {error}")))?;
         self.log = Some(DirtyLog::new(mapping));
         self.update_logs();
-        // The document has no word on the answer's payload: QEMU takes any, Cloud Hypervisor wants what was asked.
+        // The document does not specify the answer's payload: QEMU takes any, Cloud Hypervisor wants what was asked.
         bytes(&log, &[], None)
     }
 
@@ -274,7 +274,7 @@ impl Session {
     fn get_vring_base(&mut self, message: &Message) -> Answer {
         let VhostUserVringState { index, .. } = message.body().map_err(malformed)?;
         self.vring(index).map_err(|failure| match failure {
-            // There is no answer that says no.
+            // The answer cannot express a failure.
             Failure::Refused(reason) => malformed(reason),
             other => other,
         })?;
@@ -329,7 +329,7 @@ impl Session {
         let (queues, queue_size) = (asked.num_queues, asked.queue_size);
         let queue_bytes = InflightRegion::bytes(self.ring_kind(), queues, queue_size).map_err(malformed)?;
         let bytes_needed = queue_bytes + RECORD_BYTES;
-        // Sealed, so that nobody can take it away: it is ours as much as the front end's.
+        // Sealed, so that the front end, which shares it, cannot shrink it.
         let file = sealed_file(c"pollux-inflight", bytes_needed)
             .map_err(|error| malformed(format!("there is no memory for {bytes_needed} bytes: {error}")))?;
         let reply = VhostUserInflight::new(bytes_needed, 0, queues, queue_size);
@@ -359,9 +359,10 @@ impl Session {
     fn set_backend_channel(&mut self, mut message: Message) -> Result<(), Failure> {
         let file = message.file().map_err(malformed)?;
         let channel = UnixStream::from(OwnedFd::from(file));
-        // It is written to by a thread that must not wait for it; and what is no socket cannot be one.
+        // It is written to by a thread that must not wait for it, and a descriptor that is not a socket is refused
+        // here.
         channel.local_addr().and_then(|_| channel.set_nonblocking(true)).map_err(|error| {
-            refused(format!("its file descriptor for requests of the back end is no UNIX socket: {error}"))
+            refused(format!("its file descriptor for requests of the back end is not a UNIX socket: {error}"))
         })?;
         self.backend_channel = Some(channel);
         Ok(())

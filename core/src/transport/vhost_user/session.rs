@@ -1,4 +1,4 @@
-//! One connection of a front end: what it has negotiated and set up, and the thread that hears it.
+//! One connection of a front end: what it has negotiated and set up, and the thread that reads its messages.
 //!
 //! The messages themselves are in [`requests`](super::requests).
 use super::{
@@ -34,10 +34,10 @@ use vmm_sys_util::{
     eventfd::{EFD_NONBLOCK, EventFd},
 };
 
-/// How often to check whether old memory maps can go, while there are any, in milliseconds.
+/// How often to check whether old memory maps can be released, while there are any, in milliseconds.
 const RELEASE_INTERVAL: i32 = 20;
-/// How long a front end must be silent, in milliseconds, before it hears of what has changed while it was away: it may
-/// not be able to answer in the middle of its start.
+/// How long a front end must be silent, in milliseconds, before it is told of what has changed while it was away: it
+/// may not be able to answer in the middle of its start.
 const NOTICE_SILENCE: i32 = 20;
 
 /// Most changes of the memory table while a request is in flight that was made before the first of them.
@@ -50,7 +50,7 @@ pub(super) struct Session {
     pub(super) stream: UnixStream,
     /// Rung by the device, its workers and the server.
     wake: Arc<EventFd>,
-    /// How the front end behaves when its events are signalled.
+    /// Watches how long the signalling of the front end's events takes.
     conduct: Arc<Conduct>,
     /// As accepted, with the bits of vhost-user.
     pub(super) features: u64,
@@ -64,7 +64,7 @@ pub(super) struct Session {
     pub(super) vrings: Vec<Vring>,
     pub(super) inflight: Option<InflightRegion>,
     pub(super) log: Option<DirtyLog>,
-    /// Where our own requests go to.
+    /// Where our own requests go.
     pub(super) backend_channel: Option<UnixStream>,
     /// What it and its driver were told of the configuration space.
     pub(super) told: Told,
@@ -72,7 +72,7 @@ pub(super) struct Session {
     pub(super) config_writes: Vec<(u64, Vec<u8>)>,
     config_generation: u32,
     has_failed: bool,
-    /// Changes of the memory table since no old map was in use the last time.
+    /// Changes of the memory table since the last time that no old map was in use.
     retiring: u32,
 }
 
@@ -107,7 +107,7 @@ impl Session {
         }))
     }
 
-    /// Hears the front end until it goes, or the server stops. Then the rings are drained and flushed, and only after
+    /// Serves the front end until it goes, or the server stops. Then the rings are drained and flushed, and only after
     /// that is the connection closed.
     pub(super) fn run(self) {
         let _watch = (watchdog::watch(), watchdog::guard_front_end());
@@ -140,7 +140,7 @@ impl Session {
         let (stream, wake) = (self.stream.as_raw_fd(), self.wake.as_raw_fd());
         watch(stream, EventSet::IN)?;
         watch(wake, EventSet::IN)?;
-        // Many wait for this one: it is never read, and each hears its edges.
+        // Many threads wait for this event: it is never read, and each notices its edges.
         watch(guard::damage_event().map_err(failed)?.as_raw_fd(), EventSet::IN | EventSet::EDGE_TRIGGERED)?;
         let mut events = [EpollEvent::default(); 4];
         loop {
@@ -174,10 +174,10 @@ impl Session {
         }
     }
 
-    /// Something about the device has changed: its configuration space, or that it works at all. Or the front end has
-    /// held up a worker, which is the end of the connection.
+    /// Something about the device has changed: its configuration space, or whether it works at all. Or the front end
+    /// has held up a worker, which ends the connection.
     fn answer_wake(&mut self) -> Result<(), Failure> {
-        // EAGAIN: another look at it was enough.
+        // EAGAIN: an earlier look has dealt with it.
         let _ = self.wake.read();
         if self.conduct.has_held_up() {
             self.device.note_held_up();
@@ -200,7 +200,8 @@ impl Session {
         Ok(())
     }
 
-    /// Whether the front end can hear of something that its driver has missed, which has rings to be told of it.
+    /// Whether the front end can be told of something that its driver has missed; the driver needs running rings for
+    /// that.
     fn owes_notice(&self) -> bool {
         self.told.is_notice_due() && self.backend_channel.is_some() && self.is_running()
     }
@@ -209,18 +210,18 @@ impl Session {
         if let Some(channel) = &self.backend_channel
             && let Err(error) = wire::request(channel, BackendReq::CONFIG_CHANGE_MSG as u32)
         {
-            debug!("{}: the front end does not hear of a changed configuration: {error}", self.name());
+            debug!("{}: the front end cannot be told of a changed configuration: {error}", self.name());
         }
     }
 
-    /// Hears one message and answers it.
+    /// Reads one message and answers it.
     fn answer_message(&mut self) -> Result<(), Failure> {
         let message = wire::receive(&self.stream)?;
         let (code, name, needs_reply) = (message.code, message.name(), message.needs_reply());
         let acknowledges = needs_reply && self.protocol_features.contains(VhostUserProtocolFeatures::REPLY_ACK);
         tracing::trace!("{}: connection {}: {name}", self.name(), self.id);
         let result = match self.request(message) {
-            // It has an answer of its own.
+            // Its own answer tells the result.
             Ok(Some(reply)) => return self.reply(code, &reply.payload, reply.file.as_ref()),
             Ok(None) => self.start_rings(),
             Err(failure) => Err(failure),
@@ -255,7 +256,7 @@ impl Session {
         self.features & !own.bits()
     }
 
-    /// What the model has to know of the driver.
+    /// What the model must know about the driver.
     pub(super) fn driver_state(&self) -> DriverState {
         let beginning = self.ring_kind().beginning();
         let has_moved = |vring: &&Vring| vring.base.is_some_and(|base| base != beginning);
@@ -265,7 +266,7 @@ impl Session {
         DriverState { features: self.driver_features(), told, config_writes: self.config_writes.clone() }
     }
 
-    /// The kind of ring that its driver speaks.
+    /// The kind of ring that its driver uses.
     pub(super) fn ring_kind(&self) -> RingKind {
         RingKind::of_features(self.features)
     }
@@ -278,7 +279,7 @@ impl Session {
         self.device.owned(self.id)
     }
 
-    /// Starts every ring that has become ready. What asks for an answer makes none ready.
+    /// Starts every ring that has become ready. A message that asks for an answer makes none ready.
     fn start_rings(&mut self) -> Result<(), Failure> {
         // Without the protocol features there is no message to enable a ring with.
         let by_default = !self.has_feature(VhostUserVirtioFeatures::PROTOCOL_FEATURES);
@@ -332,7 +333,7 @@ impl Session {
         Ok(())
     }
 
-    /// Stops a ring, once all of its requests are done. Where it stands is its base from then on.
+    /// Stops a ring once all of its requests have completed. Its position becomes its base.
     pub(super) fn stop_ring(&mut self, index: usize) {
         if take(&mut self.vrings[index].running)
             && let Some(mut owned) = self.device.owned(self.id)
@@ -360,7 +361,7 @@ impl Session {
         self.vrings.iter().any(|vring| vring.running)
     }
 
-    /// The driver starts over: all rings are stopped and disabled, and what it set is forgotten.
+    /// The driver starts over: all rings are stopped and disabled, and its settings are forgotten.
     pub(super) fn reset_device(&mut self) {
         self.stop_rings();
         for vring in &mut self.vrings {
@@ -374,7 +375,7 @@ impl Session {
         }
     }
 
-    /// Goes on with another memory table, also with running rings.
+    /// Switches to another memory table, also while rings run.
     pub(super) fn adopt(&mut self, table: MemoryTable) -> Result<(), Failure> {
         let memory = table.memory().map_err(refused)?;
         self.bound_retiring()?;
@@ -387,12 +388,12 @@ impl Session {
         }
         self.table = table;
         self.memory = Some(memory);
-        // What was not in memory before may be now.
+        // Rings that were outside the memory before may lie in it now.
         self.vrings.iter_mut().for_each(|vring| vring.failed = false);
         Ok(())
     }
 
-    /// Gives up old memory maps that no request needs any more.
+    /// Releases old memory maps that no request needs any more.
     fn release_memory(&mut self) {
         if self.retiring > 0 && !self.owned().is_some_and(|mut owned| owned.release_memory()) {
             self.retiring = 0;
@@ -400,7 +401,7 @@ impl Session {
     }
 
     /// Waits for requests in flight when too many memory maps are kept for them: a front end could otherwise pile up
-    /// mappings, of which the process has so many, and each with a descriptor.
+    /// mappings, of which a process can only have a limited number, each with a descriptor.
     fn bound_retiring(&mut self) -> Result<(), Failure> {
         while self.retiring >= RETIRING_MAX {
             if self.device.is_stopping() {
@@ -427,7 +428,7 @@ impl Session {
         }
     }
 
-    /// Changes something of a ring, if it runs.
+    /// Changes a setting of a ring, if it runs.
     pub(super) fn update_ring(&self, index: usize, update: QueueUpdate) {
         if let Some(mut owned) = self.owned().filter(|_| self.vrings[index].running) {
             owned.update_queue(index, update);

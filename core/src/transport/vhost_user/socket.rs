@@ -25,16 +25,16 @@ use std::{
 /// Longest path of a socket in bytes: `sun_path` has 108, the last of which is zero (unix(7)).
 pub const PATH_BYTES_MAX: usize = 107;
 
-/// A socket that is to be made.
+/// A socket to create.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketSpec {
-    /// Its file, at most [`PATH_BYTES_MAX`] bytes, or so many from the working folder on.
+    /// Its file: at most [`PATH_BYTES_MAX`] bytes, either as given or relative to the working folder.
     pub path: PathBuf,
-    /// Permission bits; none: what the umask leaves of 0777. To connect takes permission to write.
+    /// Permission bits; `None`: what the umask leaves of 0777. Connecting requires permission to write.
     pub mode: Option<u32>,
-    /// The user who owns it; none: who makes it.
+    /// The user who owns it; `None`: the user of this process.
     pub user: Option<u32>,
-    /// The group that owns it; none: that of who makes it.
+    /// The group that owns it; `None`: the group of this process.
     pub group: Option<u32>,
     /// Whether front ends may share a file with us that is more than memory: see
     /// [`ForeignMapping::map_for`](crate::memory::ForeignMapping::map_for).
@@ -42,11 +42,11 @@ pub struct SocketSpec {
 }
 
 impl SocketSpec {
-    /// Whether this process may give a file in the socket's folder to the owner and the group, found out by a file that
-    /// has no name.
+    /// Whether this process may give a file in the socket's folder to the owner and the group, determined by means of a
+    /// file that has no name.
     ///
     /// # Errors
-    /// The kernel says no. What it does not tell before the socket is made is no error.
+    /// The kernel refuses. What it does not tell before the socket is made is not an error.
     pub fn check_access(&self) -> Result<(), SocketError> {
         if self.user.is_none() && self.group.is_none() {
             return Ok(());
@@ -67,8 +67,8 @@ impl SocketSpec {
     }
 }
 
-/// The name by which a socket is bound: its path, or if there is no room for that and it lies below the working folder,
-/// the way from there.
+/// The name by which a socket is bound: its path, or, if that is too long and it lies below the working folder, its
+/// path relative to that.
 pub(crate) fn short_name(path: &Path) -> Cow<'_, Path> {
     let is_short = |path: &Path| path.as_os_str().len() <= PATH_BYTES_MAX;
     let from_here =
@@ -86,13 +86,13 @@ fn folder_of(path: &Path) -> &Path {
 /// Why there is no socket to serve on.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// Somebody serves there.
+    /// Another process listens there.
     #[error("another process listens on {}: stop it, or choose another path", .0.display())]
     InUse(PathBuf),
-    /// There is something that is not ours to remove.
+    /// There is a file that is not ours to remove.
     #[error("{} is there and is no socket: remove it, or choose another path", .0.display())]
     NotASocket(PathBuf),
-    /// What is there cannot be looked at, or cannot be removed.
+    /// The existing file cannot be inspected, or cannot be removed.
     #[error("cannot take over the socket {}: {cause}", .path.display())]
     TakeOver {
         /// The socket's file.
@@ -100,7 +100,7 @@ pub enum SocketError {
         /// Why.
         cause: io::Error,
     },
-    /// It cannot be made.
+    /// It cannot be created.
     #[error("cannot listen on {}: {cause}", .path.display())]
     Bind {
         /// The socket's file.
@@ -118,7 +118,7 @@ pub enum SocketError {
         /// Why.
         cause: io::Error,
     },
-    /// A descriptor that was inherited is something else.
+    /// An inherited descriptor is something else.
     #[error("descriptor {descriptor}, which was inherited, is not a UNIX stream socket that listens: {reason}")]
     Inherited {
         /// Its number.
@@ -128,7 +128,8 @@ pub enum SocketError {
     },
 }
 
-/// A listening UNIX stream socket. Its file is removed with it, unless it was inherited or is somebody else's by then.
+/// A listening UNIX stream socket. Its file is removed with it, unless the socket was inherited or another file has
+/// taken its place.
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
@@ -138,13 +139,13 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Makes the socket. A file that a process left there which no longer listens is replaced.
+    /// Makes the socket. A socket file left behind by a process that no longer listens is replaced.
     ///
     /// Nobody can connect before the owner and the mode are set: until then, the socket does not listen. Two processes
     /// that do this in one folder take turns.
     ///
     /// # Errors
-    /// Somebody listens there, what is there is no socket, or the system refuses.
+    /// Another process listens there, the existing file is not a socket, or the system refuses.
     pub fn bind(spec: &SocketSpec) -> Result<Listener, SocketError> {
         let path = spec.path.as_path();
         let failed = |cause: io::Error| SocketError::Bind { path: path.to_owned(), cause };
@@ -162,7 +163,7 @@ impl Listener {
         Ok(listener)
     }
 
-    /// Takes a socket that somebody else made and listens on, and will remove.
+    /// Takes a socket that another process has made, listens on, and will remove.
     ///
     /// # Errors
     /// It is no listening UNIX stream socket.
@@ -181,7 +182,7 @@ impl Listener {
         if !listens.map_err(|error| refuse(io::Error::from(error).to_string()))? {
             return Err(refuse("it is a connection".into()));
         }
-        // As one that is made here; the service manager only waits for it while this process does not run.
+        // Like one that is made here; the service manager only waits on it while this process does not run.
         socket.set_nonblocking(false).map_err(|error| refuse(error.to_string()))?;
         Ok(Listener { socket, path: name_of(&address), made: None })
     }
@@ -191,7 +192,7 @@ impl Listener {
         &self.path
     }
 
-    /// The same socket once more, for whoever accepts before a device is served.
+    /// A duplicate of the socket, for accepting before a device is served.
     pub(super) fn try_clone(&self) -> io::Result<UnixListener> {
         self.socket.try_clone()
     }
@@ -206,7 +207,7 @@ impl Listener {
 }
 
 impl AsRawFd for Listener {
-    /// Readable when a client waits.
+    /// Readable when a client is waiting.
     fn as_raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
     }
@@ -216,7 +217,7 @@ impl Drop for Listener {
     fn drop(&mut self) {
         let Some(made) = self.made else { return };
         if fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == made) {
-            // If it cannot be removed, the next one takes it over.
+            // If it cannot be removed, the next listener takes it over.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -233,20 +234,20 @@ fn new_socket(flags: SockFlag) -> io::Result<OwnedFd> {
 /// How long another process may take to make its socket in the same folder.
 const TURN_MAX: Duration = Duration::from_secs(2);
 
-/// A folder that this process has locked.
+/// A folder locked by this process.
 struct Turn(File);
 
 impl Drop for Turn {
     fn drop(&mut self) {
         // Explicitly, as a child that another thread has just forked has a copy of the descriptor for a moment. What
-        // was locked can be unlocked.
+        // was locked can always be unlocked.
         let _ = self.0.unlock();
     }
 }
 
-/// Locks the folder of `path` against others that take over sockets in it, until the result is dropped. Without it,
-/// a second process could take the first one's new socket, which does not listen yet, for a stale one. None where the
-/// folder cannot be locked: it may be written but not read, or is on a file system that knows no locks.
+/// Locks the folder of `path` against others that take over sockets in it, until the result is dropped. Without it, a
+/// second process could take the first one's new socket, which does not listen yet, for a stale one. `None` where the
+/// folder cannot be locked: it can be written but not read, or is on a file system without locks.
 fn take_turn(path: &Path) -> io::Result<Option<Turn>> {
     let Ok(folder) = File::open(folder_of(path)) else { return Ok(None) };
     let deadline = Instant::now() + TURN_MAX;
@@ -269,7 +270,7 @@ fn remove_stale(path: &Path, address: &UnixAddr) -> Result<(), SocketError> {
         Ok(found) if !found.file_type().is_socket() => return Err(SocketError::NotASocket(path.to_owned())),
         Ok(_) => {}
     }
-    // A listener with a full backlog would block us, and is one all the same.
+    // A listener with a full backlog would block us; it is a listener all the same.
     let probe = new_socket(SockFlag::SOCK_NONBLOCK).map_err(failed)?;
     match socket::connect(probe.as_raw_fd(), address) {
         Err(Errno::ECONNREFUSED) => fs::remove_file(path).map_err(failed),
@@ -356,7 +357,7 @@ mod tests {
         assert_eq!(error, words);
         assert_eq!(inode(&path), found);
         drop(first);
-        // One of another type is somebody's as well.
+        // A socket of another type is in use as well.
         let _datagrams = UnixDatagram::bind(&path).expect("bound");
         assert!(matches!(Listener::bind(&spec(path)), Err(SocketError::InUse(_))));
     }

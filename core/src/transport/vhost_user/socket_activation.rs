@@ -1,7 +1,7 @@
 //! Sockets that a service manager has opened for this process, as systemd does: see sd_listen_fds(3).
 //!
 //! The manager passes them as descriptors 3 and up and says so in the environment: `LISTEN_PID` names the process that
-//! is meant, `LISTEN_FDS` the number of descriptors, `LISTEN_FDNAMES` their names with colons between.
+//! they are meant for, `LISTEN_FDS` the number of descriptors, `LISTEN_FDNAMES` their names with colons between.
 use super::{
     doorkeeper::Doorkeeper,
     socket::{Listener, SocketError},
@@ -20,7 +20,7 @@ use std::{
 
 /// The number of the first descriptor (SD_LISTEN_FDS_START).
 const FIRST: RawFd = 3;
-/// More than anybody opens for one process. Guards against a number that is nonsense.
+/// More than any service manager opens for one process. Guards against nonsensical numbers.
 const COUNT_MAX: i32 = 1024;
 
 /// Why the inherited sockets cannot be used.
@@ -29,7 +29,7 @@ pub enum ActivationError {
     /// The environment contradicts itself.
     #[error("LISTEN_FDS={0} is no number of sockets")]
     Count(String),
-    /// A descriptor that was announced is not there.
+    /// An announced descriptor is missing.
     #[error("LISTEN_FDS announces descriptor {descriptor}, but it cannot be used: {cause}")]
     Missing {
         /// Its number.
@@ -37,7 +37,7 @@ pub enum ActivationError {
         /// Why.
         cause: std::io::Error,
     },
-    /// Clients would wait for all of the start, and guests with them.
+    /// Clients, and their guests, would have to wait for the whole start.
     #[error("cannot turn clients away from inherited sockets until their devices are served: {0}")]
     Doorkeeper(std::io::Error),
     /// A descriptor is something else.
@@ -67,8 +67,8 @@ pub struct InheritedSockets {
 }
 
 impl InheritedSockets {
-    /// Takes the sockets meant for this process, so that no child inherits them. They can be taken once; from then on
-    /// there are none.
+    /// Takes the sockets meant for this process, so that no child inherits them. They can be taken only once;
+    /// afterwards, there are none.
     ///
     /// Clients that connect are turned away until [`admit`](Self::admit), so that they do not wait for slow steps of
     /// the start.
@@ -76,7 +76,7 @@ impl InheritedSockets {
     /// Call it early: descriptors must still be those that the process was started with.
     ///
     /// # Errors
-    /// What was announced is not there, or is no listening UNIX stream socket.
+    /// An announced descriptor is missing, or is not a listening UNIX stream socket.
     pub fn take() -> Result<InheritedSockets, ActivationError> {
         static TAKEN: AtomicBool = AtomicBool::new(false);
         let variable = |name: &str| env::var(name).ok();
@@ -84,7 +84,7 @@ impl InheritedSockets {
         if names.is_empty() || TAKEN.swap(true, Ordering::Relaxed) {
             return Ok(InheritedSockets::default());
         }
-        // All become ours before one is refused, so that none is left open.
+        // All are taken over before one is refused, so that none stays open.
         let descriptors: Vec<_> = names.into_iter().zip(FIRST..).map(|(name, number)| (name, own(number))).collect();
         let sockets = descriptors.into_iter().map(|(name, descriptor)| match Listener::inherit(descriptor?) {
             Ok(listener) => Ok(Inherited { name, listener }),
@@ -96,7 +96,7 @@ impl InheritedSockets {
         Ok(InheritedSockets { sockets, doorkeeper: Some(doorkeeper) })
     }
 
-    /// The devices are served from now on: nobody is turned away any more.
+    /// The devices are served from now on: clients are not turned away any more.
     pub fn admit(&mut self) {
         self.doorkeeper = None;
     }
@@ -111,7 +111,7 @@ impl InheritedSockets {
         self.remove(|socket| socket.name == name)
     }
 
-    /// Those that are left.
+    /// Those that have not been taken.
     pub fn rest(&self) -> &[Inherited] {
         &self.sockets
     }
@@ -140,12 +140,12 @@ fn names(
     let mut names: Vec<String> = names
         .filter(|names| !names.is_empty())
         .map_or_else(Vec::new, |names| names.split(':').map(str::to_owned).collect());
-    // As sd_listen_fds_with_names does for those without one.
+    // As sd_listen_fds_with_names does for sockets without a name.
     names.resize(number as usize, "unknown".into());
     Ok(names)
 }
 
-/// Makes the inherited descriptor ours.
+/// Takes ownership of the inherited descriptor.
 fn own(number: RawFd) -> Result<OwnedFd, ActivationError> {
     // SAFETY: it is not used beyond this function, where it is open if the first call succeeds; if it is not open, the
     // call fails and does nothing.

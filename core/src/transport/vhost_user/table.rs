@@ -13,7 +13,7 @@ pub(super) const SLOTS_MAX: usize = 1024;
 /// How a part of a file is mapped: by offset and length in bytes.
 pub(super) type Map<'m> = &'m dyn Fn(&File, u64, u64) -> Result<Arc<ForeignMapping>, ForeignError>;
 
-/// Why a region cannot be had.
+/// Why a region cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TableError {
     #[error("the memory region at guest address {0:#x}: {1}")]
@@ -50,8 +50,8 @@ pub(super) struct MemoryTable {
 }
 
 impl MemoryTable {
-    /// A table of these regions, each with its file. Mappings that `self` has already are taken over, however often a
-    /// front end sends the same table.
+    /// A table of these regions, each with its file. Mappings that `self` already has are reused, however often a front
+    /// end sends the same table.
     pub(super) fn replaced(
         &self,
         regions: &[VhostUserMemoryRegion],
@@ -72,7 +72,7 @@ impl MemoryTable {
         Ok(table)
     }
 
-    /// This table without a region, which is known by its addresses and length.
+    /// This table without a region, which is identified by its addresses and length.
     pub(super) fn without(&self, region: &VhostUserMemoryRegion) -> Result<Self, TableError> {
         let (guest, length, user) = (region.guest_phys_addr, region.memory_size, region.user_addr);
         let is_it = |old: &Region| (old.guest, old.length, old.user) == (guest, length, user);
@@ -102,7 +102,7 @@ impl MemoryTable {
         if self.regions.len() >= SLOTS_MAX {
             return Err(TableError::Full);
         }
-        // Two regions may be the same memory of the front end's, at two guest addresses.
+        // Two regions may be the same memory of the front end, at two guest addresses.
         let clashes = |old: &Region| {
             region.guest < old.guest.saturating_add(old.length)
                 && old.guest < region.guest.saturating_add(region.length)
@@ -125,7 +125,7 @@ impl MemoryTable {
         Ok(GuestMemory::from_foreign(regions.collect())?)
     }
 
-    /// The guest address of an address of the front end's, which is what it names rings by.
+    /// The guest address of a front end's address; it specifies rings by the latter.
     pub(super) fn guest_address(&self, user: u64) -> Option<u64> {
         self.regions.iter().find_map(|region| {
             let offset = user.wrapping_sub(region.user);

@@ -1,19 +1,19 @@
 //! What a front end and its guest were told of the device's configuration space, and how that outlives this process.
 //!
-//! A front end such as QEMU reads the space once, and shows its guest that copy from then on: also when it has come
-//! back to another process, which may have another medium or other settings. Its driver does not read it again either.
-//! So what was told is kept with the record of requests in flight, which the front end holds for us: the place behind
-//! the queues' regions is ours to lay out (vhost-user document, "Inflight I/O tracking": the size of the whole is the
-//! back end's to say).
+//! A front end such as QEMU reads the space once, and shows its guest that copy from then on, even after it has
+//! reconnected to another process, which may have another medium or other settings. Its driver does not read the space
+//! again either. So what was told is kept with the record of requests in flight, which the front end holds for us: we
+//! may lay out the space behind the queues' regions as we like (vhost-user document, "Inflight I/O tracking": the back
+//! end decides on the size of the whole).
 use crate::{
     device::{ConfigFields, ToldConfig},
     memory::ForeignMapping,
 };
 use std::{ops::Range, sync::Arc};
 
-/// Longest configuration space that the document knows (VHOST_USER_MAX_CONFIG_SIZE).
+/// Longest configuration space that the document allows (VHOST_USER_MAX_CONFIG_SIZE).
 pub(super) const CONFIG_BYTES: usize = 256;
-/// A whole configuration space, zeroes beyond its end.
+/// A whole configuration space, padded with zeroes.
 pub(super) type Space = [u8; CONFIG_BYTES];
 
 /// What was told.
@@ -23,12 +23,12 @@ pub(super) struct Told {
     /// What the front end was told on this connection, and what its driver has set.
     shown: Space,
     is_shown: [bool; CONFIG_BYTES],
-    /// What the driver relies on whose rings run, or ran last.
+    /// What the driver whose rings run, or ran last, relies on.
     relied: Option<Space>,
-    /// That was found in a record: the driver began on an earlier connection.
+    /// It was found in a record: the driver started on an earlier connection.
     is_carried: bool,
     record: Option<Record>,
-    /// The driver is to hear that something is not as it was told.
+    /// The driver must be notified that something differs from what it was told.
     notice_due: bool,
 }
 
@@ -46,7 +46,7 @@ impl Told {
         }
     }
 
-    /// The front end has handed over an in-flight region. What this connection knows is newer than what is in there.
+    /// The front end has handed over an in-flight region. What this connection knows is newer than its contents.
     pub(super) fn adopt(&mut self, mapping: &Arc<ForeignMapping>, queue_bytes: u64) {
         self.record = Record::new(mapping, queue_bytes);
         if self.relied.is_none() {
@@ -56,8 +56,8 @@ impl Told {
         self.save();
     }
 
-    /// What the driver was told whose rings start. `has_moved`: one of them does not start at its beginning.
-    /// `is_strange`: nor has that one run on this connection. `current` is the space as it is.
+    /// What the driver whose rings start was told. `has_moved`: one of them does not start at its beginning.
+    /// `is_strange`: nor has that ring run on this connection. `current` is the space as it is.
     pub(super) fn belief(&self, has_moved: bool, is_strange: bool, current: &Space) -> ToldConfig {
         let is_known = self.is_shown.contains(&true);
         match self.relied {
@@ -70,7 +70,7 @@ impl Told {
         }
     }
 
-    /// The driver's rings have started, in that belief. `current` is the space as it is now.
+    /// The driver's rings have started, and it relies on `told`. `current` is the space as it is now.
     pub(super) fn started(&mut self, belief: &ToldConfig, current: &Space) {
         let mut relied = match belief {
             ToldConfig::Nothing => *current,
@@ -89,7 +89,7 @@ impl Told {
         self.save();
     }
 
-    /// The space as this front end is to see it: what a driver does not expect to change is as it was told.
+    /// The space as this front end is to see it: fields that a driver does not expect to change are as it was told.
     pub(super) fn space(&self, current: &Space) -> Space {
         let Some(mut space) = self.relied else { return *current };
         copy(&mut space, current, &self.fields.device);
@@ -121,12 +121,12 @@ impl Told {
         }
     }
 
-    /// Whether the driver is to hear of a change that it has missed.
+    /// Whether the driver must be notified of a change that it has missed.
     pub(super) fn is_notice_due(&self) -> bool {
         self.notice_due
     }
 
-    /// It has heard of it.
+    /// It has been notified.
     pub(super) fn notice_sent(&mut self) {
         self.notice_due = false;
     }
@@ -159,20 +159,20 @@ struct Record {
     offset: usize,
 }
 
-/// Says that there is a space, and in which layout.
+/// Marks that there is a space, and in which layout.
 const MARK: &[u8; 8] = b"PLXTOLD1";
 /// Bytes of a record, in whole units of 64.
 pub(super) const RECORD_BYTES: u64 = 320;
 
 impl Record {
-    /// The record at the end of a region, behind what the queues need. `None`: another back end has made it, without
-    /// room.
+    /// The record at the end of a region, behind what the queues need. `None`: another back end made the region,
+    /// without room for it.
     fn new(mapping: &Arc<ForeignMapping>, queue_bytes: u64) -> Option<Self> {
         let offset = (mapping.len() as u64).checked_sub(RECORD_BYTES)?;
         (offset >= queue_bytes).then(|| Record { mapping: mapping.clone(), offset: offset as usize })
     }
 
-    /// What is kept there. The front end can write to it, too: that is between itself and its guest.
+    /// What is kept there. The front end can write to it, too: that affects only itself and its guest.
     fn load(&self) -> Option<Space> {
         let (mut mark, mut space) = ([0; MARK.len()], [0; CONFIG_BYTES]);
         self.mapping.read(self.offset, &mut mark);
@@ -180,7 +180,7 @@ impl Record {
         (&mark == MARK).then_some(space)
     }
 
-    /// Keeps a space. If the process is killed within, there is none.
+    /// Keeps a space. If the process is killed meanwhile, there is none.
     fn store(&self, space: &Space) {
         if self.load().as_ref() != Some(space) {
             self.mapping.write(self.offset, &[0; MARK.len()]);

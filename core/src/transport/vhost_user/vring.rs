@@ -5,19 +5,19 @@ use std::sync::Arc;
 use vhost::vhost_user::message::VhostUserVringAddr;
 use vmm_sys_util::eventfd::EventFd;
 
-/// What is known of the driver's kicks.
+/// What is known about the driver's kicks.
 #[derive(Debug, Default)]
 pub(super) enum Kick {
-    /// Nothing: the ring is stopped.
+    /// Nothing yet: the ring is stopped.
     #[default]
     Unset,
-    /// There are none: the ring is to be polled.
+    /// There are none: the ring must be polled.
     Polled,
     /// They come by this event.
     Event(Arc<EventFd>),
 }
 
-/// Where a ring is, in addresses of the front end.
+/// Where a ring is, in the front end's addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct UserAddresses {
     descriptors: u64,
@@ -30,9 +30,9 @@ pub(super) struct UserAddresses {
 pub(super) struct Vring {
     pub(super) size: u16,
     pub(super) addresses: Option<UserAddresses>,
-    /// Guest address by which changes of the used ring are logged, if they are.
+    /// Guest address under which changes of the used ring are logged, if they are.
     pub(super) log_used: Option<u64>,
-    /// Where the ring goes on, as [`Ring::base`](crate::ring::Ring::base) has it. `None`: at its beginning.
+    /// Where the ring continues, as in [`Ring::base`](crate::ring::Ring::base). `None`: at its beginning.
     pub(super) base: Option<u32>,
     pub(super) kick: Kick,
     pub(super) call: Option<Arc<EventFd>>,
@@ -40,14 +40,14 @@ pub(super) struct Vring {
     pub(super) enabled: bool,
     /// Whether a worker serves it.
     pub(super) running: bool,
-    /// A worker has served it, on this connection.
+    /// A worker has served it on this connection.
     pub(super) has_run: bool,
-    /// It could not be started as it is now.
+    /// It could not be started with its current settings.
     pub(super) failed: bool,
 }
 
 impl Vring {
-    /// Takes up what SET_VRING_ADDR says.
+    /// Applies SET_VRING_ADDR.
     pub(super) fn set_addresses(&mut self, message: &VhostUserVringAddr) -> Result<(), String> {
         let VhostUserVringAddr { descriptor: descriptors, available, used, flags, log, .. } = *message;
         let addresses = UserAddresses { descriptors, available, used };
@@ -61,8 +61,8 @@ impl Vring {
         Ok(())
     }
 
-    /// Whether it is to be served: started by a kick descriptor, and enabled. A polled ring needs no kick to come: what
-    /// was kicked for before is in the ring.
+    /// Whether it should be served: started by a kick descriptor, and enabled. No kick has to arrive: requests that the
+    /// driver has already kicked for are in the ring.
     pub(super) fn is_ready(&self, enabled_by_default: bool) -> bool {
         !self.running
             && !self.failed
@@ -72,8 +72,8 @@ impl Vring {
             && self.addresses.is_some()
     }
 
-    /// Where the ring is in the guest's memory. A part that is nowhere in the table is at an address where nothing can
-    /// be, so that whoever builds the ring refuses it and says which part it is.
+    /// Where the ring is in the guest's memory. A part that is nowhere in the table gets an address where nothing can
+    /// be, so that building the ring fails with an error that names the part.
     pub(super) fn config(&self, table: &MemoryTable) -> QueueConfig {
         let guest = |address: Option<u64>| address.and_then(|user| table.guest_address(user)).unwrap_or(u64::MAX);
         QueueConfig {

@@ -28,9 +28,9 @@ const PAYLOAD_BYTES_MAX: u32 = 4096;
 /// Most descriptors that come with one message.
 const FILES_MAX: usize = 32;
 
-/// How long a front end may let its answers pile up: no honest one asks on and on without reading.
+/// How long a front end may let its answers pile up: no honest one keeps sending requests without reading.
 const UNREAD_MAX: Duration = Duration::from_secs(10);
-/// How often it is looked meanwhile whether that is still worth it.
+/// How often to check meanwhile whether waiting is still worthwhile.
 const UNREAD_LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
 const VERSION: u32 = 1;
@@ -41,7 +41,7 @@ const NEED_REPLY: u32 = 8;
 /// Why a connection cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WireError {
-    /// The other side has closed it, between two messages.
+    /// The other side has closed it between two messages.
     #[error("the front end has closed the connection")]
     Closed,
     /// The other side has closed it within a message.
@@ -53,11 +53,11 @@ pub(super) enum WireError {
     Send(Errno),
     #[error("the front end does not speak vhost-user: a message header has the flags {0:#x}")]
     Flags(u32),
-    #[error("a message {0} of {1} bytes, which is longer than any")]
+    #[error("a message {0} of {1} bytes, which is longer than any valid one")]
     Size(u32, u32),
     #[error("a message with more than {FILES_MAX} file descriptors")]
     Files,
-    #[error("the front end does not read what it is answered")]
+    #[error("the front end does not read its answers")]
     Unread,
 }
 
@@ -82,7 +82,7 @@ impl Message {
         self.request().map_or_else(|| format!("request {}", self.code), |request| format!("{request:?}"))
     }
 
-    /// Whether the front end wants to know how it went.
+    /// Whether the front end wants to know the outcome.
     pub(super) fn needs_reply(&self) -> bool {
         self.need_reply
     }
@@ -95,14 +95,14 @@ impl Message {
         })
     }
 
-    /// The structure that the payload begins with, and what follows it.
+    /// The structure at the start of the payload, and what follows it.
     pub(super) fn front<T: VhostUserMsgValidator + Default>(&self) -> Result<(T, &[u8]), String> {
         let Some((front, rest)) = self.payload.split_at_checked(size_of::<T>()) else {
             return Err(format!("its payload has {} bytes, {} are needed", self.payload.len(), size_of::<T>()));
         };
         let mut body = T::default();
         body.as_mut_slice().copy_from_slice(front);
-        if body.is_valid() { Ok((body, rest)) } else { Err("its payload has values that cannot be".into()) }
+        if body.is_valid() { Ok((body, rest)) } else { Err("its payload has invalid values".into()) }
     }
 
     /// The one descriptor that comes with it.
@@ -164,7 +164,7 @@ fn read_all(socket: &UnixStream, buffer: &mut [u8], files: &mut Vec<File>, is_st
     Ok(())
 }
 
-/// Answers a request. A front end that lets its answers pile up is waited for, but not for ever, and not beyond
+/// Answers a request. This waits for a front end that lets its answers pile up, but not for ever, and not beyond
 /// `gives_up`.
 pub(super) fn reply(
     socket: &UnixStream,
@@ -176,7 +176,7 @@ pub(super) fn reply(
     send(socket, code, VERSION | REPLY, payload, file, &mut room_within(UNREAD_MAX, gives_up))
 }
 
-/// Sends a request of the back end, to which no answer is wanted. Waits for nothing.
+/// Sends a request of the back end, to which no answer is wanted. Does not wait.
 pub(super) fn request(socket: &UnixStream, code: u32) -> Result<(), WireError> {
     send(socket, code, VERSION, &[], None, &mut |_| Err(WireError::Unread))
 }
@@ -186,7 +186,7 @@ fn room_within(limit: Duration, gives_up: &dyn Fn() -> bool) -> impl FnMut(&Unix
     let start = Instant::now();
     move |socket| {
         let mut sockets = [PollFd::new(socket, PollFlags::OUT)];
-        // INTR is as good as a turn without an event.
+        // INTR counts as a turn without an event.
         let _ = poll(&mut sockets, Some(&UNREAD_LOOK));
         if gives_up() || start.elapsed() > limit { Err(WireError::Unread) } else { Ok(()) }
     }
@@ -213,7 +213,7 @@ fn send(
         if sent == 0 && !descriptors.is_empty() {
             ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
         }
-        // Whether the socket blocks is not ours to say, if it came from the front end: hence DONTWAIT.
+        // If the socket came from the front end, we do not control whether it blocks: hence DONTWAIT.
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         match sendmsg(socket, &[IoSlice::new(&bytes[sent..])], &mut ancillary, flags) {
             Ok(count) => sent += count,
