@@ -76,8 +76,16 @@ impl DiskQueue for BackendQueue {
         self.completion(index)
     }
 
-    fn append_completed(&self, done: &mut Vec<Completion>) {
+    fn submit_to(&mut self, requests: &mut [BlockRequest], done: &mut Vec<Completion>) -> Result<usize, QueueFailed> {
+        let result = self.submit(requests);
         done.extend(self.completions());
+        result
+    }
+
+    fn poll_to(&mut self, done: &mut Vec<Completion>) -> Result<usize, QueueFailed> {
+        let result = self.poll();
+        done.extend(self.completions());
+        result
     }
 
     fn offset(&self, slot: u32) -> u64 {

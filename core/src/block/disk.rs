@@ -85,9 +85,29 @@ pub trait DiskQueue: Any + Debug + Send {
     fn completed(&self) -> usize;
     /// One of them.
     fn completion(&self, index: usize) -> Completion;
-    /// Appends all of them, for callers that know the queue by its trait alone.
-    fn append_completed(&self, done: &mut Vec<Completion>) {
-        done.extend((0..self.completed()).map(|index| self.completion(index)));
+    /// The same, when its request is about to end: for each of them, once, before the queue is called again.
+    #[inline(always)]
+    fn take_completion(&mut self, index: usize) -> Completion {
+        self.completion(index)
+    }
+    /// As [`submit`](Self::submit), and takes all that has completed, for callers that know the queue by its trait
+    /// alone.
+    ///
+    /// # Errors
+    /// As there.
+    fn submit_to(&mut self, requests: &mut [BlockRequest], done: &mut Vec<Completion>) -> Result<usize, QueueFailed> {
+        let result = self.submit(requests);
+        done.extend((0..self.completed()).map(|index| self.take_completion(index)));
+        result
+    }
+    /// As [`poll`](Self::poll), likewise.
+    ///
+    /// # Errors
+    /// As there.
+    fn poll_to(&mut self, done: &mut Vec<Completion>) -> Result<usize, QueueFailed> {
+        let result = self.poll();
+        done.extend((0..self.completed()).map(|index| self.take_completion(index)));
+        result
     }
     /// Where on the medium the last request of a slot began, also after its end.
     fn offset(&self, slot: u32) -> u64;

@@ -133,15 +133,10 @@ impl StackQueue {
         (Below { layers: &mut self.layers, base: &mut self.base }, &mut self.done)
     }
 
-    /// Takes note of what has completed, also if the queue has failed in the same call.
+    /// Counts what has completed, also if the queue has failed in the same call. Slots are noted when the completions
+    /// are taken: to walk through the list once more would cost as much as a layer.
     #[inline(always)]
     fn note<T>(&mut self, result: Result<T, QueueFailed>) -> Result<T, QueueFailed> {
-        for completion in &self.done {
-            let slot = &mut self.slots[completion.slot as usize];
-            let offset = *slot ^ IN_FLIGHT;
-            assert!(offset & IN_FLIGHT == 0, "a layer has completed a request that is not in flight");
-            *slot = offset;
-        }
         self.in_flight -= self.done.len() as u32;
         self.has_failed |= result.is_err();
         result
@@ -157,8 +152,9 @@ impl DiskQueue for StackQueue {
 
     #[inline]
     fn submit(&mut self, requests: &mut [BlockRequest]) -> Result<usize, QueueFailed> {
+        let slots = &mut *self.slots;
         for request in &*requests {
-            let slot = &mut self.slots[request.token as u32 as usize];
+            let slot = &mut slots[request.token as u32 as usize];
             debug_assert!(*slot & IN_FLIGHT == 0, "a slot was submitted twice");
             *slot = request.offset | IN_FLIGHT;
         }
@@ -190,6 +186,16 @@ impl DiskQueue for StackQueue {
     #[inline(always)]
     fn completion(&self, index: usize) -> Completion {
         self.done[index]
+    }
+
+    #[inline(always)]
+    fn take_completion(&mut self, index: usize) -> Completion {
+        let completion = self.done[index];
+        let slot = &mut self.slots[completion.slot as usize];
+        let offset = *slot ^ IN_FLIGHT;
+        assert!(offset & IN_FLIGHT == 0, "a layer has completed a request that is not in flight");
+        *slot = offset;
+        completion
     }
 
     fn offset(&self, slot: u32) -> u64 {

@@ -165,9 +165,7 @@ impl Base {
         if requests.is_empty() {
             return Ok(0);
         }
-        let taken = self.queue.submit(requests);
-        self.queue.append_completed(done);
-        let taken = taken?;
+        let taken = self.queue.submit_to(requests, done)?;
         self.has_refused = taken < requests.len();
         Ok(taken)
     }
@@ -177,8 +175,6 @@ impl Base {
         if self.queue.in_flight() == 0 && !self.has_refused {
             return Ok(());
         }
-        let result = self.queue.poll();
-        self.queue.append_completed(done);
-        result.map(|_| ())
+        self.queue.poll_to(done).map(|_| ())
     }
 }

@@ -234,7 +234,7 @@ impl<Q: DiskQueue> BlkQueue<Q> {
         }
         let mut tally = Tally::default();
         for index in 0..completed {
-            let completion = self.backend.completion(index);
+            let completion = self.backend.take_completion(index);
             match u16::try_from(completion.slot) {
                 Ok(head) if head < queue.ring.size() => match completion.result {
                     0 => self.complete(queue, head, Status::Ok, &mut tally),
