@@ -362,8 +362,8 @@ fn guest_memory_refuses_regions_that_make_no_sense() {
     assert_eq!(overlap, "guest memory regions overlap: 0x4000 bytes at 0x10000 reach into the one at 0x13000");
     assert!(refused(vec![region(0, 0, true), region(0, 0, true)]).contains("overlap"));
     assert!(refused(vec![region(u64::MAX - PAGE, 0, true)]).contains("wraps around"));
-    assert!(refused(vec![region(0, 12, true)]).contains("offset 12 of its file is inside of a page"));
-    assert!(refused(vec![region(0, 0, false)]).contains("for reading alone"));
+    assert!(refused(vec![region(0, 12, true)]).contains("offset 12 of its file is inside a page"));
+    assert!(refused(vec![region(0, 0, false)]).contains("read-only"));
     let adjacent: Result<_, MemoryError> = GuestMemory::from_foreign(vec![region(0x4000, 0, true), region(0, 0, true)]);
     assert_eq!(adjacent.expect("neighbours may touch").regions().len(), 2);
     let none = GuestMemory::from_foreign(Vec::new()).expect("no memory at all");

@@ -111,8 +111,8 @@ fn other_files_are_refused_with_the_reason() {
         SegmentReader::open(&other).expect_err("refused").to_string()
     };
     let name = other.display();
-    assert_eq!(refusal(b""), format!("{name}: is no statistics segment: it does not begin with POLLUXST"));
-    assert_eq!(refusal(&[b'x'; 4096]), format!("{name}: is no statistics segment: it does not begin with POLLUXST"));
+    assert_eq!(refusal(b""), format!("{name}: is not a statistics segment: it does not begin with POLLUXST"));
+    assert_eq!(refusal(&[b'x'; 4096]), format!("{name}: is not a statistics segment: it does not begin with POLLUXST"));
     let changed = |at: usize, value: u64| {
         let mut bytes = whole.clone();
         bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());

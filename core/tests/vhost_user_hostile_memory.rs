@@ -105,7 +105,7 @@ fn regions_that_cannot_be_are_refused_and_the_table_stays() {
         ("covers all", 0, 1 << 20, 0),
         ("beyond the file", 1 << 41, 1 << 16, 1 << 20),
         ("longer than the file", 1 << 41, (1 << 20) + 1, 0),
-        ("inside of a page", 1 << 41, 4096, 1),
+        ("inside a page", 1 << 41, 4096, 1),
         ("of the greatest size", 1 << 41, i64::MAX as u64 - (1 << 41), 0),
     ] {
         assert_eq!(add(&region(guest, bytes, offset, &file)), Some(1), "{what}");

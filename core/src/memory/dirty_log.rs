@@ -20,8 +20,8 @@ impl DirtyLog {
         DirtyLog { mapping }
     }
 
-    /// Notes that `length` bytes at guest address `address` have been written. After the writes, or the front end could
-    /// copy the page before them and clear the bit. Pages beyond the end of the log are left out.
+    /// Records that `length` bytes at guest address `address` have been written. Call it after the writes: otherwise,
+    /// the front end could copy the page before them and clear the bit. Pages beyond the end of the log are ignored.
     pub fn mark(&self, address: u64, length: u64) {
         if length == 0 {
             return;
@@ -33,7 +33,7 @@ impl DirtyLog {
     }
 
     /// As [`mark`](Self::mark), of `count` entries of `bytes` each in a ring of `size` of them at `address`: those from
-    /// `first` on, around the end.
+    /// `first` on, wrapping at the end.
     pub fn mark_around(&self, address: u64, bytes: u64, size: u16, first: u16, count: u16) {
         let count = count.min(size);
         let before_end = count.min(size - first);
@@ -44,8 +44,8 @@ impl DirtyLog {
 
     fn byte(&self, index: u64) -> &AtomicU8 {
         assert!(index < self.mapping.len() as u64);
-        // SAFETY: the byte was just checked to lie in the mapping, which lives as long as we. Partner: the front end's
-        // atomic exchange, with which it takes bits out.
+        // SAFETY: the byte was just checked to lie in the mapping, which lives as long as `self`. Partner: the front
+        // end's atomic exchange, with which it takes bits out.
         unsafe { AtomicU8::from_ptr(self.mapping.as_ptr().wrapping_add(index as usize)) }
     }
 }

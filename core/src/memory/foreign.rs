@@ -15,7 +15,7 @@ use std::{
 /// Why memory of another process could not be mapped.
 #[derive(Debug, thiserror::Error)]
 pub enum ForeignError {
-    /// Nothing was asked for.
+    /// The requested range is empty.
     #[error("a memory region of 0 bytes cannot be mapped")]
     Empty,
     /// The end of the range is beyond what a file can have.
@@ -53,10 +53,10 @@ pub enum ForeignError {
     /// The file was sealed.
     #[error("the file of a memory region is sealed against writing (F_SEAL_WRITE or F_SEAL_FUTURE_WRITE)")]
     Sealed,
-    /// The descriptor does not say what it is.
+    /// The descriptor cannot be inspected.
     #[error("cannot inspect the file of a memory region: {0}")]
     Inspect(io::Error),
-    /// The kernel does not map it.
+    /// The kernel refuses to map it.
     #[error("cannot map {length} bytes at offset {offset} of the file of a memory region: {cause}")]
     Map {
         /// Where the region begins in the file.
@@ -66,7 +66,7 @@ pub enum ForeignError {
         /// The system's answer.
         cause: io::Error,
     },
-    /// A page of the file may take as long to come as somebody likes.
+    /// Another process decides how long an access to a page of the file takes.
     #[error(
         "the file of a memory region is on a file system of type {0:#x}, where an access can take as long \
          as whoever keeps it likes; share a memfd, or a file of a tmpfs or hugetlbfs, or write \
@@ -81,12 +81,12 @@ pub enum ForeignError {
     Guard(io::Error),
 }
 
-/// A part of a file, mapped shared with whoever else has it. Unmapped when dropped.
+/// A part of a file, shared with all other processes that map it. Unmapped when dropped.
 ///
 /// The file's owner may change the memory at any time, as a guest may: read a byte once, and never make a slice of it.
-/// When the owner shrinks the file, an access to what is lost finds zeroes and [`ForeignMapping::is_damaged`] turns
+/// When the owner shrinks the file, an access to the lost part reads zeroes and [`ForeignMapping::is_damaged`] turns
 /// true, for good: see [`guard`](super::guard). What is written there then goes to private memory, so stop soon. The
-/// same happens when a huge page cannot be had, or the hardware loses a page.
+/// same happens when a huge page cannot be allocated, or the hardware loses a page.
 #[derive(Debug)]
 pub struct ForeignMapping {
     // Fields are dropped in this order: the guard lets go of the range before it is unmapped.
@@ -97,12 +97,12 @@ pub struct ForeignMapping {
     length: usize,
     page_size: usize,
     is_writable: bool,
-    /// Of whoever chose to have it mapped.
+    /// The share of the front end that chose to have it mapped.
     #[expect(dead_code, reason = "given back when dropped")]
     share: Option<Share>,
 }
 
-// SAFETY: the pointer leads to memory that lives as long as this, and that all may access who keep to the rules above;
+// SAFETY: the pointer leads to memory that lives as long as this, and that any thread may access under the rules above;
 // the methods only read fields and an atomic.
 unsafe impl Send for ForeignMapping {}
 // SAFETY: as above.
@@ -151,11 +151,11 @@ impl ForeignMapping {
     /// every device that it serves, for as long as the front end likes. `[control]`
     ///
     /// # Errors
-    /// As [`map`](Self::map), or the quota is used up, or the file can be waited for.
+    /// As [`map`](Self::map), or the quota is used up, or an access to the file could block.
     pub fn map_for(quota: &Quota, any_file: bool, file: &File, offset: u64, length: u64) -> Result<Self, ForeignError> {
         let share = quota.take(length)?;
         let system = FileSystem::of(file).map_err(ForeignError::Inspect)?;
-        // What is no file at all is told so below.
+        // What is not a file at all is reported below.
         let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
         if is_file && !any_file && !system.is_memory() {
             return Err(ForeignError::NotMemory(system.magic));
@@ -185,7 +185,7 @@ impl ForeignMapping {
         self.is_writable
     }
 
-    /// Copies bytes out of it, from `offset` on. Whoever else has it may be writing them.
+    /// Copies bytes out of it, from `offset` on. Another process may be writing them.
     ///
     /// # Panics
     /// The range ends beyond it.
@@ -195,8 +195,8 @@ impl ForeignMapping {
         }
     }
 
-    /// Copies bytes into it, from `offset` on, in their order: whoever looks at it after this process was killed finds
-    /// a first part of them.
+    /// Copies bytes into it, from `offset` on, in order: if this process is killed meanwhile, a prefix of them has been
+    /// written.
     ///
     /// # Panics
     /// The range ends beyond it, or it is not writable.
@@ -220,10 +220,10 @@ impl ForeignMapping {
     }
 }
 
-/// Which file this is, whatever its descriptor's number: device and inode.
+/// Identifies a file, whatever its descriptor's number: device and inode.
 ///
 /// # Errors
-/// The system does not say.
+/// The system does not tell.
 pub fn file_identity(file: &File) -> io::Result<(u64, u64)> {
     let metadata = file.metadata()?;
     Ok((metadata.dev(), metadata.ino()))
@@ -239,7 +239,7 @@ struct Pages {
 impl Pages {
     fn map(file: &File, offset: u64, length: u64, protection: libc::c_int) -> io::Result<Self> {
         let length = usize::try_from(length).map_err(|_| io::Error::from_raw_os_error(libc::ENOMEM))?;
-        // Not reserved: the owner has done that, or means to have more than there is.
+        // Not reserved: the owner has done that, or overcommits on purpose.
         let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
         let address =
@@ -253,7 +253,7 @@ impl Pages {
 
 impl Drop for Pages {
     fn drop(&mut self) {
-        // SAFETY: our own mapping, which nobody may use any more.
+        // SAFETY: our own mapping, which is not used any more.
         if unsafe { libc::munmap(self.address.cast(), self.length) } != 0 {
             // The kernel was short of memory for its own records; what stays mapped does no harm.
             tracing::warn!("cannot unmap {} bytes: {}", self.length, io::Error::last_os_error());
@@ -261,7 +261,7 @@ impl Drop for Pages {
     }
 }
 
-/// What the descriptor is, if it is nothing that guest memory can be in.
+/// What the descriptor is, if guest memory cannot be in it.
 fn unsuitable(metadata: &std::fs::Metadata) -> Option<&'static str> {
     let kind = metadata.file_type();
     match () {

@@ -3,8 +3,8 @@
 //! | module | holds |
 //! |---|---|
 //! | [`dirty_log`] | which pages the device has written, for live migration |
-//! | [`foreign`] | memory of a guest that another process runs, mapped from a file that process may shrink |
-//! | [`guard`] | what keeps this process alive when it does: a crate of its own, for plugins too |
+//! | [`foreign`] | memory of a guest that another process runs, mapped from a file which that process may shrink |
+//! | [`guard`] | what keeps this process alive when it does; a separate crate, so that plugins can use it, too |
 //! | [`quota`] | how much of it may be mapped |
 pub mod dirty_log;
 pub mod foreign;
@@ -33,10 +33,10 @@ use vm_memory::{
 /// The mapping type that all of Pollux uses: no dirty bitmap.
 pub type GuestMap = GuestMemoryMmap<()>;
 
-/// Why guest memory could not be made.
+/// Why guest memory could not be created.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
-    /// The memory file could not be made or sized.
+    /// The memory file could not be created or sized.
     #[error("cannot reserve {bytes} bytes of guest memory: {}{}", WithCauses(.cause), hint(*.hugepages))]
     Reserve {
         /// Size asked for.
@@ -56,7 +56,7 @@ pub enum MemoryError {
         /// The mapping's error.
         cause: String,
     },
-    /// Two regions have guest addresses in common.
+    /// Two regions overlap in guest addresses.
     #[error("guest memory regions overlap: {length:#x} bytes at {address:#x} reach into the one at {next:#x}")]
     Overlap {
         /// Guest-physical address of the lower one.
@@ -84,7 +84,7 @@ pub struct GuestMemory {
     map: Arc<GuestMap>,
     /// Of regions that are not in `owned`.
     page_size: u64,
-    /// What the regions of another process's memory lie in, in the order of the regions; else empty.
+    /// The regions of another process's memory, in order; empty for memory of our own.
     owned: Arc<[Arc<ForeignMapping>]>,
 }
 
@@ -95,18 +95,18 @@ pub struct ForeignRegion {
     pub guest_address: u64,
     /// Where it is mapped, all of it and nothing else.
     pub mapping: Arc<ForeignMapping>,
-    /// The file that was mapped, which plugins are told of.
+    /// The mapped file, which plugins are told about.
     pub file: Arc<File>,
     /// Where in the file the mapping begins.
     pub file_offset: u64,
 }
 
 impl GuestMemory {
-    /// Makes memory at `ranges` of guest-physical addresses, each with its length in bytes, in one memfd. With
-    /// `hugepages`, of pages of that size, all of them allocated now: a guest must not die of a page fault later.
+    /// Creates memory at `ranges` of guest-physical addresses, each with its length in bytes, in one memfd. With
+    /// `hugepages`, it consists of pages of that size, all allocated now: a guest must not die of a page fault later.
     ///
     /// # Errors
-    /// No memory or not enough huge pages, or ranges that overlap.
+    /// Not enough memory or huge pages, or ranges that overlap.
     pub fn create(ranges: &[(u64, u64)], hugepages: Option<u64>) -> Result<Self, MemoryError> {
         let bytes: u64 = ranges.iter().map(|range| range.1).sum();
         let reserve = |cause| MemoryError::Reserve { bytes, hugepages, cause };
@@ -136,11 +136,12 @@ impl GuestMemory {
         Ok(GuestMemory { map: Arc::new(map), page_size: hugepages.unwrap_or(4096), owned: Arc::default() })
     }
 
-    /// Memory of a guest that another process runs, in any order; none is allowed. `[control]`
+    /// Memory of a guest that another process runs. The regions may come in any order, and there may be none.
+    /// `[control]`
     ///
     /// # Errors
-    /// Regions that overlap or wrap around, that are mapped for reading alone, or that begin inside of a page of the
-    /// file: then no host page would hold one page of the guest.
+    /// Regions that overlap or wrap around, that are mapped read-only, or that begin inside a page of the file: pages
+    /// of the host and of the guest would not be aligned.
     pub fn from_foreign(mut regions: Vec<ForeignRegion>) -> Result<Self, MemoryError> {
         regions.sort_by_key(|region| region.guest_address);
         for pair in regions.windows(2) {
@@ -170,19 +171,19 @@ impl GuestMemory {
         Ok(GuestMemory { map: Arc::new(map), page_size: 4096, owned: owned.into() })
     }
 
-    /// Whether it is the memory of a guest that another process runs, which may take pages back and put others in their
-    /// place at any time, as a balloon or free page reporting does.
+    /// Whether it is the memory of a guest that another process runs, which may take pages back and replace them at any
+    /// time, as a balloon or free page reporting does.
     pub fn is_foreign(&self) -> bool {
         !self.owned.is_empty()
     }
 
-    /// Whether another process has taken away memory that was accessed since: see [`ForeignMapping::is_damaged`].
-    /// Always `false` for memory of our own.
+    /// Whether another process has taken away memory that was then accessed: see [`ForeignMapping::is_damaged`]. Always
+    /// `false` for memory of our own.
     pub fn is_damaged(&self) -> bool {
         self.owned.iter().any(|mapping| mapping.is_damaged())
     }
 
-    /// Memory that someone else has mapped.
+    /// Memory that the caller has mapped.
     pub fn from_map(map: Arc<GuestMap>) -> Self {
         GuestMemory { map, page_size: 4096, owned: Arc::default() }
     }
@@ -203,7 +204,7 @@ impl GuestMemory {
         Translator::new(self.clone())
     }
 
-    /// The regions as plugins are told of them.
+    /// The regions as they are announced to plugins.
     pub fn regions(&self) -> Vec<MemoryRegion> {
         self.map
             .iter()
@@ -231,7 +232,7 @@ fn foreign_part(region: &ForeignRegion) -> Result<GuestRegionMmap, MemoryError> 
     let failed = |cause: String| MemoryError::Map { address, bytes: length as u64, cause };
     let offset = region.file_offset;
     if !region.mapping.is_writable() {
-        return Err(failed("it is mapped for reading alone".into()));
+        return Err(failed("it is mapped read-only".into()));
     }
     let builder = MmapRegionBuilder::new(length)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
@@ -241,7 +242,7 @@ fn foreign_part(region: &ForeignRegion) -> Result<GuestRegionMmap, MemoryError> 
     // SAFETY: the mapping has `length` bytes from there on, and the memory that is made of this region keeps it.
     let part =
         unsafe { builder.with_raw_mmap_pointer(region.mapping.as_ptr()) }.build().map_err(|error| match error {
-            MmapRegionError::InvalidPointer => failed(format!("offset {offset} of its file is inside of a page")),
+            MmapRegionError::InvalidPointer => failed(format!("offset {offset} of its file is inside a page")),
             error => failed(error.to_string()),
         })?;
     GuestRegionMmap::new(part, GuestAddress(address)).ok_or_else(|| failed("the range wraps around".into()))
@@ -272,8 +273,8 @@ pub(crate) fn sealed_file(name: &CStr, bytes: u64) -> io::Result<File> {
     Ok(file)
 }
 
-/// Nobody can change the file's size from now on: whoever reaches it by /proc/PID/fd could otherwise take away memory
-/// that is in use.
+/// Nobody can change the file's size from now on: otherwise, another process could truncate it through /proc/PID/fd and
+/// take away memory that is in use.
 fn seal_size(file: &File) -> io::Result<()> {
     use rustix::fs::{SealFlags, fcntl_add_seals};
     Ok(fcntl_add_seals(file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?)
@@ -285,7 +286,7 @@ fn memfd_with(name: &CStr, flags: libc::c_uint) -> io::Result<File> {
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the descriptor is new and nobody else's.
+    // SAFETY: the descriptor is new, and nothing else owns it.
     Ok(unsafe { File::from_raw_fd(fd) })
 }
 
@@ -306,8 +307,8 @@ struct Region {
 }
 
 impl Region {
-    /// The host address of `length` bytes at `address`, if all of them lie in this region. Free of overflow: the
-    /// offset is below the region's length before anything is subtracted from that.
+    /// The host address of `length` bytes at `address`, if all of them lie in this region. This cannot overflow: the
+    /// offset is known to be below the region's length before anything is subtracted from that.
     #[inline(always)]
     fn find(&self, address: u64, length: u64) -> Option<*mut u8> {
         let offset = address.wrapping_sub(self.guest);
@@ -321,8 +322,8 @@ impl Region {
 /// Turns guest-physical ranges into host pointers, for one queue: the choke point through which every guest address
 /// goes. It keeps the region of the last hit by value, which answers most calls in a nanosecond.
 ///
-/// The pointers stay valid as long as the translator, which keeps the mapping alive. The guest may change what they
-/// point to at any time: read a byte once, and never make a slice of it.
+/// The pointers stay valid as long as the translator lives, which keeps the mapping alive. The guest may change what
+/// they point to at any time: read a byte once, and never make a slice of it.
 #[derive(Debug)]
 pub struct Translator {
     last: Region,
@@ -370,7 +371,7 @@ impl Translator {
         Some(host)
     }
 
-    /// The guest address of a host address that this translator's memory has. Not for the hot path.
+    /// The guest address of a host address in this translator's memory. Not for the hot path.
     #[cold]
     pub fn guest_address(&self, host: *const u8) -> Option<u64> {
         self.regions.iter().find_map(|region| {
@@ -390,7 +391,7 @@ impl Translator {
     }
 }
 
-/// Fetches the cache line of an address that is read soon.
+/// Prefetches the cache line of an address that is read soon.
 #[inline(always)]
 pub(crate) fn prefetch<T>(address: *const T) {
     // SAFETY: a prefetch of any address is harmless.

@@ -1,5 +1,5 @@
-//! How much of this process front ends may take by what they have mapped. Each chooses how much it shares, and a
-//! process has only so much address space, so many mappings (`vm.max_map_count`) and so many descriptors: one front end
+//! How much of this process's resources the memory of front ends may take. Each front end chooses how much it shares,
+//! and the address space, the mappings (`vm.max_map_count`) and the descriptors of a process are limited: one front end
 //! must not use up what all need.
 use rustix::process::{Resource, getrlimit};
 use std::{
@@ -11,16 +11,17 @@ use std::{
 };
 
 /// Most mappings of one front end: its largest memory table twice, since the old one is in use until the new one is,
-/// and requests may still be in flight in it.
+/// and while requests are in flight in it.
 const FRONT_END_MAPPINGS: u64 = 2048;
-/// Most bytes that one front end's mappings have together: 16 TiB, an eighth of what a process on x86-64 can address.
+/// Most bytes that the mappings of one front end have together: 16 TiB, an eighth of what a process on x86-64 can
+/// address.
 const FRONT_END_BYTES: u64 = 1 << 44;
 /// Most bytes that those of all front ends have together: three quarters of it.
 const PROCESS_BYTES: u64 = 6 * FRONT_END_BYTES;
-/// What a kernel allows whose administrator has said nothing.
+/// The kernel's default.
 const MAX_MAP_COUNT: u64 = 65530;
 
-/// A front end, or all of them, would have more than it may.
+/// A front end, or all of them together, would exceed a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{owner} may have {most} {what} at a time")]
 pub struct QuotaError {
@@ -34,15 +35,15 @@ pub struct QuotaError {
 pub struct Quota(Arc<Account>);
 
 impl Quota {
-    /// That of one more front end.
+    /// The quota of another front end.
     pub fn of_front_end() -> Self {
         Quota(Arc::new(Account::new("a front end", FRONT_END_MAPPINGS, FRONT_END_BYTES)))
     }
 
-    /// Takes what a mapping of `bytes` bytes needs, which the share gives back when it is dropped.
+    /// Takes what a mapping of `bytes` bytes needs; the share gives it back when it is dropped.
     ///
     /// # Errors
-    /// It is more than this front end may have, or than all of them.
+    /// It exceeds what this front end may have, or all of them together.
     pub(super) fn take(&self, bytes: u64) -> Result<Share, QuotaError> {
         self.0.take(bytes)?;
         if let Err(error) = process().take(bytes) {
@@ -67,7 +68,7 @@ impl Drop for Share {
     }
 }
 
-/// Two sums with their bounds.
+/// Two sums with their limits.
 #[derive(Debug)]
 struct Account {
     owner: &'static str,
@@ -83,7 +84,7 @@ impl Account {
     }
 
     fn take(&self, bytes: u64) -> Result<(), QuotaError> {
-        // Relaxed: the sums are all that counts, and each is changed as a whole.
+        // Relaxed: only the sums matter, and each is changed as a whole.
         let add = |sum: &AtomicU64, amount: u64, most: u64| {
             let bounded = |old: u64| old.checked_add(amount).filter(|new| *new <= most);
             sum.fetch_update(Ordering::Relaxed, Ordering::Relaxed, bounded).is_ok()
@@ -105,8 +106,8 @@ impl Account {
     }
 }
 
-/// The sums of all front ends. The bound of mappings is half of what the process may have of them and of descriptors,
-/// of which each mapping keeps one; found out once.
+/// The sums of all front ends. The limit of mappings is half of the process's limit of mappings or of descriptors,
+/// whichever is lower, since each mapping keeps a descriptor; determined once.
 fn process() -> &'static Account {
     static PROCESS: OnceLock<Account> = OnceLock::new();
     PROCESS.get_or_init(|| {

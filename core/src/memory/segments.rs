@@ -1,8 +1,8 @@
-//! Copies between our memory and the segments of a guest's.
+//! Copies between our memory and segments of a guest's memory.
 use pollux_abi::block_v1::Segment;
 use std::ptr::copy_nonoverlapping;
 
-/// Copies bytes to the start of the segments, as many as there is room for.
+/// Copies as many bytes to the start of the segments as fit.
 ///
 /// # Safety
 /// The segments were translated for a chain that the device has not given back.

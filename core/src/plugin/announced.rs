@@ -1,8 +1,8 @@
-//! Which of the guest's memory an instance of a plugin knows.
+//! Which parts of the guest's memory an instance of a plugin knows.
 use crate::memory::GuestMemory;
 use pollux_abi::block_v1::MemoryRegion;
 
-/// The regions that the instance was told of, each with the map that keeps it mapped until it is taken back.
+/// The regions that the instance was told about, each with the map that keeps it mapped until it is withdrawn.
 #[derive(Debug, Default)]
 pub(super) struct AnnouncedMemory(Vec<(MemoryRegion, GuestMemory)>);
 
@@ -10,7 +10,7 @@ pub(super) struct AnnouncedMemory(Vec<(MemoryRegion, GuestMemory)>);
 unsafe impl Send for AnnouncedMemory {}
 
 impl AnnouncedMemory {
-    /// Tells the instance, by `announce`, of those regions that it does not know yet.
+    /// Tells the instance, by `announce`, about the regions that it does not know yet.
     ///
     /// # Errors
     /// A region was refused. Those before it are known then.
@@ -29,14 +29,14 @@ impl AnnouncedMemory {
         Ok(())
     }
 
-    /// Takes all regions back, by `take_back`, that are not in `memory`. No request may be in flight that points into
-    /// one.
+    /// Withdraws, by `take_back`, all regions that are not in `memory`. No request that points into one may be in
+    /// flight.
     pub(super) fn remove_but(&mut self, memory: Option<&GuestMemory>, mut take_back: impl FnMut(&MemoryRegion)) {
         let kept = memory.map(GuestMemory::regions).unwrap_or_default();
         self.0.retain_mut(|(region, holder)| {
             let is_kept = kept.iter().any(|kept| is_same_region(kept, region));
             match (is_kept, memory) {
-                // What a region is kept by should not keep others.
+                // What keeps one region mapped should not keep others.
                 (true, Some(memory)) => *holder = memory.clone(),
                 _ => take_back(region),
             }

@@ -1,12 +1,12 @@
-//! What a plugin counts for itself, as it says it: a JSON object of names and numbers. Operators are shown it, so only
-//! names that do no harm on a terminal are taken, and a bounded number of them.
+//! A plugin's own counters as it reports them: a JSON object of names and numbers. They are shown to operators, so only
+//! a limited number of them is taken, and only names that are harmless on a terminal.
 use serde_json::{Map, Value};
 
-/// Bytes of an answer that are read.
+/// Most bytes of an answer that are read.
 pub(super) const ANSWER_BYTES_MAX: usize = 16 << 10;
-/// Counters of one backend that are taken.
+/// Most counters of one backend that are taken.
 const COUNTERS_MAX: usize = 256;
-/// Bytes of a counter's name.
+/// Longest name of a counter in bytes.
 const NAME_BYTES_MAX: usize = 56;
 
 /// The counters of one backend, by their names.
@@ -17,7 +17,7 @@ pub(super) fn read(answer: &[u8]) -> (Vec<(String, u64)>, Option<String>) {
     if answer.is_empty() {
         return (Vec::new(), None);
     }
-    // Of a name that is there twice, the last value counts.
+    // If a name occurs twice, its last value is taken.
     let object: Map<String, Value> = match serde_json::from_slice(answer) {
         Ok(object) => object,
         Err(error) => return (Vec::new(), Some(format!("no JSON object: {error}"))),

@@ -11,7 +11,7 @@ pub enum BackendError {
     /// The plugin cannot be used at all.
     #[error("{0}")]
     Load(#[from] LoadError),
-    /// The plugin said no.
+    /// The plugin refused.
     #[error("{name}: {reason}")]
     Refused {
         /// The instance.
@@ -19,7 +19,7 @@ pub enum BackendError {
         /// The plugin's reason.
         reason: String,
     },
-    /// A control call that it was not waited for any longer.
+    /// A control call that waited in vain for an earlier one.
     #[error(
         "{name}: the plugin {plugin} does not answer `statistics`, and takes no other call meanwhile; look at its \
          medium, or stop Pollux"
@@ -30,14 +30,14 @@ pub enum BackendError {
         /// The plugin.
         plugin: String,
     },
-    /// The plugin describes something that cannot be.
+    /// The plugin describes something impossible.
     #[error("{name}: the plugin {plugin} describes an impossible medium: {what}")]
     Description {
         /// The instance.
         name: String,
         /// The plugin.
         plugin: String,
-        /// What cannot be.
+        /// What is impossible.
         what: String,
     },
 }

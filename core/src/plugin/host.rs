@@ -16,12 +16,12 @@ use std::{
 use tracing::level_filters::LevelFilter;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-/// Tables of one plugin that rest before the first of them is lent again. A thread that goes on using the table of a
-/// closed instance, which its plugin should have ended, is not heard; only after so many other instances could it be
-/// taken for another one of the same plugin.
+/// Number of a plugin's tables that rest before the first of them is lent again. If a thread that the plugin should
+/// have ended keeps using the table of a closed instance, its calls are ignored; only after this many other instances
+/// could it be mistaken for another instance of the same plugin.
 const RESTING: usize = 32;
 
-/// Tables that nobody has at the moment, the one that was given back first in front.
+/// Tables that are not lent at the moment, the one given back first in front.
 static FREE: Mutex<VecDeque<&'static ServiceTable>> = Mutex::new(VecDeque::new());
 
 /// What is lent to one instance, for as long as it is open.
@@ -33,9 +33,9 @@ struct Lent {
     lines: LogBudget,
 }
 
-/// A table of services, and what is behind it. It is never freed, and what a plugin reads of it never changes, since a
-/// thread of the plugin may still use it when its instance is closed (`host_v1`: it stays valid until the process
-/// ends). Then it does nothing, until it is lent to another instance of the same plugin.
+/// A table of services, and the state behind it. It is never freed, and the part that a plugin reads never changes,
+/// since a thread of the plugin may still use it when its instance is closed (`host_v1`: it stays valid until the
+/// process ends). The table does nothing then, until it is lent to another instance of the same plugin.
 #[derive(Debug)]
 struct ServiceTable {
     table: HostV1,
@@ -48,7 +48,7 @@ unsafe impl Send for ServiceTable {}
 // SAFETY: as above.
 unsafe impl Sync for ServiceTable {}
 
-/// The services of one instance. Dropped, they are no more than a table that does nothing.
+/// The services of one instance. When this is dropped, what remains is a table that does nothing.
 #[derive(Debug)]
 pub(super) struct HostServices {
     table: &'static ServiceTable,
@@ -56,8 +56,8 @@ pub(super) struct HostServices {
 }
 
 impl HostServices {
-    /// For the `instance` of a plugin. One that is opened as a `probe` is opened once more if it is used, and says then
-    /// what an operator wants to know of it: until then only its complaints count.
+    /// For the `instance` of a plugin. An instance opened as a `probe` is opened once more if it is used, and reports
+    /// then what an operator wants to know: until then, only its complaints matter.
     ///
     /// # Errors
     /// No more file descriptors.
@@ -82,7 +82,7 @@ impl HostServices {
         self.lent.changed.as_raw_fd()
     }
 
-    /// Forgets that it has.
+    /// Clears that.
     pub(super) fn take_changed(&self) {
         // EAGAIN: it has not.
         let _ = self.lent.changed.read();
@@ -97,7 +97,7 @@ impl Drop for HostServices {
 }
 
 impl ServiceTable {
-    /// A table for `plugin`, used before if there is one that has rested.
+    /// A table for `plugin`: a used one if one has rested long enough.
     fn take(plugin: &str, log_level: u32) -> &'static Self {
         let mut free = lock(&FREE);
         let fits = |table: &ServiceTable| table.plugin == plugin && table.table.log_level == log_level;
@@ -124,7 +124,7 @@ impl ServiceTable {
         }
     }
 
-    /// What it is lent for; nothing if its instance is closed.
+    /// The instance that it is lent to; `None` if that is closed.
     fn lent(&self) -> Option<Arc<Lent>> {
         lock(&self.lent).clone()
     }
@@ -174,7 +174,7 @@ unsafe extern "C" fn changed(context: *mut c_void) {
     // SAFETY: as in `log`.
     let table = unsafe { &*context.cast::<ServiceTable>() };
     if let Some(lent) = table.lent() {
-        // A counter that is full has said so long ago.
+        // If the counter is full, the host has been told long ago.
         let _ = lent.changed.write(1);
     }
 }

@@ -1,4 +1,4 @@
-//! Puts abi_stable's verdict on two layouts into one line. Its own messages are 20 to 60 KB long.
+//! Condenses abi_stable's verdict on two layouts into one line. Its own messages are 20 to 60 KB long.
 use abi_stable::{
     abi_stability::abi_checking::{AbiInstability, AbiInstabilityErrors, check_layout_compatibility},
     type_layout::{TLFieldOrFunction, TypeLayout},
@@ -11,7 +11,7 @@ use abi_stable::{
 pub(super) fn check(ours: &'static TypeLayout, theirs: &'static TypeLayout) -> Result<(), String> {
     match check_layout_compatibility(ours, theirs) {
         Ok(()) => Ok(()),
-        // abi_stable takes a newer plugin in an older host, not the reverse: for that, the roles are exchanged.
+        // abi_stable accepts a newer plugin in an older host, but not the reverse: for that, the roles are swapped.
         Err(errors) => check_layout_compatibility(theirs, ours).map_err(|_| first_difference(&errors)),
     }
 }

@@ -1,4 +1,4 @@
-//! Opens one plugin file and checks it before anything of it is called.
+//! Opens one plugin file and checks it before any of its functions is called.
 use super::{host::HostServices, layout};
 use abi_stable::{
     StableAbi,
@@ -17,7 +17,7 @@ use std::{
 };
 use tracing::{debug, info};
 
-/// Interfaces that one plugin may list. More is taken for garbage.
+/// Most interfaces that one plugin may list. More are taken for garbage.
 const MAX_INTERFACES: usize = 64;
 
 /// Why a plugin file was refused. Each message names the file and says what to do.
@@ -83,7 +83,7 @@ pub struct Plugin {
     path: PathBuf,
     name: String,
     descriptor: &'static PluginDescriptor,
-    /// What abi_stable knows of its interfaces; nothing for a plugin that came by the C door.
+    /// What abi_stable knows about its interfaces; empty for a plugin loaded through the C door.
     layouts: &'static [InterfaceLayout],
 }
 
@@ -94,7 +94,7 @@ impl Plugin {
     /// See [`LoadError`].
     pub fn load(path: &Path) -> Result<Self, LoadError> {
         check_file(path)?;
-        // SAFETY: opening a library runs its constructors: whoever names a plugin in the configuration trusts it as
+        // SAFETY: opening a library runs its constructors: naming a plugin in the configuration means trusting it as
         // code of this process, and the check above made sure that only its owner can change it.
         let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_LOCAL | libc::RTLD_NODELETE) }
             .map_err(|error| LoadError::Open(path.into(), dlopen_reason(path, &error)))?;
@@ -146,7 +146,7 @@ impl Plugin {
     }
 
     fn initialize(&self) -> Result<(), LoadError> {
-        // They are the plugin's for as long as it is loaded, which is for ever.
+        // They belong to the plugin for as long as it is loaded, which is for ever.
         let services = HostServices::new(&self.name, "", false)
             .map_err(|error| LoadError::Initialize(self.path.clone(), error))?;
         let services: &'static HostServices = Box::leak(Box::new(services));
@@ -238,7 +238,7 @@ impl Plugin {
     }
 }
 
-/// Refuses what cannot be a plugin, or what others may change.
+/// Refuses files that cannot be plugins, or that others may change.
 fn check_file(path: &Path) -> Result<(), LoadError> {
     let metadata = fs::metadata(path).map_err(|error| LoadError::File(path.into(), error))?;
     let kind = metadata.file_type();
@@ -260,7 +260,7 @@ fn check_file(path: &Path) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Whether a group is its owner's alone. Where each user has such a group, the usual umask lets it write.
+/// Whether the owner is the only member of a group. Where each user has such a group, the usual umask lets it write.
 fn is_private_group(group: u32, owner: u32) -> bool {
     let (Ok(Some(user)), Ok(Some(group))) = (User::from_uid(owner.into()), Group::from_gid(group.into())) else {
         return false;
@@ -278,7 +278,7 @@ fn is_private_group(group: u32, owner: u32) -> bool {
         && !users.lines().any(is_others)
 }
 
-/// The linker's reason without the file name, which our message has already.
+/// The linker's reason without the file name, which our message already contains.
 fn dlopen_reason(path: &Path, error: &libloading::Error) -> String {
     let text = std::error::Error::source(error).map_or_else(|| error.to_string(), ToString::to_string);
     text.trim_start_matches(&*path.to_string_lossy()).trim_start_matches(": ").to_owned()
@@ -311,7 +311,7 @@ fn rust_door(path: &Path, library: &Library) -> Result<Option<Door>, LoadError> 
 /// The C door: one function that returns the descriptor.
 fn c_door(path: &Path, library: &Library) -> Result<&'static PluginDescriptor, LoadError> {
     type Entry = unsafe extern "C" fn() -> *const PluginDescriptor;
-    // SAFETY: whoever exports a symbol of this name promises this type (abi/include/pollux.h).
+    // SAFETY: exporting a symbol of this name promises this type (abi/include/pollux.h).
     let entry = unsafe { library.get::<Entry>(POLLUX_PLUGIN_SYMBOL) }.map_err(|_| LoadError::Symbol(path.into()))?;
     // SAFETY: as above.
     let descriptor = unsafe { entry() };

@@ -49,7 +49,7 @@ impl PluginPath {
         Err(format!("there is no {file} in {}", places.join(", ")))
     }
 
-    /// Names of the plugins that can be found, for messages.
+    /// Names of the plugins that can be found, for use in messages.
     pub fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = self
             .folders

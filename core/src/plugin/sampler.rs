@@ -1,8 +1,8 @@
-//! Asks plugins now and then what they count.
+//! Queries the plugins' own counters now and then.
 //!
-//! A plugin may take its time over an answer, or never give one: a medium that hangs is a normal state. Whoever is
-//! asked longer than [`PATIENCE`] is left with the thread that asks it, and another one asks the others, so that there
-//! are as many of these threads as plugins that hang, and one more.
+//! A plugin may take its time over an answer, or never give one: a medium that hangs is a normal state. If a query
+//! takes longer than [`PATIENCE`], its thread is abandoned to it, and another thread queries the other plugins. So
+//! there is one of these threads for each plugin that hangs, and one more.
 use std::{
     mem,
     sync::{
@@ -15,18 +15,18 @@ use std::{
 };
 use tracing::warn;
 
-/// How often each plugin is asked.
+/// How often each plugin is queried.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How long an answer may take before the others are asked by another thread.
+/// How long an answer may take before another thread queries the others.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// What can be asked.
+/// Something that can be queried.
 pub(super) trait Source: Send + Sync + 'static {
-    /// Asks it once, on a control thread. It does not wait for other control calls, which may hang.
+    /// Queries it once, on a control thread. It does not wait for other control calls, which may hang.
     fn sample(&self);
 }
 
-/// Has `source` asked soon, and then at intervals, until it is dropped.
+/// Queries `source` soon, and then at intervals, until it is dropped.
 pub(super) fn add(source: Weak<dyn Source>) {
     static SAMPLER: OnceLock<&Sampler> = OnceLock::new();
     SAMPLER.get_or_init(Sampler::start).add(source);
@@ -40,13 +40,13 @@ struct Sampler {
 #[derive(Default)]
 struct Sources {
     list: Vec<Arc<Entry>>,
-    /// Those that nobody has asked yet.
+    /// Sources that have not been queried yet.
     fresh: Vec<Arc<Entry>>,
 }
 
 struct Entry {
     source: Weak<dyn Source>,
-    /// A thread is asking it.
+    /// A thread is querying it.
     is_asked: AtomicBool,
 }
 
@@ -71,7 +71,8 @@ impl Sampler {
         self.added.notify_one();
     }
 
-    /// Waits until it is time to ask somebody, and returns whom: fresh ones at once, all of them once in an interval.
+    /// Waits until it is time for queries, and returns the sources to query: fresh ones at once, all of them once per
+    /// interval.
     fn due(&self, next_round: &mut Instant) -> Vec<Arc<Entry>> {
         let left = next_round.saturating_duration_since(Instant::now());
         let waited = self.added.wait_timeout_while(self.lock(), left, |sources| sources.fresh.is_empty());
@@ -92,7 +93,7 @@ impl Sampler {
     }
 }
 
-/// Asks each of them once.
+/// Queries each of them once.
 fn ask(entries: Vec<Arc<Entry>>) {
     let (answered, answers) = mpsc::channel();
     let round = Arc::new((entries, AtomicUsize::new(0)));
@@ -112,13 +113,13 @@ fn ask(entries: Vec<Arc<Entry>>) {
             }
         });
         if asking.is_err() {
-            // There are no more threads: the next round may have one.
+            // No thread can be started: the next round may succeed.
             return;
         }
         loop {
             match answers.recv_timeout(PATIENCE) {
                 Ok(()) => seen += 1,
-                // The one that hangs is not waited for any more.
+                // The one that hangs is abandoned.
                 Err(RecvTimeoutError::Timeout) => {
                     seen += 1;
                     break;

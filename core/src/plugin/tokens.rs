@@ -1,18 +1,18 @@
-//! Names for what is on its way to a plugin: each is used once, so that a plugin cannot end anything twice, or what was
-//! never there.
+//! Names for the requests passed to a plugin: each is used only once, so that a plugin cannot complete a request twice,
+//! or one that never existed.
 use crate::fallible;
 use std::collections::TryReserveError;
 
-/// Of a slot that is free.
+/// The token of a free slot.
 const NO_TOKEN: u64 = u64::MAX;
 const SLOT_BITS: u32 = 32;
 
-/// What a slot has.
+/// The state of a slot.
 #[derive(Clone, Copy, Debug)]
 struct Entry<T> {
-    /// [`NO_TOKEN`]: it has ended.
+    /// [`NO_TOKEN`]: its request has completed.
     token: u64,
-    /// Stays when it has ended.
+    /// Remains after its request has completed.
     note: T,
 }
 
@@ -24,7 +24,7 @@ pub(super) struct Tokens<T> {
 }
 
 impl<T: Copy> Tokens<T> {
-    /// For `depth` slots. `note` is that of a slot that was never used.
+    /// Tokens for `depth` slots. `note` is the note of slots that were never used.
     ///
     /// # Errors
     /// There is no memory for it.
@@ -32,14 +32,14 @@ impl<T: Copy> Tokens<T> {
         Ok(Tokens { slots: fallible::filled(Entry { token: NO_TOKEN, note }, depth)?, generation: 0 })
     }
 
-    /// The tokens of the next batch are others than all before.
+    /// From now on, tokens differ from all earlier ones.
     #[inline(always)]
     pub(super) fn begin_batch(&mut self) {
         // Below 2^31, so that no token is `NO_TOKEN`.
         self.generation = self.generation.wrapping_add(1) & 0x7fff_ffff;
     }
 
-    /// A token for a slot that is free.
+    /// A token for a free slot.
     #[inline(always)]
     pub(super) fn issue(&mut self, slot: u32, note: T) -> u64 {
         let token = u64::from(slot) | u64::from(self.generation) << SLOT_BITS;
@@ -49,7 +49,7 @@ impl<T: Copy> Tokens<T> {
         token
     }
 
-    /// Takes a token back that was not used. Returns its slot.
+    /// Takes back a token that was not used. Returns its slot.
     #[inline(always)]
     pub(super) fn withdraw(&mut self, token: u64) -> u32 {
         let slot = token as u32;
@@ -57,7 +57,7 @@ impl<T: Copy> Tokens<T> {
         slot
     }
 
-    /// Ends what has this token. Returns whether there is such a thing.
+    /// Completes the request with this token. Returns whether there is one.
     #[inline(always)]
     pub(super) fn redeem(&mut self, token: u64) -> bool {
         match self.slots.get_mut(Self::slot(token) as usize) {
@@ -75,7 +75,7 @@ impl<T: Copy> Tokens<T> {
         token as u32
     }
 
-    /// The last note of a slot, also when what it was of has ended.
+    /// The last note of a slot, even after its request has completed.
     pub(super) fn note(&self, slot: u32) -> T {
         self.slots[slot as usize].note
     }
@@ -85,7 +85,7 @@ impl<T: Copy> Tokens<T> {
         self.slots.len()
     }
 
-    /// Ends all. Returns the slots that were in use.
+    /// Completes all requests. Returns the slots that were in use.
     pub(super) fn take_all(&mut self) -> Vec<u32> {
         let was_in_use = |entry: &mut Entry<T>| std::mem::replace(&mut entry.token, NO_TOKEN) != NO_TOKEN;
         let slots = self.slots.iter_mut().enumerate();

@@ -1,4 +1,4 @@
-//! What a plugin counts for itself of a backend.
+//! What a plugin itself counts for a backend.
 use super::{
     counter::Counter,
     header::TableOf,
@@ -10,10 +10,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// Counters that there is room for.
+/// Number of counters that fit.
 pub const COUNTERS: usize = 60;
 
-/// The counters of a plugin, of one backend. Written by one control thread now and then.
+/// A plugin's counters for one backend. Written by one control thread now and then.
 #[repr(C, align(128))]
 #[derive(Debug)]
 pub struct BackendStats {
@@ -45,7 +45,7 @@ pub struct PluginCounter {
     pub value: u64,
 }
 
-/// What a plugin counted of one backend, at one moment.
+/// What a plugin has counted for one backend, at one moment.
 #[derive(Clone, Debug)]
 pub struct BackendSnapshot {
     /// Name of the backend.
@@ -54,13 +54,13 @@ pub struct BackendSnapshot {
     pub plugin: String,
     /// The counters, in the plugin's order.
     pub counters: Vec<PluginCounter>,
-    /// Number of further ones that there was no room for.
+    /// Number of further ones that did not fit.
     pub omitted: u64,
-    /// When they were asked for, since 1970. `None`: never.
+    /// When they were queried, since 1970. `None`: never.
     pub written: Option<Duration>,
 }
 
-/// How often a copy is tried of counters that are being written all the time.
+/// How often to try to copy counters that keep being written.
 const ATTEMPTS: usize = 100;
 
 impl BackendStats {
@@ -69,11 +69,12 @@ impl BackendStats {
         self.plugin.set(plugin);
     }
 
-    /// Replaces all counters. Only the owner of the record may.
+    /// Replaces all counters. Only the owner of the record may call this.
     pub(super) fn publish<'n>(&self, counters: impl IntoIterator<Item = (&'n str, u64)>) {
         let sequence = self.sequence.load(Ordering::Relaxed) | 1;
         self.sequence.store(sequence, Ordering::Relaxed);
-        // Partner: the fence of `counters`. Whoever sees a word of what follows sees that it is being written.
+        // Partner: the fence of `counters`. A reader that sees any word of what follows also sees that it is being
+        // written.
         fence(Ordering::Release);
         let (mut count, mut omitted) = (0, 0);
         for (name, value) in counters {
@@ -93,7 +94,7 @@ impl BackendStats {
         self.sequence.store(sequence.wrapping_add(1), Ordering::Release);
     }
 
-    /// As it is now, of one time that it was written: without counters if that does not come to an end.
+    /// A consistent copy of what was written last; without counters if the writing does not come to an end.
     pub(super) fn snapshot(&self) -> BackendSnapshot {
         let (backend, plugin) = (self.backend.get(), self.plugin.get());
         for _ in 0..ATTEMPTS {
@@ -125,7 +126,7 @@ impl BackendStats {
 // SAFETY: atomic words and nothing else; `the_layout_is_as_documented` finds padding.
 unsafe impl Words for BackendStats {
     fn gauges(&self) -> impl Iterator<Item = &AtomicU64> {
-        // Whether a number counts up is known to the plugin alone.
+        // Only the plugin knows whether a number counts up.
         self.words().iter()
     }
 }

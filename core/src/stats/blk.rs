@@ -1,4 +1,4 @@
-//! What the queues of block devices have besides.
+//! What the queues of block devices have in addition.
 use super::{
     counter::Counter,
     histogram::OperationLatency,
@@ -8,10 +8,10 @@ use super::{
 use std::sync::atomic::AtomicU64;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
-/// Errnos that are told apart in the record of a queue.
+/// Number of errnos that are counted separately in the record of a queue.
 const ERROR_NUMBERS: usize = 3;
 
-/// What is counted of one queue of a block device. Written by its worker alone.
+/// What is counted for one queue of a block device. Written only by its worker.
 #[repr(C, align(128))]
 #[derive(Debug)]
 pub struct BlkStats {
@@ -29,27 +29,27 @@ pub struct BlkStats {
     reserved: [Counter; 2],
     /// The errnos of `errors_by_number`, 16 bits each, the first one lowest; 0: none yet.
     error_numbers: Counter,
-    /// Requests that failed with the first errnos that there were.
+    /// Requests that failed with each of these errnos.
     errors_by_number: [Counter; ERROR_NUMBERS],
     reserved_counters: [Counter; 4],
-    /// Latencies of sampled requests, from being taken from the ring to the used ring.
+    /// Latencies of sampled requests, from being taken from the ring to being put into the used ring.
     pub latency: OperationLatency,
 }
 
 impl BlkStats {
-    /// Requests completed that are neither reads nor writes nor flushes, of those that the record of the same queue has
-    /// counted.
+    /// Requests completed that are neither reads nor writes nor flushes, among those that the record of the same queue
+    /// has counted.
     pub fn others(&self, queue: &QueueStats) -> u64 {
-        // Those of another process may be anything, and be counted just now.
+        // The numbers of another process may be anything, and may change at this moment.
         let known = [&self.reads, &self.writes, &self.flushes];
         known.into_iter().fold(queue.requests.get(), |rest, count| rest.saturating_sub(count.get()))
     }
 
-    /// In place of an errno: the device has refused the request, which did not get to the medium.
+    /// In place of an errno: the device has refused the request, which did not reach the medium.
     pub const REFUSED: u16 = u16::MAX;
 
-    /// Counts a failed request by its errno, besides [`errors`](super::QueueStats::errors). Only the owner of the
-    /// record may.
+    /// Counts a failed request by its errno, in addition to [`errors`](super::QueueStats::errors). Only the owner of
+    /// the record may call this.
     #[cold]
     pub fn count_error(&self, number: u16) {
         let numbers = self.error_numbers.get();
@@ -64,8 +64,8 @@ impl BlkStats {
         }
     }
 
-    /// How many requests failed with which errno or [`REFUSED`](Self::REFUSED), as far as they are told apart: the
-    /// others are in [`errors`](super::QueueStats::errors) alone.
+    /// How many requests failed with which errno or [`REFUSED`](Self::REFUSED), as far as they are counted separately:
+    /// the others are in [`errors`](super::QueueStats::errors) alone.
     pub fn errors_by_number(&self) -> impl Iterator<Item = (u16, u64)> {
         let numbers = self.error_numbers.get();
         let counts = self.errors_by_number.iter().enumerate();

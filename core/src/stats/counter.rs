@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Counter(pub(super) AtomicU64);
 
 impl Counter {
-    /// Adds. Only the owner of the record may.
+    /// Adds to the value. Only the owner of the record may call this.
     #[inline(always)]
     pub fn add(&self, amount: u64) {
-        // Relaxed: the reader wants each number whole, no order between them.
+        // Relaxed: readers need each number whole, but no order among numbers.
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(amount), Ordering::Relaxed);
     }
 
@@ -20,7 +20,7 @@ impl Counter {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Sets the value. Only the owner of the record may.
+    /// Sets the value. Only the owner of the record may call this.
     #[inline(always)]
     pub fn set(&self, value: u64) {
         self.0.store(value, Ordering::Relaxed);

@@ -7,7 +7,7 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"POLLUXST");
 /// Version of the layout. A reader refuses others.
 pub const LAYOUT_VERSION: u64 = 3;
 
-/// The header, of which every word is accessed atomically.
+/// The header, every word of which is accessed atomically.
 #[repr(C, align(256))]
 #[derive(Debug)]
 pub(super) struct Header {
@@ -25,7 +25,7 @@ pub(super) struct Header {
     pub(super) sub_buckets: Counter,
 }
 
-/// What a segment has tables of.
+/// The tables of a segment.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum TableOf {
     Workers,

@@ -73,8 +73,8 @@ pub struct OperationLatency {
 const OPERATIONS: usize = 4;
 
 impl OperationLatency {
-    /// Counts one latency in nanoseconds of a request of `operation`: the number of it in `block/1`, of which all from
-    /// 3 on are one kind.
+    /// Counts one latency in nanoseconds of a request of `operation`: its number in `block/1`; all numbers from 3 on
+    /// are one kind.
     #[inline]
     pub fn record(&self, operation: u32, nanoseconds: u64) {
         self.operations[(operation as usize).min(OPERATIONS - 1)].record(nanoseconds);
@@ -96,13 +96,13 @@ impl OperationLatency {
         (0..BUCKETS).map(move |index| (Histogram::upper_bound(index), count(index)))
     }
 
-    /// As [`Histogram::quantile`], of all kinds together.
+    /// As [`Histogram::quantile`], for all kinds together.
     pub fn quantile(&self, share: f64) -> Option<u64> {
         quantile(self.buckets(), self.count(), share)
     }
 }
 
-/// The value below which `share` of `count` values lie that are in ascending buckets.
+/// The value below which `share` of the `count` values in ascending buckets lie.
 fn quantile(buckets: impl Iterator<Item = (u64, u64)>, count: u64, share: f64) -> Option<u64> {
     let rank = ((count as f64 * share).ceil() as u64).max(1);
     let mut seen = 0u64;
@@ -115,12 +115,12 @@ fn quantile(buckets: impl Iterator<Item = (u64, u64)>, count: u64, share: f64) -
         .map(|(bound, _)| bound)
 }
 
-/// Counts added up. Those of another process's segment may be anything.
+/// The sum of two counts. Those of another process's segment may be anything.
 fn sum(counts: impl IntoIterator<Item = u64>) -> u64 {
     counts.into_iter().fold(0, u64::saturating_add)
 }
 
-/// How many batches there were of which size, by powers of two.
+/// How many batches of each size there were, by powers of two.
 #[repr(C)]
 #[derive(Debug)]
 pub struct BatchSizes {

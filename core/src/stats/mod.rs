@@ -1,11 +1,11 @@
 //! Statistics: counters and histograms of every worker and queue in one shared file, which another process maps and
-//! reads without a word to the workers.
+//! reads without involving the workers.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`clock`] | the clock of the hot path |
 //! | `counter`, `header` | one word; the header of a segment |
-//! | `record` | what all records have: a name, a life, copies, differences |
+//! | `record` | what all records have in common: a name, a life, copies, differences |
 //! | `worker`, `queue`, `blk`, `backend` | the records of a worker, of any device's queue, of a block device's queue, of a backend |
 //! | `histogram` | distributions of latencies and of the sizes of batches |
 //! | `segment`, `slots` | the segment as its writer has it; which records of it are in use |
@@ -14,11 +14,11 @@
 //!
 //! # Layout, version 3
 //!
-//! Everything is made of 64-bit words in the byte order of the machine, little-endian on those that there are. Offsets
-//! and sizes are in bytes. A reader takes what it needs to know of places from the header, checks magic and version
-//! first, and refuses others.
+//! Everything consists of 64-bit words in the machine's byte order, which is little-endian on all supported machines.
+//! Offsets and sizes are in bytes. A reader checks magic and version first, refuses others, and takes all locations
+//! from the header.
 //!
-//! The header, 256 bytes, of which what is not named is 0:
+//! The header has 256 bytes; those that are not listed are 0:
 //!
 //! | offset | holds |
 //! |---|---|
@@ -26,31 +26,31 @@
 //! | 8 | [`LAYOUT_VERSION`] |
 //! | 16 | length of the whole file |
 //! | 24 | ticks of the time stamp counter per second |
-//! | 32 | process that writes, as it sees its own number |
+//! | 32 | number of the writing process, as it sees it itself |
 //! | 40 | when that process was started: field 22 of `/proc/PID/stat`; tells it from a later one of the same number |
-//! | 48 | 1 once the writer has ended in order |
-//! | 64, 72, 80, 88 | workers: offset of the first record, distance from one record to the next, room for so many, number of records that have been used at least once |
+//! | 48 | 1 once the writer has ended properly |
+//! | 64, 72, 80, 88 | workers: offset of the first record, distance from one record to the next, number of records that fit, number of records that have been used at least once |
 //! | 96, 104, 112, 120 | the same of queues |
 //! | 128, 136, 144, 152 | the same of backends |
 //! | 160, 168 | latency histograms: number of buckets, and linear buckets in each power of two |
 //!
-//! Names are padded with zeroes to 64 bytes, unless another length is given. What counts up never goes down; a reader
-//! takes differences for rates. Words that are not named are 0. They may get a name without a new version, and are 0
-//! where an older program writes. Records may lie farther apart than they are long here: a newer program has kinds with
-//! more to say.
+//! Names are padded with zeroes to 64 bytes, unless another length is given. Counters never go down; a reader computes
+//! rates from differences. Words that are not listed are 0. They may be given a meaning without a new version; segments
+//! of older programs have 0 there. Records may lie farther apart than their length given here: a newer program may have
+//! kinds with longer records.
 //!
 //! # Lives of records
 //!
-//! Records come and go with what they are about. The word *life* of a record is 0 while it is free, and otherwise a
+//! Records come and go with what they describe. The word *life* of a record is 0 while it is free, and otherwise a
 //! number that no other record of the segment has had or will have. A record is cleared and described before it gets
 //! its life, and loses it before anything else of it changes. So a reader
 //!
-//! 1. loads the life, with acquire ordering, and leaves out a record that has none,
+//! 1. loads the life, with acquire ordering, and skips a record that has none,
 //! 2. copies the record,
-//! 3. loads the life again, after an acquire fence, and throws the copy away if it has changed,
-//! 4. takes differences only between copies of one life.
+//! 3. loads the life again, after an acquire fence, and discards the copy if it has changed,
+//! 4. computes differences only between copies of one life.
 //!
-//! While a record lives, its counters are written by one thread alone, each word by a plain store. A reader sees every
+//! While a record lives, its counters are written by one thread only, each word by a plain store. A reader sees every
 //! word whole, but the words of one record may be a few requests apart. When the process ends, records in use keep
 //! their lives: they hold its last numbers.
 //!
@@ -66,10 +66,10 @@
 //! | 72 | CPU that it is pinned to, plus 1; 0: none |
 //! | 80 | idle policy: 0 spin, 1 adaptive, 2 interrupt |
 //! | 88 | 1 once its thread has ended |
-//! | 96, 104 | number of tasks; of those, at rest (looked at in one turn of several) |
+//! | 96, 104 | number of tasks; how many of them are at rest (polled only once in several turns) |
 //! | 112 | life |
 //! | 120 | wake-ups by a deadline of a task |
-//! | 128, 136 | turns; those of them without work |
+//! | 128, 136 | turns; turns without work |
 //! | 144, 152 | ticks spent in sampled turns with work; without. Their ratio is that of busy time to idle time awake |
 //! | 160, 168 | sleeps; ticks slept |
 //! | 176 | times that it wanted to sleep and found work, or a task that cannot be waited for |
@@ -82,8 +82,8 @@
 //! worker does not have to look. Time ready and not on a CPU is time stolen from a polling worker.
 //!
 //! A queue, at a multiple of 128 bytes: 384 bytes that the queues of all devices have, and a block of the device's
-//! kind. A reader leaves out a block of a kind that it does not know, and takes a block that is shorter than it knows
-//! as if zeroes followed.
+//! kind. A reader skips a block of a kind that it does not know, and reads a block that is shorter than it knows as if
+//! zeroes followed.
 //!
 //! | offset | holds |
 //! |---|---|
@@ -92,39 +92,39 @@
 //! | 24 | index of the queue in its device |
 //! | 64 | name of the device |
 //! | 128 | name of the worker that serves the queue; empty if none does |
-//! | 192, 200 | requests completed; those of them that failed |
+//! | 192, 200 | requests completed; requests that failed |
 //! | 208 | requests in flight (goes down, too) |
 //! | 216 | kicks received |
 //! | 224, 232 | interrupts sent; times that the driver wanted none |
-//! | 240 | times that completed requests were left to an interrupt that was being held for earlier ones |
+//! | 240 | times that completed requests were left to an interrupt already held back for earlier ones |
 //! | 256 to 319 | batches of new requests by their size: 1, 2, to 4, to 8, to 16, to 32, to 64, more |
 //! | 384 | the block of the device's kind |
 //!
-//! Each time that requests are given back to a driver is counted by exactly one of the words at 224, 232 and 240, at
-//! 224 when the interrupt is sent.
+//! Each time that requests are given back to a driver, exactly one of the words at 224, 232 and 240 counts it; the one
+//! at 224 does so when the interrupt is sent.
 //!
 //! The block of a block device's queue, 128 bytes and histograms, at these offsets in the block:
 //!
 //! | offset | holds |
 //! |---|---|
-//! | 0, 8, 16 | requests completed: reads, writes, flushes. What is left of the word at 192 of the queue are others |
+//! | 0, 8, 16 | requests completed: reads, writes, flushes. The rest of the queue's word at 192 are others |
 //! | 32, 40 | bytes read, bytes written, of requests that did not fail |
 //! | 64 | the first three errnos with which requests failed, 16 bits each, the first one lowest; 0: none yet; 65535: refused by the device |
-//! | 72, 80, 88 | requests that failed with each of these; what is left of the failed ones failed otherwise |
+//! | 72, 80, 88 | requests that failed with each of these; the remaining failed requests failed otherwise |
 //! | 128 | latencies of sampled requests, in nanoseconds, from the ring to the used ring: a histogram each of reads, writes, flushes, others |
 //!
-//! A histogram is as many buckets as the header says, a word each. With `s` linear buckets in each power of two (8),
-//! bucket `i` below `s` holds the values of exactly `i`; another the values from `(s + i % s) << (i / s - 1)` up to
-//! where the next one begins. The last takes all greater ones.
+//! A histogram consists of as many buckets as the header says, a word each. With `s` linear buckets in each power of
+//! two (8), a bucket `i` below `s` holds the value `i` alone; any other one holds the values from `(s + i % s) << (i /
+//! s - 1)` up to where the next one begins. The last bucket takes all greater values.
 //!
-//! A backend, at a multiple of 128 bytes, has what its plugin counts for itself, under the plugin's own names. It is
-//! written by a control thread now and then. Whether a number counts up is known to the plugin alone:
+//! A backend, at a multiple of 128 bytes, has what its plugin counts itself, under the plugin's own names. It is
+//! written by a control thread now and then. Only the plugin knows whether a number counts up:
 //!
 //! | offset | holds |
 //! |---|---|
 //! | 0 | life |
-//! | 8 | sequence: odd while the counters are being written, and another number after each time. A reader copies the record between two equal even ones |
-//! | 16, 24 | number of counters; of further ones that there was no room for |
+//! | 8 | sequence: odd while the counters are being written, and different after each update. A copy is consistent if the same even number was read before and after it |
+//! | 16, 24 | number of counters; number of further ones that did not fit |
 //! | 32 | when they were written: milliseconds since 1970 (UTC); 0: never |
 //! | 64 | name of the backend |
 //! | 128 | name of its plugin |

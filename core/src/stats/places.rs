@@ -25,7 +25,7 @@ pub struct Capacity {
     pub backends: usize,
 }
 
-/// Where records of one kind lie, checked once: what the file says of it later does not count.
+/// Where records of one kind lie, checked once: later changes to the file do not matter.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     offset: usize,
@@ -54,7 +54,7 @@ impl Place {
         table.capacity.set(self.capacity as u64);
     }
 
-    /// Reads it from a header: that of records that have at least `bytes`, in a file of `length`.
+    /// Reads it from the header of a file of `length` bytes, for records of at least `bytes` bytes.
     fn read(table: &Table, bytes: usize, length: u64) -> Result<Self, String> {
         let (offset, distance, capacity) = (table.offset.get(), table.distance.get(), table.capacity.get());
         if distance < bytes as u64 || !distance.is_multiple_of(128) {
@@ -67,10 +67,10 @@ impl Place {
         Ok(Place { offset: offset as usize, distance: distance as usize, capacity: capacity as usize })
     }
 
-    /// A record. `T` is what lies at `offset` in each of them.
+    /// A part of a record: the `T` at `offset` in it.
     ///
     /// # Panics
-    /// There are not as many, or it does not lie in one.
+    /// There are not as many records, or the part does not lie within one.
     pub(super) fn record<T: Words>(self, map: &ForeignMapping, index: usize, offset: usize) -> &T {
         assert!(offset.is_multiple_of(align_of::<T>()) && offset + size_of::<T>() <= self.distance);
         // SAFETY: it lies within the mapping, aligned, and is made of words that are accessed atomically.
@@ -93,7 +93,7 @@ impl Place {
 }
 
 impl Places {
-    /// Those of a segment that is to be made.
+    /// Those of a segment to be created.
     pub(super) fn with(capacity: Capacity) -> Self {
         let workers = Place::after(size_of::<Header>(), size_of::<WorkerStats>(), capacity.workers);
         let queues = Place::after(workers.end(), size_of::<QueueStats>() + BLOCK_BYTES_MAX, capacity.queues);
@@ -101,7 +101,7 @@ impl Places {
         Places([workers, queues, backends])
     }
 
-    /// Those that a file of `length` bytes says it has.
+    /// Those that the header of a file of `length` bytes describes.
     ///
     /// # Errors
     /// What is wrong with them.
@@ -142,20 +142,20 @@ impl Places {
 }
 
 impl Header {
-    /// What it says of the records of kind `R`.
+    /// What the header says about the records of kind `R`.
     pub(super) fn table<R: Record>(&self) -> &Table {
         &self.tables[R::TABLE as usize]
     }
 }
 
 impl Table {
-    /// Says that a record is in use, which is described.
+    /// Marks a record, which has been described, as in use.
     pub(super) fn publish(&self, index: usize) {
         // Partner: `count`.
         self.count.fetch_max(index as u64 + 1, Ordering::Release);
     }
 
-    /// Number of records that have been used, which is no more than there is room for.
+    /// Number of records that have been used, which is at most the number that fit.
     pub(super) fn count(&self, place: Place) -> usize {
         usize::try_from(self.count.load(Ordering::Acquire)).unwrap_or(usize::MAX).min(place.capacity)
     }

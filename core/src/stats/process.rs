@@ -1,4 +1,4 @@
-//! What the kernel says of the process that writes a segment, and of its threads.
+//! What the kernel reports about the process that writes a segment, and about its threads.
 use super::header::Header;
 use std::{fs, path::PathBuf};
 
@@ -9,7 +9,7 @@ pub struct Writer {
     pub process: u32,
     /// When it was started, as in field 22 of `/proc/PID/stat`.
     started: u64,
-    /// Whether it has ended in order.
+    /// Whether it has ended properly.
     pub has_ended: bool,
 }
 
@@ -44,12 +44,12 @@ pub struct Schedule {
     pub stolen_ns: u64,
     /// Context switches because it waited.
     pub switches_voluntary: u64,
-    /// Context switches because something else was to run.
+    /// Context switches because something else was scheduled.
     pub switches_involuntary: u64,
 }
 
 impl Schedule {
-    /// What was done since `earlier`.
+    /// The difference from `earlier`.
     pub(super) fn since(self, earlier: Self) -> Self {
         Schedule {
             run_ns: self.run_ns.saturating_sub(earlier.run_ns),
@@ -75,7 +75,7 @@ impl Thread {
         Thread("/proc/thread-self".into())
     }
 
-    /// What the scheduler did with it. `None`: it is gone, or the kernel keeps no account.
+    /// What the scheduler did with it. `None`: it is gone, or the kernel does not record it.
     pub fn schedule(&self) -> Option<Schedule> {
         let times = fs::read_to_string(self.0.join("schedstat")).ok()?;
         let mut times = times.split_ascii_whitespace().map(|word| word.parse().ok());

@@ -7,7 +7,7 @@ use super::{
 };
 use std::sync::atomic::AtomicU64;
 
-/// What is counted of one queue. Written by its worker alone.
+/// What is counted for one queue. Written only by its worker.
 #[repr(C, align(128))]
 #[derive(Debug)]
 pub struct QueueStats {
@@ -30,10 +30,10 @@ pub struct QueueStats {
     pub interrupts: Counter,
     /// Times that the driver wanted no interrupt for completed requests.
     pub interrupts_suppressed: Counter,
-    /// Times that completed requests were left to an interrupt that was being held for earlier ones.
+    /// Times that completed requests were left to an interrupt already held back for earlier ones.
     pub interrupts_merged: Counter,
     reserved_counter: Counter,
-    /// Times that the queue had new requests, by how many.
+    /// Batches of new requests, by size.
     pub batches: BatchSizes,
     reserved_counters: [Counter; 8],
 }
@@ -49,13 +49,13 @@ pub struct QueueIdentity<'n> {
     pub worker: &'n str,
 }
 
-/// What the queues of one kind of device have besides: words that follow those of [`QueueStats`].
+/// What the queues of one kind of device have in addition: words that follow those of [`QueueStats`].
 pub trait QueueKind: Words + Sync {
     /// The kind: its virtio device ID.
     const KIND: u32;
 }
 
-/// Of a kind of device whose queues count nothing besides: its virtio device ID.
+/// For a kind of device whose queues count nothing else: its virtio device ID.
 #[derive(Debug)]
 pub struct PlainStats<const KIND: u32>;
 
@@ -105,7 +105,7 @@ impl QueueStats {
         self.block_bytes.get()
     }
 
-    /// Batches for which the driver would have kicked, had it not been asked to be silent.
+    /// Batches for which the driver would have kicked, had it not been asked not to.
     pub fn kicks_avoided(&self) -> u64 {
         self.batches.get().saturating_sub(self.kicks.get())
     }

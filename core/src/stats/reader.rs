@@ -20,9 +20,9 @@ pub enum ReadError {
     #[error("{0}: cannot be read: {1}")]
     Open(String, io::Error),
     /// It is something else.
-    #[error("{0}: is no statistics segment: it does not begin with POLLUXST")]
+    #[error("{0}: is not a statistics segment: it does not begin with POLLUXST")]
     Magic(String),
-    /// It was made by another version.
+    /// It was written by another version.
     #[error(
         "{0}: cannot be read: its layout is version {1}, made by another release of pollux, and this one reads version \
          {LAYOUT_VERSION}: read it with the pollux that made it, or restart that process with this one"
@@ -37,7 +37,7 @@ pub enum ReadError {
 }
 
 /// A segment that another process writes, or has written. Reading costs its workers nothing but the cache lines that
-/// are looked at, which a worker takes back with its next write. Whoever truncates the file makes reading it an error.
+/// are looked at, which a worker takes back with its next write. If the file is truncated, reading it becomes an error.
 #[derive(Debug)]
 pub struct SegmentReader {
     map: ForeignMapping,
@@ -46,14 +46,14 @@ pub struct SegmentReader {
     file: File,
 }
 
-/// Segments are smaller; files that are not may be disks, which are not opened for a look.
+/// Segments are smaller. Larger files may be disks, which must not be opened just to look.
 const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 
 impl SegmentReader {
     /// Opens the segment in a file.
     ///
     /// # Errors
-    /// It is none, one of another version, or damaged.
+    /// It is not a segment, is one of another version, or is damaged.
     pub fn open(path: &Path) -> Result<Self, ReadError> {
         let name = path.display().to_string();
         let file = open_regular(path).map_err(|error| ReadError::Open(name.clone(), error))?;
@@ -73,7 +73,7 @@ impl SegmentReader {
             _ => error(&cause.to_string()),
         })?;
         for entry in entries.flatten() {
-            // The disks of a process are open as well, but are no such files or too large.
+            // The disks of a process are open as well, but are not such files, or are too large.
             let is_candidate = |file: &fs::Metadata| file.is_file() && file.len() <= SEGMENT_BYTES_MAX;
             if !fs::metadata(entry.path()).is_ok_and(|file| is_candidate(&file)) {
                 continue;
@@ -97,7 +97,7 @@ impl SegmentReader {
         if read < 8 || word(0) != MAGIC {
             return Err(ReadError::Magic(name));
         }
-        // Version 1 said no length.
+        // Version 1 did not state the length.
         if read >= 16 && word(1) != LAYOUT_VERSION {
             return Err(ReadError::Version(name, word(1)));
         }
@@ -111,7 +111,7 @@ impl SegmentReader {
         Ok(reader)
     }
 
-    /// Who writes it; process 0 if the file has become shorter.
+    /// The process that writes it; process 0 if the file has become shorter.
     pub fn writer(&self) -> Writer {
         Writer::of(places::header(&self.map))
     }
@@ -126,8 +126,7 @@ impl SegmentReader {
         Ok(snapshot)
     }
 
-    /// Whether the file still had everything that was read up to now. Its writer never shortens it, and does not
-    /// survive it either.
+    /// Checks that the file still contained everything that was read so far. Its writer never shortens it.
     fn check_whole(&self) -> Result<(), ReadError> {
         let length = self.file.metadata().map_err(|error| ReadError::Open(self.name.clone(), error))?.len();
         // What is lost reads as zeroes, from the first access on.

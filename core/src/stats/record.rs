@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 /// Something made of words and nothing else, so that it can be copied word by word.
 ///
 /// # Safety
-/// The type is made of `AtomicU64` alone, without padding, and all zeroes are a value of it.
+/// The type consists only of `AtomicU64`, without padding, and all zeroes are a valid value of it.
 pub unsafe trait Words: Sized {
     /// Number of words.
     const WORDS: usize = size_of::<Self>() / 8;
 
-    /// What does not only count up.
+    /// Words that are not pure counters.
     fn gauges(&self) -> impl Iterator<Item = &AtomicU64>;
 
     /// All of it.
@@ -19,13 +19,13 @@ pub unsafe trait Words: Sized {
         unsafe { std::slice::from_raw_parts(std::ptr::from_ref(self).cast(), Self::WORDS) }
     }
 
-    /// All zeroes, in memory of one's own.
+    /// All zeroes, in private memory.
     fn zeroed() -> Box<Self> {
         // SAFETY: the trait's own promise.
         unsafe { Box::<Self>::new_zeroed().assume_init() }
     }
 
-    /// A copy of `words`, in memory of one's own: as if zeroes followed, or without what is too much.
+    /// A copy of `words`, in private memory: padded with zeroes, or cut to length.
     fn copy_of(words: &[AtomicU64]) -> Box<Self> {
         let copy = Self::zeroed();
         for (to, from) in copy.words().iter().zip(words) {
@@ -34,7 +34,7 @@ pub unsafe trait Words: Sized {
         copy
     }
 
-    /// A copy in memory of one's own.
+    /// A copy in private memory.
     fn copy(&self) -> Box<Self> {
         Self::copy_of(self.words())
     }
@@ -53,14 +53,14 @@ pub unsafe trait Words: Sized {
     }
 }
 
-/// How often a copy is tried of a record that is released and taken again all the time.
+/// How often to try to copy a record that keeps being released and taken again.
 const ATTEMPTS: usize = 8;
 
-/// What a segment has tables of: it comes and goes.
+/// An entry of a segment's tables, which comes and goes.
 pub(super) trait Record: Words {
     const TABLE: TableOf;
 
-    /// 0 while it is free, and otherwise what no other record of the segment has had or will have.
+    /// 0 while it is free, and otherwise a number that no other record of the segment has had or will have.
     fn life(&self) -> &AtomicU64;
 
     fn is_alive(&self) -> bool {
@@ -69,7 +69,8 @@ pub(super) trait Record: Words {
 
     /// Changes a free record by `describe`, then gives it a life.
     fn begin_life(&self, life: u64, describe: impl FnOnce(&Self)) {
-        // Partner: the fence of `read_alive`. Whoever sees what changes sees that the life before has ended.
+        // Partner: the fence of `read_alive`. A reader that sees any of the changes also sees that the previous life
+        // has ended.
         fence(Ordering::Release);
         describe(self);
         // Partner: the first load of `read_alive`.
@@ -81,7 +82,7 @@ pub(super) trait Record: Words {
         self.life().store(0, Ordering::Relaxed);
     }
 
-    /// Reads something of it that is of one life. `None`: it is free, or changes hands all the time.
+    /// Reads something that belongs to a single life of it. `None`: it is free, or keeps changing hands.
     fn read_alive<T>(&self, read: impl Fn() -> T) -> Option<T> {
         for _ in 0..ATTEMPTS {
             let life = self.life().load(Ordering::Acquire);

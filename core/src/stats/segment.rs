@@ -41,9 +41,9 @@ struct Mapping {
     slots: [Slots; TABLES],
     /// Lives that records have had.
     lives: AtomicU64,
-    /// Records are not given back any more.
+    /// Records that are given back stay as they are.
     keeps_records: AtomicBool,
-    /// Open as long as the segment is there, so that a reader finds it among the descriptors of the process.
+    /// Open as long as the segment exists, so that a reader finds it among the descriptors of the process.
     _file: File,
 }
 
@@ -64,7 +64,7 @@ struct Lease {
 
 /// What the queues of all devices count.
 pub type QueueStatsHandle = StatsHandle<QueueStats>;
-/// What the queues of block devices count besides.
+/// What the queues of block devices count in addition.
 pub type BlkStatsHandle = StatsHandle<BlkStats>;
 /// The record of a worker.
 pub type WorkerStatsHandle = StatsHandle<WorkerStats>;
@@ -74,11 +74,11 @@ pub type WorkerStatsHandle = StatsHandle<WorkerStats>;
 pub struct QueueRecord<K> {
     /// What the queues of all devices count.
     pub common: QueueStatsHandle,
-    /// What those of its kind count besides.
+    /// What those of its kind count in addition.
     pub block: StatsHandle<K>,
 }
 
-/// The record of a backend. There is one, since it has one writer.
+/// The record of a backend. It is the only handle, since the record has one writer.
 #[derive(Debug)]
 pub struct BackendStatsHandle(StatsHandle<BackendStats>);
 
@@ -141,16 +141,16 @@ impl<K: QueueKind> QueueRecord<K> {
 }
 
 impl StatsSegment {
-    /// Makes a segment in `file`, which is empty. Whoever truncates it later takes the numbers away from its readers,
-    /// and does no harm here.
+    /// Makes a segment in `file`, which is empty. Truncating it later takes the numbers away from its readers, but does
+    /// no harm here.
     ///
     /// # Errors
-    /// The file cannot be sized or mapped, or there is no room for it.
+    /// The file cannot be sized or mapped, or there is no space for it.
     pub fn create(file: File, capacity: Capacity) -> io::Result<Self> {
         let length = Places::with(capacity).bytes();
         file.set_len(length as u64)?;
-        // All of its blocks now, not when a worker counts something. A file system without such a call has no room
-        // promised.
+        // All of its blocks now, not when a worker counts something. A file system without such a call cannot promise
+        // space.
         match fallocate(&file, FallocateFlags::empty(), 0, length as u64) {
             Ok(()) | Err(Errno::OPNOTSUPP) => {}
             Err(error) => return Err(error.into()),
@@ -161,7 +161,7 @@ impl StatsSegment {
     fn map(file: File, capacity: Capacity) -> io::Result<Self> {
         let places = Places::with(capacity);
         let length = places.bytes();
-        // As if the file were somebody else's: others can open it, and cut it.
+        // Mapped as if another process owned the file: others can open and truncate it.
         let map = ForeignMapping::map(&file, 0, length as u64, true).map_err(io::Error::other)?;
         let mapping = Mapping {
             map,
@@ -212,7 +212,7 @@ impl StatsSegment {
         Some(StatsHandle::of::<WorkerStats>(&lease, 0))
     }
 
-    /// Takes a record for what `plugin` counts of `backend`. `None`: all are in use. `[control]`
+    /// Takes a record for what `plugin` counts for `backend`. `None`: all are in use. `[control]`
     pub fn add_backend(&self, backend: &str, plugin: &str) -> Option<BackendStatsHandle> {
         let lease = self.take(|record: &BackendStats| record.describe(backend, plugin))?;
         Some(BackendStatsHandle(StatsHandle::of::<BackendStats>(&lease, 0)))
@@ -224,13 +224,13 @@ impl StatsSegment {
         self.mapping.keeps_records.store(true, Ordering::Relaxed);
     }
 
-    /// The records of the queues of block devices. They are looked at alone: whoever holds one does not keep it in use.
+    /// The records of the queues of block devices. For reading only: holding one does not keep it in use.
     pub fn blk_queues(&self) -> impl Iterator<Item = QueueRecord<BlkStats>> {
         let queues = self.in_use::<QueueStats>().map(|lease| QueueRecord::of(&lease));
         queues.filter(|queue| queue.kind() == u64::from(BlkStats::KIND))
     }
 
-    /// The records of all workers, to be looked at alone.
+    /// The records of all workers, for reading only.
     pub fn workers(&self) -> impl Iterator<Item = WorkerStatsHandle> {
         self.in_use::<WorkerStats>().map(|lease| StatsHandle::of::<WorkerStats>(&lease, 0))
     }

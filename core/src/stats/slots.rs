@@ -1,4 +1,4 @@
-//! Which records of a segment are in use, as its writer knows it, whatever the file says.
+//! Which records of a segment are in use, according to its writer, whatever the file says.
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Which records of one kind are in use.

@@ -1,4 +1,4 @@
-//! The numbers of a segment at one moment, in memory of one's own: to be shown, or compared with later ones.
+//! The numbers of a segment at one moment, in private memory: to be shown, or compared with later ones.
 use super::{
     backend::{BackendSnapshot, BackendStats},
     blk::BlkStats,
@@ -18,29 +18,29 @@ use std::{
 /// All numbers at one moment.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// Who writes them.
+    /// The process that writes them.
     pub writer: Writer,
     /// Ticks of the time stamp counter per second.
     pub ticks_per_second: u64,
-    /// What was counted of each worker.
+    /// What was counted for each worker.
     pub workers: Vec<Box<WorkerStats>>,
-    /// What was counted of each queue.
+    /// What was counted for each queue.
     pub queues: Vec<QueueSnapshot>,
-    /// What plugins counted of each backend.
+    /// What plugins counted for each backend.
     pub backends: Vec<BackendSnapshot>,
     /// What the scheduler did with each worker. `None`: it cannot be known.
     pub schedules: Vec<Option<Schedule>>,
 }
 
-/// What was counted of a queue.
+/// What was counted for a queue.
 #[derive(Debug)]
 pub struct QueueSnapshot {
     common: Box<QueueStats>,
-    /// What the queues of its kind count besides.
+    /// What the queues of its kind count in addition.
     pub kind: KindSnapshot,
 }
 
-/// What the queues of one kind of device count besides.
+/// What the queues of one kind of device count in addition.
 #[derive(Debug)]
 pub enum KindSnapshot {
     /// Of a block device.
@@ -68,7 +68,7 @@ impl KindSnapshot {
 }
 
 impl QueueSnapshot {
-    /// What was counted of it as a queue of a block device. `None`: it is of another kind.
+    /// What it has counted as a queue of a block device. `None`: it is of another kind.
     pub fn blk(&self) -> Option<&BlkStats> {
         match &self.kind {
             KindSnapshot::Blk(blk) => Some(blk),
@@ -111,8 +111,8 @@ impl Snapshot {
         }
     }
 
-    /// What was counted since `earlier`, a snapshot of the same segment. What does not count up is as it is now, and so
-    /// is what has come since.
+    /// What was counted since `earlier`, a snapshot of the same segment. Values that are not counters are as they are
+    /// now, and so is everything that has come since.
     pub fn since(&self, earlier: &Snapshot) -> Snapshot {
         let workers: HashMap<u64, usize> = lives(earlier.workers.iter().map(|worker| &**worker));
         let queues: HashMap<u64, usize> = lives(earlier.queues.iter().map(|queue| &*queue.common));
@@ -137,14 +137,14 @@ impl Snapshot {
                 .zip(&self.schedules)
                 .map(|(worker, now)| {
                     let then = worker_then(worker).map(|then| earlier.schedules.get(then).copied().flatten());
-                    // What a worker that has come since was given by the scheduler was all given to it since.
+                    // All that the scheduler has given to a worker that has come since belongs to this period.
                     Some((*now)?.since(then.unwrap_or_else(|| Some(Schedule::default()))?))
                 })
                 .collect(),
         }
     }
 
-    /// Nanoseconds of so many ticks.
+    /// Converts ticks to nanoseconds.
     pub fn nanoseconds(&self, ticks: u64) -> u64 {
         (u128::from(ticks) * 1_000_000_000 / u128::from(self.ticks_per_second)) as u64
     }

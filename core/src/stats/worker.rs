@@ -6,7 +6,7 @@ use super::{
 };
 use std::sync::atomic::AtomicU64;
 
-/// What is counted of one worker. Written by its thread alone.
+/// What is counted for one worker. Written only by its thread.
 #[repr(C, align(128))]
 #[derive(Debug)]
 pub struct WorkerStats {
@@ -21,9 +21,9 @@ pub struct WorkerStats {
     pub ended: Counter,
     /// Tasks that it has.
     pub tasks: Counter,
-    /// Tasks at rest: looked at in one turn of several.
+    /// Tasks at rest: polled only once in several turns.
     pub resting: Counter,
-    /// Of which worker it is.
+    /// The worker that it belongs to.
     life: AtomicU64,
     /// Wake-ups by deadlines of tasks.
     pub wakes_by_deadline: Counter,
@@ -71,7 +71,7 @@ impl WorkerStats {
         self.name.get()
     }
 
-    /// The share of its time awake that it had work, from sampled turns; `None` before there is a sample.
+    /// The share of its time awake in which it had work, from sampled turns; `None` before there is a sample.
     pub fn busy_share(&self) -> Option<f64> {
         let (busy, idle) = (self.busy_ticks.get() as f64, self.idle_ticks.get() as f64);
         (busy + idle > 0.0).then(|| busy / (busy + idle))

@@ -97,6 +97,6 @@ fn a_segment_takes_the_place_of_another_and_of_nothing_else() {
     assert!(ran.stderr.contains("cannot make the statistics segment") && ran.stderr.contains("choose another place"));
     assert_eq!(fs::metadata(folder.path().join("disk.img")).expect("untouched").len(), 1 << 20);
     let ran = folder.run(&["stats", "disk.img"]);
-    assert_eq!(ran.stderr, "pollux: disk.img: is no statistics segment: it does not begin with POLLUXST\n");
+    assert_eq!(ran.stderr, "pollux: disk.img: is not a statistics segment: it does not begin with POLLUXST\n");
     assert_eq!(folder.run(&["stats", "segment", "--watch", "never"]).status, Some(2));
 }

@@ -31,9 +31,9 @@ use tracing::warn;
 pub struct OpenOptions {
     /// The plugin's `options`, a JSON object.
     pub json: String,
-    /// Never write.
+    /// Never write to the medium.
     pub read_only: bool,
-    /// Only describe it: it takes no lock.
+    /// Only describe the medium: it takes no lock.
     pub probe: bool,
 }
 
@@ -45,7 +45,7 @@ pub struct BlockBackend {
     table: &'static BlockV1,
     instance: *mut c_void,
     info: BlockInfo,
-    /// Given back after `close`: fields are dropped after that.
+    /// Released after `close`: fields are dropped after that.
     services: HostServices,
     control: Arc<Control>,
 }
@@ -85,7 +85,7 @@ impl BlockBackend {
         with_reason(name, |error| unsafe { (table.open)(&arguments, &mut instance, error) })?;
         let (described, mut info) = describe(table, instance);
         if options.read_only {
-            // Whatever the plugin says.
+            // Whatever the plugin describes.
             info.flags |= POLLUX_BLOCK_INFO_READ_ONLY;
         }
         let backend = BlockBackend {
@@ -164,17 +164,18 @@ impl BlockBackend {
         Ok(info)
     }
 
-    /// Becomes readable when the plugin says that its description has changed; [`describe`](Self::describe) clears it.
+    /// Becomes readable when the plugin reports that its description has changed; [`describe`](Self::describe) clears
+    /// it.
     pub fn change_event(&self) -> RawFd {
         self.services.change_event()
     }
 
-    /// Tells the plugin of those regions of the guest's memory that it does not know yet. They stay mapped until they
-    /// are taken back.
+    /// Tells the plugin about the regions of the guest's memory that it does not know yet. They stay mapped until they
+    /// are withdrawn.
     ///
-    /// It is not told of memory that another process may take pages out of: if it pinned them, or had a device do so,
-    /// that would go on in pages which are the guest's no more. Segments in such memory are good for the requests that
-    /// they come with.
+    /// It is not told about memory that another process may take pages out of: if the plugin or a device pinned them,
+    /// they would keep using pages that no longer belong to the guest. Segments in such memory are valid only for the
+    /// request that they come with.
     ///
     /// # Errors
     /// The plugin's reason for refusing a region. Those before it are known then.
@@ -188,8 +189,8 @@ impl BlockBackend {
         })
     }
 
-    /// Takes all regions back from the plugin that are not in `memory`. No request may be in flight that points into
-    /// one. From a plugin that hangs, none is taken back: they stay mapped.
+    /// Withdraws all regions that are not in `memory` from the plugin. No request that points into one may be in
+    /// flight. If the plugin hangs, none is withdrawn: they stay mapped.
     pub fn remove_memory_but(&self, memory: Option<&GuestMemory>) {
         let mut controlled = match self.lock() {
             Ok(controlled) => controlled,
@@ -201,11 +202,11 @@ impl BlockBackend {
         });
     }
 
-    /// Has the plugin asked at intervals what it counts for itself of this instance, and once more when it is closed.
-    /// Each answer goes to `publish`, by a control thread.
+    /// Queries the plugin's own counters for this instance at intervals, and once more when it is closed. A control
+    /// thread passes each answer to `publish`.
     ///
     /// # Errors
-    /// It is asked already, and hangs.
+    /// An earlier query hangs.
     pub fn count(&self, publish: impl FnMut(&Counters) + Send + 'static) -> Result<(), BackendError> {
         let statistics = Statistics::new((self.table, self.instance), (&self.name, self.plugin.name()), publish);
         self.lock()?.begin_statistics(statistics);
@@ -214,10 +215,10 @@ impl BlockBackend {
         Ok(())
     }
 
-    /// Keeps control calls apart.
+    /// Makes sure that only one control call is made at a time.
     ///
     /// # Errors
-    /// The plugin hangs where it is asked what it counts.
+    /// The plugin hangs in a query of its counters.
     pub(super) fn lock(&self) -> Result<MutexGuard<'_, Controlled>, BackendError> {
         let hangs = || BackendError::Hangs { name: self.name.clone(), plugin: self.plugin.name().into() };
         self.control.lock().ok_or_else(hangs)
@@ -239,7 +240,7 @@ impl Drop for BlockBackend {
         // All queues are closed: each holds the backend.
         if !self.control.end_statistics() {
             warn!("{}: the plugin {} does not answer `statistics`: it is left open", self.name, self.plugin.name());
-            // With the memory that it knows.
+            // Together with the memory that it knows.
             mem::forget(self.control.clone());
             return;
         }
@@ -249,7 +250,7 @@ impl Drop for BlockBackend {
     }
 }
 
-/// The plugin's own word on the medium, and whether it had one.
+/// The plugin's description of the medium, and the result of the call.
 fn describe(table: &BlockV1, instance: *mut c_void) -> (i32, BlockInfo) {
     let mut info = MaybeUninit::<BlockInfo>::zeroed();
     // SAFETY: the instance is open, and the caller keeps control calls apart.

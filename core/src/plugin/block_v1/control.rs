@@ -1,4 +1,4 @@
-//! Keeps the control calls of an instance apart, as the contract wants.
+//! Serialises the control calls of an instance, as the contract requires.
 use super::{
     super::{announced::AnnouncedMemory, sampler::Source},
     statistics::Statistics,
@@ -14,29 +14,29 @@ use std::{
 
 /// How long other control calls wait for an answer to `statistics`. Nobody needs that answer.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How often a lock that somebody holds is tried.
+/// How often to retry a lock that is held.
 const INTERVAL: Duration = Duration::from_micros(200);
 
 /// The lock of an instance's control calls.
 #[derive(Debug, Default)]
 pub(super) struct Control {
     controlled: Mutex<Controlled>,
-    /// The call that is being made is `statistics`.
+    /// The call in progress is `statistics`.
     is_asked: AtomicBool,
 }
 
 /// What control calls share.
 #[derive(Debug, Default)]
 pub(super) struct Controlled {
-    /// What the plugin knows of the guest's memory.
+    /// Which memory of the guest the plugin knows.
     pub(super) memory: AnnouncedMemory,
-    /// If it is to be asked what it counts.
+    /// How to query its counters, if that is wanted.
     statistics: Option<Statistics>,
 }
 
 impl Control {
-    /// Waits until no other control call is made, for as long as that takes. `None`: it is `statistics`, and the plugin
-    /// does not answer.
+    /// Waits until no other control call is in progress, for as long as that takes. `None`: the call is `statistics`,
+    /// and the plugin does not answer.
     pub(super) fn lock(&self) -> Option<MutexGuard<'_, Controlled>> {
         let mut asked_since = None;
         loop {
@@ -61,14 +61,14 @@ impl Control {
         }
     }
 
-    /// Ends the questions for what the plugin counts, with a last one. `false`: it does not answer.
+    /// Ends the queries of the plugin's counters with a last one. `false`: the plugin does not answer.
     pub(super) fn end_statistics(self: &Arc<Self>) -> bool {
         match self.lock() {
             None => return false,
             Some(controlled) if controlled.statistics.is_none() => return true,
             Some(_) => {}
         }
-        // On a thread of its own, which may be lost. Without one, what was answered before is the last word.
+        // On a thread of its own, which may never return. Without a thread, the previous answer stays the last one.
         let control = self.clone();
         let last = thread::Builder::new().name("counters end".into()).spawn(move || control.sample()).ok();
         let start = Instant::now();
@@ -83,7 +83,7 @@ impl Control {
 }
 
 impl Controlled {
-    /// Has the plugin asked from now on.
+    /// Starts the queries.
     pub(super) fn begin_statistics(&mut self, statistics: Statistics) {
         self.statistics = Some(statistics);
     }

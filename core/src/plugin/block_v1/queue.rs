@@ -31,14 +31,14 @@ pub struct Completion {
     pub result: i32,
 }
 
-/// One queue of a backend, `[worker]` unless said otherwise. A request is known by its slot, a number below the
-/// depth; on its way to the plugin it gets a token that is used once.
+/// One queue of a backend, `[worker]` unless said otherwise. A request is known by its slot, a number below the depth;
+/// when it is passed to the plugin, it gets a token that is used only once.
 #[derive(Debug)]
 pub struct BackendQueue {
     queue: *mut c_void,
     submit: unsafe extern "C" fn(*mut c_void, *const BlockRequest, u32, *mut BlockCompletions) -> i32,
     poll: unsafe extern "C" fn(*mut c_void, *mut BlockCompletions) -> i32,
-    /// What is in flight, and where on the medium it begins.
+    /// The requests in flight, and where on the medium each begins.
     tokens: Tokens<u64>,
     completions: Box<[BlockCompletion]>,
     /// Valid entries of `completions`, checked.
@@ -69,8 +69,8 @@ impl BlockBackend {
     }
 }
 
-/// What a queue of ours has beside the plugin's. Made first: from what a plugin has opened there is no way back that
-/// needs memory.
+/// Our own part of a queue. It is allocated first: after the plugin has opened its part, nothing may fail for lack of
+/// memory.
 struct QueueRoom {
     tokens: Tokens<u64>,
     completions: Box<[BlockCompletion]>,
@@ -121,8 +121,8 @@ impl BackendQueue {
         Ok(())
     }
 
-    /// Offers requests, in order; returns how many were taken. The `token` of each must be its slot, and that slot
-    /// must be free. Those that completed at once are in [`completion`](Self::completion).
+    /// Offers requests in order; returns how many were taken. The `token` of each must be its slot, and that slot must
+    /// be free. Those that completed at once are in [`completion`](Self::completion).
     ///
     /// # Errors
     /// The queue has failed: take its requests back with [`take_in_flight`](Self::take_in_flight), after those that
@@ -152,7 +152,7 @@ impl BackendQueue {
         Ok(taken)
     }
 
-    /// Looks for completed requests; returns how many there are.
+    /// Polls for completed requests; returns how many there are.
     ///
     /// # Errors
     /// As [`submit`](Self::submit).
@@ -193,7 +193,7 @@ impl BackendQueue {
             .map(|&BlockCompletion { token, result, .. }| Completion { slot: Tokens::<u64>::slot(token), result })
     }
 
-    /// Where on the medium the last request of a slot began, also after its end.
+    /// Where on the medium the last request of a slot began; also valid after it has completed.
     pub fn offset(&self, slot: u32) -> u64 {
         self.tokens.note(slot)
     }
@@ -245,7 +245,8 @@ impl BackendQueue {
     /// were in flight, if the queue has failed, do not complete.
     ///
     /// # Errors
-    /// That cannot be said. Neither the queue nor the memory of its requests may be freed or used again, ever.
+    /// The plugin could not confirm that. Neither the queue nor the memory of its requests may ever be freed or used
+    /// again.
     pub fn stop(&mut self) -> Result<(), StopFailed> {
         if !std::mem::take(&mut self.started) {
             return Ok(());
@@ -282,7 +283,7 @@ impl BackendQueue {
             if !self.tokens.redeem(token) {
                 return Err(self.fail("a completion for a request that is not in flight"));
             }
-            // Those before a bad one count: they are gone from `tokens`.
+            // The completions before a bad one are valid: their tokens have been redeemed.
             self.completed = index + 1;
             self.in_flight -= 1;
         }
@@ -313,7 +314,7 @@ impl Drop for BackendQueue {
                 return;
             }
         };
-        // SAFETY: opened once, closed once, stopped before; control calls are kept apart by the lock.
+        // SAFETY: opened once, closed once, stopped before; control calls are serialised by the lock.
         unsafe { (self.backend.table().queue_close)(self.queue) };
     }
 }

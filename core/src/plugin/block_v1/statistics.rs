@@ -1,10 +1,10 @@
-//! What the plugin counts for itself of one instance: `statistics`, asked by the sampler.
+//! The plugin's own counters for one instance: `statistics`, called by the sampler.
 use super::super::counters::{self, ANSWER_BYTES_MAX, Counters};
 use pollux_abi::{block_v1::BlockV1, text::TextBuffer};
 use std::{ffi::c_void, fmt};
 use tracing::warn;
 
-/// An open instance, and where its answers go. `[control]`
+/// An open instance, and the recipient of its answers. `[control]`
 pub(super) struct Statistics {
     table: &'static BlockV1,
     instance: *mut c_void,
@@ -16,11 +16,11 @@ pub(super) struct Statistics {
     is_fault_told: bool,
 }
 
-// SAFETY: control calls may come from any thread, and the control lock keeps them apart.
+// SAFETY: control calls may come from any thread, and the control lock serialises them.
 unsafe impl Send for Statistics {}
 
 impl Statistics {
-    /// Of an instance that stays open until this is dropped.
+    /// For an instance that stays open until this is dropped.
     pub(super) fn new(
         (table, instance): (&'static BlockV1, *mut c_void),
         (name, plugin): (&str, &str),
@@ -37,10 +37,10 @@ impl Statistics {
         }
     }
 
-    /// Asks once. The control lock is held.
+    /// Queries once. The control lock must be held.
     pub(super) fn ask(&mut self) {
         let mut text = TextBuffer::new(&mut self.answer);
-        // SAFETY: the instance is open, and the caller keeps control calls apart.
+        // SAFETY: the instance is open, and the caller holds the control lock.
         let result = unsafe { (self.table.statistics)(self.instance, &mut text) };
         let length = text.length;
         let (counters, fault) = if result < 0 {
