@@ -1,7 +1,7 @@
 //! A block device whose driver has accepted IN_ORDER: the driver sees the ends of its requests in the order in which it
 //! made them, whatever the backend does, through a stop, a failure, a broken ring and a crash.
 use pollux_core::{
-    device::blk::{Blk, queue::GROUP},
+    device::blk::{Blk, turn::GROUP},
     queue::position_of,
     stats::StatsSegment,
     transport::{STATUS_NEEDS_RESET, vhost_user::Server},

@@ -1,6 +1,6 @@
 //! Kicks and interrupts happen when virtio 1.3, 2.7.7 to 2.7.10 and 2.8.14 say so, and not otherwise.
 use pollux_core::{
-    device::blk::queue::GROUP,
+    device::blk::turn::GROUP,
     transport::STATUS_NEEDS_RESET,
     worker::{IdlePolicy, Worker},
 };

@@ -1,11 +1,5 @@
-//! Requests that fail: what the statistics count of them, and a log line for each episode instead of one for each
-//! request.
-use super::{
-    queue::BlkQueue,
-    request::{Data, Header, Status},
-    tally::Tally,
-};
-use crate::{block::DiskQueue, log_budget::LogBudget, queue::Virtqueue, ring::Ring, stats::BlkStats};
+//! Requests that fail: a log line for each episode instead of one for each request.
+use crate::log_budget::LogBudget;
 use std::{
     io,
     sync::{
@@ -218,52 +212,6 @@ impl Book {
                 error!("{}: {line}", self.device);
             }
         }
-    }
-}
-
-impl<Q: DiskQueue> BlkQueue<Q> {
-    /// Ends a request that the medium has failed: `result` is a negative errno.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn complete_failed<R: Ring>(
-        &mut self,
-        queue: &mut Virtqueue<R>,
-        head: u16,
-        result: i32,
-        tally: &mut Tally,
-    ) {
-        let slot = &mut self.slots[usize::from(head)];
-        // Whatever part of it was moved, the driver cannot know of it.
-        slot.length = 0;
-        let (operation, errno) = (slot.operation as usize, result.saturating_neg());
-        let offset = self.backend.offset(head.into());
-        self.stats.count_error(errno.try_into().unwrap_or(0));
-        self.failures().note(operation, offset, Cause::Errno(errno));
-        self.complete(queue, head, Status::from_result(result), tally);
-    }
-
-    /// Ends a request that the device answers by itself; or begins it after all, if the backend can do it in portions.
-    #[cold]
-    pub(super) fn answer<R: Ring>(
-        &mut self,
-        queue: &mut Virtqueue<R>,
-        head: u16,
-        header: &Header,
-        data: &Data<'_>,
-        status: Status,
-    ) {
-        let is_durable = !self.shared.writeback.load(Ordering::Relaxed);
-        if status == Status::IoError
-            && let Some(transfer) = header.portions(data, &self.limits, is_durable)
-        {
-            return self.begin_portions(queue, head, transfer);
-        }
-        if status != Status::Ok {
-            let (operation, offset, reason) = header.refusal(data, self.limits());
-            self.stats.count_error(BlkStats::REFUSED);
-            self.failures().note(operation, offset, Cause::Refused(reason));
-        }
-        self.complete_alone(queue, head, status);
     }
 }
 

@@ -1,18 +1,24 @@
 //! The block device (virtio 1.3, 5.2): its features, its configuration space, and the set-up of its queues.
 //!
-//! The data path is in [`queue`], what a request says in `request`.
+//! The data path is in [`turn`], what a request says in `request`.
+mod acceptance;
 #[allow(unsafe_code)]
 mod chain;
+#[allow(unsafe_code)]
+mod completion;
 mod config;
 mod failures;
 mod measurement;
 mod portions;
 #[allow(unsafe_code)]
-pub mod queue;
+mod queue;
 mod request;
 #[allow(unsafe_code)]
 mod rooms;
+mod shared;
+mod slot;
 mod tally;
+pub mod turn;
 
 use super::{
     config_space::{ConfigFields, ToldConfig},
@@ -33,6 +39,7 @@ use measurement::Measurement;
 use pollux_abi::block_v1::{BlockInfo, POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_WRITE_ZEROES};
 use queue::{BlkQueue, BlkSetup};
 use request::MediumLimits;
+use shared::Shared;
 use std::{
     os::fd::RawFd,
     sync::{
@@ -57,15 +64,6 @@ pub struct BlkOptions {
     pub workers: Vec<WorkerHandle>,
     /// How its queues are set up.
     pub queues: QueueOptions,
-}
-
-/// What the transport's thread writes and workers read, once a batch; and what they share of failures.
-#[derive(Debug)]
-struct Shared {
-    /// Whether completed writes may stay in a volatile cache.
-    writeback: AtomicBool,
-    capacity_sectors: AtomicU64,
-    failures: FailureLog,
 }
 
 /// A block device model.

@@ -3,7 +3,7 @@
 //! A ring of 32768 entries, each with room for the longest chain, would take 134 MB a queue, and the front end chooses
 //! the size. So there are at most [`ROOMS_MAX`]. A queue takes no more chains at once than there are rooms left; the
 //! others stay in the ring until requests end. None fails for it.
-use super::chain::{Inline, Overflow};
+use super::slot::{Inline, Overflow};
 use crate::{fallible, queue::BATCH, ring::RingError};
 use std::{
     alloc::{Layout, alloc_zeroed},

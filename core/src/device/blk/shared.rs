@@ -1,0 +1,12 @@
+//! What a block device and its queues share.
+use super::failures::FailureLog;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+/// What the transport's thread writes and workers read, once a batch; and what they share of failures.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// Whether completed writes may stay in a volatile cache.
+    pub(super) writeback: AtomicBool,
+    pub(super) capacity_sectors: AtomicU64,
+    pub(super) failures: FailureLog,
+}
