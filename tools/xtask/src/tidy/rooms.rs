@@ -137,41 +137,25 @@ const ROOMS: &[(&str, &[Room])] = &[
     ),
 ];
 
-/// Imports against the table that are still to go. Whoever removes the last of a line removes the line.
-const ROOMS_TO_MEND: &[(&str, &str, &str)] = &[];
-
-/// Folders in which files import each other in circles that are still to go. Whoever removes the last circle of a
-/// folder removes its line.
-const CIRCLES_TO_MEND: &[&str] = &["core/src/device/blk/"];
-
 /// What is wrong with the table, and imports that it does not allow.
 pub(super) fn imports(crates: &[Crate]) -> Vec<String> {
-    let (mut faults, mut mended) = (Vec::new(), ROOMS_TO_MEND.to_vec());
+    let mut faults = Vec::new();
     for of in crates {
         match ROOMS.iter().find(|(root, _)| *root == of.root) {
-            Some((_, table)) => {
-                faults.extend(against(of, table, |from, to| {
-                    let known = (of.root.as_str(), from, to);
-                    mended.retain(|other| *other != known);
-                    ROOMS_TO_MEND.contains(&known)
-                }));
-            }
+            Some((_, table)) => faults.extend(against(of, table)),
             None if folders(of) > 1 && of.root.contains("src/") => {
                 faults.push(format!("{}: has several folders: say in {HERE} what each room may import", of.root));
             }
             None => {}
         }
     }
-    faults.extend(mended.iter().map(|(root, from, to)| {
-        format!("{root}: {from} imports nothing of {to} any more: remove the line from ROOMS_TO_MEND in {HERE}")
-    }));
     faults
 }
 
 const HERE: &str = "tools/xtask/src/tidy/rooms.rs";
 
 /// Imports of a crate that its table does not allow, and rows of it that are wrong.
-fn against(of: &Crate, table: &[Room], mut is_known: impl FnMut(&str, &str) -> bool) -> Vec<String> {
+fn against(of: &Crate, table: &[Room]) -> Vec<String> {
     let mut faults = Vec::new();
     for (place, (room, allowed)) in table.iter().enumerate() {
         if !of.files.iter().any(|file| room_of(of, file) == Some(room)) {
@@ -201,9 +185,7 @@ fn against(of: &Crate, table: &[Room], mut is_known: impl FnMut(&str, &str) -> b
             // Shared with another crate, outside this one's folder.
             None => continue,
         };
-        if !is_known(from, to) {
-            faults.push(format!("{}; {from} may not import {to}", sentence(import)));
-        }
+        faults.push(format!("{}; {from} may not import {to}", sentence(import)));
     }
     faults.sort();
     faults.dedup();
@@ -229,21 +211,7 @@ fn folders(of: &Crate) -> usize {
 
 /// Files of one crate that import each other.
 pub(super) fn circles(crates: &[Crate]) -> Vec<String> {
-    let (mut faults, mut mended) = (BTreeSet::new(), CIRCLES_TO_MEND.to_vec());
-    for of in crates {
-        for (files, fault) in knots_of(of) {
-            let is_in = |folder: &&str| files.iter().all(|file| file.starts_with(folder));
-            mended.retain(|folder| !is_in(folder));
-            if !CIRCLES_TO_MEND.iter().any(is_in) {
-                faults.insert(fault);
-            }
-        }
-    }
-    faults.extend(
-        mended
-            .iter()
-            .map(|folder| format!("{folder} has no circle any more: remove the line from CIRCLES_TO_MEND in {HERE}")),
-    );
+    let faults: BTreeSet<String> = crates.iter().flat_map(knots_of).map(|(_, fault)| fault).collect();
     faults.into_iter().collect()
 }
 
@@ -421,7 +389,6 @@ mod tests {
             format!("a/src/lib.rs: gone may import top, which {HERE} does not name above it"),
             format!("a/src/lib.rs: there is no room gone any more: remove it from {HERE}"),
         ];
-        assert_eq!(against(&of, table, |_, _| false), expected);
-        assert_eq!(against(&of, table, |from, to| (from, to) == ("ground", "top")), expected[1..]);
+        assert_eq!(against(&of, table), expected);
     }
 }
