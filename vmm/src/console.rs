@@ -1,4 +1,4 @@
-//! What the serial port is connected to, and the keyboard's way to it.
+//! What the serial port is connected to, and how keyboard input gets there.
 use crate::{
     serial::{Interruptible, Output, SerialPort},
     terminal::{self, RawMode},
@@ -26,8 +26,8 @@ pub enum ConsoleSpec {
     Stdout,
     /// Nothing.
     Null,
-    /// A file, made or overwritten; no input. It grows as the guest wills, without bound. A named pipe that somebody
-    /// reads bounds it: the guest waits when the pipe is full.
+    /// A file, made or overwritten; no input. The guest can make it grow without bound. A named pipe with a reader is
+    /// bounded: the guest waits when the pipe is full.
     File(PathBuf),
 }
 
@@ -78,12 +78,12 @@ impl Console {
     }
 }
 
-/// Makes or overwrites a file for output, without waiting for anybody.
+/// Makes or overwrites a file for output, without waiting for a reader.
 fn create(path: &Path) -> io::Result<File> {
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     let file = File::options().write(true).create(true).truncate(true).custom_flags(flags).open(path);
     let file = file.map_err(|error| {
-        // The answer to somebody who does not want to wait for a pipe's reader.
+        // The error when a pipe has no reader and the call must not wait for one.
         let what_to_do = if error.raw_os_error() == Some(libc::ENXIO) { ": start what reads it first" } else { "" };
         io::Error::new(error.kind(), format!("{}: {error}{what_to_do}", path.display()))
     })?;
@@ -105,7 +105,7 @@ pub(crate) enum Typed {
 }
 
 const CTRL_A: u8 = 0x01;
-/// How much may wait for a guest that does not read; beyond it standard input is left alone.
+/// How much may wait for a guest that does not read; beyond it, standard input is not read.
 const PENDING_MAX: usize = 4096;
 
 /// Standard input on its way to the guest.

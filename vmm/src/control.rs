@@ -17,7 +17,7 @@ pub(crate) enum Ending {
     PowerOff,
     /// The guest asked for a reset, or broke down in the way that resets a PC (triple fault).
     Reset,
-    /// A vCPU cannot go on.
+    /// A vCPU cannot continue.
     Failed(VcpuError),
 }
 
@@ -44,7 +44,7 @@ impl Control {
         let mut first = self.ending.lock().expect("nobody panics with this lock");
         first.get_or_insert(ending);
         self.stop();
-        // Full means readable, which is all that is wanted.
+        // Full means readable, which is all that matters.
         let _ = self.event.write(1);
     }
 
@@ -54,7 +54,7 @@ impl Control {
         self.stopping.store(true, Ordering::Release);
     }
 
-    /// Whether vCPUs are to leave their loop.
+    /// Whether vCPUs must leave their loop.
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::Acquire)
     }

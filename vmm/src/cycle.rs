@@ -55,7 +55,7 @@ pub(crate) struct Cycle {
 }
 
 impl Cycle {
-    /// Powers the machine on: builds buses and devices' connections, loads what is to run, starts the vCPUs.
+    /// Powers the machine on: builds buses and devices' connections, loads the guest's code, starts the vCPUs.
     pub(crate) fn start(parts: &Parts, console: &Console) -> Result<Cycle, Error> {
         let control = Arc::new(Control::new().map_err(|source| parts.system("make an event", source))?);
         let output = console.output().map_err(|source| parts.system("open the console", source))?;
@@ -76,8 +76,8 @@ impl Cycle {
         Ok(cycle)
     }
 
-    /// Serves the console until the run ends, and has media measured that say that they have changed. The vCPUs stop
-    /// when this is dropped.
+    /// Serves the console until the run ends, and measures media that report a change. The vCPUs stop when this is
+    /// dropped.
     pub(crate) fn serve(
         &self,
         console: &mut Console,
@@ -141,8 +141,8 @@ impl Cycle {
     fn stop(&mut self) {
         self.control.stop();
         // All are kicked before any is waited for: one may wait for a lock that another holds in a blocked write to the
-        // console. Mostly one kick is enough: it finds the thread in the guest, or makes its next entry return at once.
-        // A thread that has not reached its loop yet, or is just about to block, needs another.
+        // console. Usually, one kick is enough: it finds the thread in the guest, or makes its next entry return at
+        // once. A thread that has not reached its loop yet, or is just about to block, needs another.
         while self.vcpus.iter().filter(|thread| thread.kick()).count() > 0 {
             thread::park_timeout(KICK_AGAIN);
         }
@@ -194,7 +194,7 @@ fn memory_bus(parts: &Parts, vm: &Vm, router: &Arc<InterruptRouter>) -> Result<B
     Ok(bus)
 }
 
-/// Loads what is to run and makes the vCPUs, ready to be run.
+/// Loads the guest's code and makes the vCPUs, ready to run.
 fn processors(parts: &Parts, vm: &Vm) -> Result<Vec<VcpuFd>, Error> {
     let failed = parts.kvm_failed("set up a vCPU");
     let mut fds = Vec::new();

@@ -1,11 +1,11 @@
-//! Why a machine could not be made or could not go on.
+//! Why a machine could not be made or could not continue.
 use crate::{boot, bus, pci::FunctionError, vcpu_error::VcpuError};
 use pollux_core::memory::MemoryError;
 use std::io;
 use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
 
-/// What kept a machine from being made, or from going on.
+/// What kept a machine from being made, or from continuing.
 #[derive(Debug, Error)]
 pub enum Error {
     /// /dev/kvm cannot be opened.

@@ -23,7 +23,7 @@ pub(crate) struct Message {
 
 #[derive(Default)]
 struct Routes {
-    /// How many GSIs were given out.
+    /// How many GSIs were handed out.
     allocated: u32,
     messages: BTreeMap<u32, Message>,
 }
@@ -44,7 +44,7 @@ impl InterruptRouter {
 
     /// Makes `event` raise a line of the I/O APIC for a moment: an edge.
     pub(crate) fn connect_line(&self, line: u32, event: &EventFd) -> Result<(), Errno> {
-        // A signal from before a reset is of no concern to the new kernel.
+        // A signal from before a reset does not concern the new kernel.
         let _ = event.read();
         self.vm.register_irqfd(event, line)
     }

@@ -5,22 +5,22 @@
 //! | [`spec`] | what a machine is to be |
 //! | [`machine`] | the machine: memory and devices that stay |
 //! | `parts`, `attached` | what of it stays from run to run; a device and what connects it |
-//! | [`error`] | why it could not be made or could not go on |
+//! | [`error`] | why it could not be made or could not continue |
 //! | `cycle` | one run of it, from power-on to power-off or reset |
 //! | [`vm`], `vcpu`, [`irq`] | KVM's virtual machine, its processors, its interrupt routing |
-//! | `vcpu_error` | why a processor could not go on |
+//! | `vcpu_error` | why a processor could not continue |
 //! | [`boot`] | kernel, initrd, registers, processor identification |
 //! | `acpi` | the tables by which a kernel finds everything |
 //! | [`layout`] | every address and port |
 //! | [`bus`], `platform`, `serial` | the port and memory buses and the machine's own devices |
 //! | [`pci`], `mmio` | how virtio devices are connected; their registers are in `pollux_core::transport` |
 //! | [`console`], `terminal`, [`shutdown`] | the outside world |
-//! | [`verbs`] | its devices, for whoever runs it |
+//! | [`verbs`] | its devices, for the program that runs it |
 //! | [`exits`] | how often vCPUs left guest mode |
 //!
 //! No device model and no plugin is named here: devices come as `Box<dyn DeviceModel>`.
 //!
-//! Unsafe code is denied but for the modules marked below: KVM's shared structures, signal handlers, and system calls
+//! Unsafe code is denied except in the modules marked below: KVM's shared structures, signal handlers, and system calls
 //! that the standard library does not have.
 #![deny(unsafe_code)]
 

@@ -35,9 +35,9 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 pub enum Exit {
     /// The guest powered off.
     PowerOff,
-    /// The guest reset the machine, which was told to end then ([`Reboot::Exit`]).
+    /// The guest reset the machine, which was configured to end then ([`Reboot::Exit`]).
     Reboot,
-    /// Somebody asked for a stop: a signal (its number), the user at the console or the program.
+    /// A stop was requested: by a signal (its number), the user at the console or the program.
     Stopped(Option<i32>),
 }
 
@@ -168,14 +168,14 @@ impl Machine {
         Ok(location)
     }
 
-    /// The devices that are attached by now, with the verbs of whoever runs the machine. They may be used by other
-    /// threads while this one runs it, and keep none of it alive.
+    /// The devices attached so far, with the verbs for the program that runs the machine. They may be used by other
+    /// threads while this one runs it, and keep no part of it alive.
     pub fn devices(&self) -> Devices {
         Devices::new(self.parts.devices.iter().map(Attached::handle).collect())
     }
 
-    /// Runs the machine until its guest powers off or somebody asks for a stop. Blocks. When it returns, no vCPU runs,
-    /// every device is reset with its requests drained, and the terminal has its settings back.
+    /// Runs the machine until its guest powers off or a stop is requested. Blocks. When it returns, no vCPU runs, every
+    /// device is reset with its requests drained, and the terminal has its settings back.
     ///
     /// # Errors
     /// The kernel cannot be loaded, KVM refuses something, or a vCPU broke down.
@@ -205,7 +205,7 @@ impl Machine {
             CycleEnd::Stopped(signal) => Some(Exit::Stopped(signal)),
         });
         if !matches!(exit, Ok(None)) {
-            // To drain the devices may take long. Ctrl-C is a signal again by then, so that the user can end it.
+            // Draining the devices may take long. Ctrl-C is a signal again by then, so that the user can end it.
             console.restore_terminal();
         }
         drop(cycle);

@@ -72,8 +72,8 @@ impl BusDevice for Keyboard {
     }
 }
 
-/// No clock, but one that says so: kernels that read ones here wait a second for an update to end (ten seconds
-/// in a nested guest).
+/// There is no clock, and these registers say so: kernels that read ones here wait a second for an update to end (ten
+/// seconds in a nested guest).
 struct Clock;
 
 impl BusDevice for Clock {

@@ -1,4 +1,4 @@
-//! The wish to stop, from a signal or from the program, as something a machine can wait for.
+//! A request to stop, from a signal or from the program, that a machine can wait for.
 use crate::terminal;
 use libc::c_int;
 use std::{
@@ -112,7 +112,7 @@ impl Shutdown {
 }
 
 impl AsRawFd for Shutdown {
-    /// Readable once a stop was asked for, and from then on: nobody may read it empty.
+    /// Readable once a stop was asked for, and from then on: it must never be read empty.
     fn as_raw_fd(&self) -> RawFd {
         self.0.event.as_raw_fd()
     }
@@ -122,7 +122,7 @@ impl Inner {
     /// The first request counts. Async-signal-safe. Returns how long ago the first was.
     fn request(&self, reason: i32) -> Duration {
         let now = now_nanoseconds();
-        // The time decides who is first, so that nobody sees a request without one.
+        // The time decides which request is first, so that no request is ever seen without a time.
         let first = self.requested_at.compare_exchange(0, now, Ordering::AcqRel, Ordering::Acquire);
         if first.is_ok() {
             self.reason.store(reason, Ordering::Release);
@@ -133,7 +133,7 @@ impl Inner {
     }
 }
 
-/// Whether a signal is ignored, as whoever started this process may have wished.
+/// Whether a signal is ignored, which may have been set up by the process that started this one.
 pub fn is_ignored(signal: c_int) -> bool {
     // SAFETY: all zeroes is a valid sigaction; the call fills it in.
     unsafe {
@@ -142,7 +142,7 @@ pub fn is_ignored(signal: c_int) -> bool {
     }
 }
 
-/// The monotonic clock, which is never 0. Async-signal-safe, unlike `Instant::now` by its word.
+/// The monotonic clock, which is never 0. Async-signal-safe, which `Instant::now` does not promise to be.
 fn now_nanoseconds() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: one whole timespec. The clock is always there.
@@ -156,8 +156,8 @@ extern "C" fn on_signal(signal: c_int) {
     let found = *errno;
     // SAFETY: a pointer in FOR_SIGNALS comes from Arc::into_raw and its reference is never given back.
     let since = unsafe { FOR_SIGNALS.load(Ordering::Acquire).as_ref() }.map(|inner| inner.request(signal));
-    // A lost terminal or a service manager sends SIGHUP along with others, and the kernel SIGXCPU each second; nobody
-    // asks for a hard end by them.
+    // A lost terminal or a service manager sends SIGHUP along with others, and the kernel SIGXCPU each second; they are
+    // not meant as a demand to end at once.
     if matches!(signal, libc::SIGTERM | libc::SIGINT) && since.is_some_and(|since| since >= SECOND_AFTER) {
         terminal::restore();
         // SAFETY: _exit is async-signal-safe and does not return.

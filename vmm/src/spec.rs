@@ -1,4 +1,4 @@
-//! What a machine is to be: the description from which [`crate::Machine`] is made.
+//! The description from which a [`crate::Machine`] is made.
 use crate::{boot::KernelSpec, console::ConsoleSpec};
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use pollux_core::memory::GuestMemory;
@@ -45,7 +45,7 @@ pub enum Reboot {
 pub enum Boot {
     /// A Linux kernel.
     Kernel(KernelSpec),
-    /// Code of the caller's, for tests and benchmarks.
+    /// Code provided by the caller, for tests and benchmarks.
     Raw(Arc<dyn RawGuest>),
 }
 

@@ -60,7 +60,7 @@ impl Drop for RawMode {
 /// Gives the terminal its own settings back, if we changed them. Any thread, any time, as often as one likes;
 /// async-signal-safe.
 pub(crate) fn restore() {
-    // The swap pairs with the store in `enter`: whoever gets the pointer sees the settings behind it.
+    // The swap pairs with the store in `enter`: a thread that gets the pointer sees the settings behind it.
     let saved = SAVED.swap(ptr::null_mut(), Ordering::AcqRel);
     if !saved.is_null() {
         // SAFETY: a pointer in SAVED comes from `enter` and is never freed.
@@ -68,7 +68,7 @@ pub(crate) fn restore() {
     }
 }
 
-/// Whether the terminal on standard input is ours but listens to another job of the shell's.
+/// Whether the terminal on standard input is ours but another job of the shell is in the foreground.
 pub(crate) fn is_in_background() -> bool {
     // SAFETY: both take no memory; a descriptor that is not our controlling terminal answers -1.
     let (foreground, ours) = unsafe { (libc::tcgetpgrp(STDIN_FILENO), libc::getpgrp()) };
@@ -86,8 +86,8 @@ fn attributes() -> io::Result<termios> {
     }
 }
 
-/// Has the terminal's settings restored by everything that can end the process, once they are changed. Done by whoever
-/// changes them, too; whoever handles fatal signals in other ways does this before.
+/// Makes everything that can end the process restore the terminal's settings, once they are changed. Changing them does
+/// this, too; code that handles fatal signals in its own way must do it first.
 pub fn restore_terminal_at_exit() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -129,7 +129,7 @@ extern "C" fn on_fatal(signal: c_int, info: *mut siginfo_t, _context: *mut c_voi
         if let Some(previous) = previous {
             libc::sigaction(signal, previous, ptr::null_mut());
         }
-        // A fault happens again when the handler returns; a signal that somebody sent has to be sent again.
+        // A fault happens again when the handler returns; a signal that was sent has to be sent again.
         if (*info).si_code <= 0 {
             libc::raise(signal);
         }

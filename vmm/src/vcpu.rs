@@ -29,7 +29,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 pub(crate) struct Vcpu {
     /// 0 is the boot processor.
     pub(crate) index: usize,
-    /// The host CPU to run on, if told.
+    /// The host CPU to run on, if specified.
     pub(crate) pin: Option<usize>,
     pub(crate) fd: VcpuFd,
     pub(crate) ports: Arc<Bus>,
@@ -40,7 +40,7 @@ pub(crate) struct Vcpu {
     pub(crate) lines: Arc<LogBudget>,
 }
 
-/// Whether the loop goes on after an exit.
+/// Whether the loop continues after an exit.
 enum Next {
     Again,
     Leave,
@@ -61,7 +61,7 @@ impl Vcpu {
         KICK_TARGET.set(ptr::null_mut());
     }
 
-    /// Pins the calling thread if told.
+    /// Pins the calling thread if specified.
     fn take_cpu(&self) -> Option<Pin> {
         let Some(cpu) = self.pin else {
             cpus::roam();
@@ -79,7 +79,7 @@ impl Vcpu {
         }
     }
 
-    /// Once into the guest, and what it came out for.
+    /// Enters the guest once, and handles the reason for its exit.
     fn enter(&mut self, run: *mut kvm_run) -> Result<Next, VcpuError> {
         let index = self.index;
         let exit = match self.fd.run() {

@@ -1,4 +1,4 @@
-//! The devices of a machine, for whoever runs it: as objects with verbs, while its guest runs.
+//! The devices of a machine as objects with verbs, for the program that runs it, while its guest runs.
 use pollux_core::{
     memory::GuestMemory,
     transport::{DeviceHandle, HandleError},
@@ -9,9 +9,9 @@ use std::{
 };
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-/// The devices of a machine, in the order of attachment. Every verb may be called by any thread but those of workers
-/// and vCPUs, also while [`Machine::run`](crate::Machine::run) runs, and keeps no vCPU from a device's registers while
-/// it waits for a medium: see [`DeviceHandle`].
+/// The devices of a machine, in the order of attachment. Every verb may be called by any thread except those of workers
+/// and vCPUs, also while [`Machine::run`](crate::Machine::run) runs. While it waits for a medium, it keeps no vCPU from
+/// a device's registers: see [`DeviceHandle`].
 #[derive(Clone, Debug)]
 pub struct Devices(Vec<DeviceHandle>);
 
@@ -30,13 +30,13 @@ impl Devices {
         self.0.iter().find(|device| device.name() == name)
     }
 
-    /// Has all media measured again, and guests told of those that have changed. Returns at once.
+    /// Measures all media again, and tells the guest about those that have changed. Returns at once.
     pub fn refresh(&self) {
         self.0.iter().for_each(DeviceHandle::refresh);
     }
 
-    /// Drains all queues of all devices. When this returns, no device touches the guest's memory; its processors run
-    /// on.
+    /// Drains all queues of all devices. When this returns, no device touches the guest's memory; its processors keep
+    /// running.
     ///
     /// # Errors
     /// The machine is gone.
@@ -44,17 +44,17 @@ impl Devices {
         self.0.iter().try_for_each(DeviceHandle::pause)
     }
 
-    /// Has all of them go on where they were. Those behind one that cannot go on as well.
+    /// Lets all of them continue where they were, even those behind one that cannot continue.
     ///
     /// # Errors
-    /// The first device that cannot go on: its guest is told that it needs a reset.
+    /// The first device that cannot continue: its guest is told that it needs a reset.
     pub fn resume(&self) -> Result<(), HandleError> {
         let outcomes: Vec<_> = self.0.iter().map(DeviceHandle::resume).collect();
         outcomes.into_iter().collect()
     }
 
     /// Gives all devices another map of the guest's memory: see [`DeviceHandle::set_memory`]. What the guest's
-    /// processors see is KVM's, and is not changed here.
+    /// processors see is up to KVM, and is not changed here.
     ///
     /// # Errors
     /// The first device that cannot use it. Those before it have the new memory, the others the old.
@@ -63,7 +63,7 @@ impl Devices {
     }
 }
 
-/// The events by which backends say that their media have changed, as one that a machine can wait for.
+/// The events by which backends report that their media have changed, combined into one that a machine can wait for.
 pub(crate) struct Changes {
     epoll: Epoll,
     /// A device for each event, found by its number.
@@ -75,16 +75,16 @@ impl Changes {
         Ok(Changes { epoll: Epoll::new()?, devices: Vec::new() })
     }
 
-    /// Has a device's medium measured whenever `event` says so.
+    /// Measures a device's medium whenever `event` is signalled.
     pub(crate) fn watch(&mut self, device: DeviceHandle, event: RawFd) -> io::Result<()> {
-        // Whoever measures reads the event, on another thread: until then, it is not told of again.
+        // The thread that measures reads the event: until then, it is not reported again.
         let interest = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, self.devices.len() as u64);
         self.epoll.ctl(ControlOperation::Add, event, interest)?;
         self.devices.push(device);
         Ok(())
     }
 
-    /// Has the media measured whose events have come.
+    /// Measures the media whose events have been signalled.
     pub(crate) fn follow(&self) {
         let mut events = [EpollEvent::default(); 16];
         // Those that do not fit come the next time.

@@ -6,7 +6,7 @@ use pollux_core::memory::GuestMemory;
 use std::sync::Arc;
 use vmm_sys_util::errno::Error as Errno;
 
-/// What KVM has to be able to do for us, and what it is good for.
+/// The capabilities that KVM must have, and what each is needed for.
 const NEEDED: [(Cap, &str); 7] = [
     (Cap::UserMemory, "guest memory"),
     (Cap::Irqchip, "interrupt controllers in the kernel"),
@@ -62,7 +62,7 @@ impl Vm {
         Ok(Vm { fd: Arc::new(fd), _memory: memory.clone() })
     }
 
-    /// The file descriptor, for those who register events and interrupts with it.
+    /// The file descriptor, for registering events and interrupts.
     pub fn fd(&self) -> &Arc<VmFd> {
         &self.fd
     }

@@ -1,4 +1,4 @@
-//! A verb that may take long: it is carried out on a thread of its own, so that whoever asked can stop waiting.
+//! A verb that may take long: it is carried out on a thread of its own, so that its caller can stop waiting.
 use std::{
     fmt::Display,
     io,
@@ -8,13 +8,13 @@ use std::{
 };
 use tracing::warn;
 
-/// The patience of who waits however long it takes.
+/// The patience of a caller that waits however long it takes.
 pub const FOREVER: Duration = Duration::MAX;
 
-/// How often it is said what is waited for.
+/// How often to log what is being waited for.
 const REPORT: Duration = Duration::from_secs(5);
 
-/// What is being done to an object, and since when.
+/// The action in progress on an object, and since when.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Action {
     /// In the middle of a sentence: `being removed`.
@@ -27,7 +27,7 @@ impl Action {
         Action { doing, since: Instant::now() }
     }
 
-    /// How long already, in whole seconds.
+    /// For how long already, in whole seconds.
     pub(crate) fn seconds(&self) -> u64 {
         self.since.elapsed().as_secs()
     }
@@ -36,24 +36,24 @@ impl Action {
 /// Why the end of an action is not known.
 #[derive(Debug, thiserror::Error)]
 pub enum Unfinished {
-    /// It goes on, for longer than whoever asked would wait.
-    #[error("it is still {doing} after {seconds} s, which goes on; ask what has become of it later")]
+    /// It continues, for longer than its caller would wait.
+    #[error("it is still {doing} after {seconds} s and continues; check the result later")]
     Late {
         /// What is being done to the object.
         doing: &'static str,
         /// For how long.
         seconds: u64,
     },
-    /// It could not begin.
-    #[error("there is no thread to be had: {0}")]
+    /// It could not start.
+    #[error("cannot start a thread: {0}")]
     Thread(io::Error),
     /// It panicked.
     #[error("it panicked while it was {0}; please report this")]
     Panicked(&'static str),
 }
 
-/// Does `work` to the object `name`, and waits for its end, but no longer than `patience`. It goes on then, and does
-/// what is to be done at its end by itself; that it fails is logged.
+/// Does `work` to the object `name`, and waits for its end, but no longer than `patience`. After that, it continues and
+/// finishes by itself; a failure is logged.
 pub(crate) fn carry_out<T, E>(
     name: &str,
     action: Action,

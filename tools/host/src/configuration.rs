@@ -1,4 +1,4 @@
-//! A checked configuration file becomes objects, by the verbs that anybody else may use.
+//! A checked configuration file becomes objects, by the same public verbs that other callers use.
 use crate::{
     action::FOREVER,
     backend::{Backend, BackendError},
@@ -45,10 +45,10 @@ pub enum StartError {
     Unclaimed(String),
 }
 
-/// Backends that were looked at, by their names.
+/// Backends whose media were inspected, by their names.
 pub type Backends = HashMap<String, Backend>;
 
-/// What there is to count.
+/// The capacity needed in the statistics.
 pub fn capacity(config: &Config) -> Capacity {
     Capacity { workers: config.workers.len(), queues: queue_count(config), backends: config.devices.len() }
 }
@@ -79,8 +79,8 @@ impl Host {
         Ok(())
     }
 
-    /// Makes everything that a file without a machine describes, and serves each device on a socket that was inherited
-    /// for it, or else on one of its own. Waits as long as media take to open. On an error, drop the host.
+    /// Makes everything that a file without a machine describes, and serves each device on the socket inherited for it,
+    /// or else on one of its own. Waits as long as media take to open. On an error, drop the host.
     ///
     /// # Errors
     /// The first thing that could not be made.
@@ -92,7 +92,7 @@ impl Host {
     ) -> Result<(), StartError> {
         let claimed = claim(config, &mut inherited)?;
         self.add_devices(config, backends)?;
-        // What is left of the start is quick: whoever connects from here on is served.
+        // The rest of the start is quick: clients that connect from here on are served.
         inherited.admit();
         for (device, listener) in config.devices.iter().zip(claimed) {
             let socket = socket_spec(device);
@@ -105,8 +105,8 @@ impl Host {
         Ok(())
     }
 
-    /// Starts the workers that serve a device, another would burn its CPU for nothing; then adds the backends and opens
-    /// the devices, in the order of the file.
+    /// Starts only the workers that serve a device, since any other would burn its CPU for nothing; then adds the
+    /// backends and opens the devices, in the order of the file.
     fn add_devices(&self, config: &Config, backends: &Backends) -> Result<(), StartError> {
         self.reserve_cpus(taken_cpus(config));
         let serves = |worker: &config::Worker, device: &Device| {
@@ -128,7 +128,7 @@ impl Host {
     }
 }
 
-/// CPUs that a worker or a vCPU has for itself.
+/// CPUs that are reserved for a worker or a vCPU.
 fn taken_cpus(config: &Config) -> Vec<usize> {
     let workers = config.workers.iter().filter_map(|worker| worker.cpu.as_ref());
     let vcpus = config.vm.iter().flat_map(|vm| vm.vcpus.iter().flatten());

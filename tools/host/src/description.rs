@@ -1,4 +1,4 @@
-//! All objects of a host, as they are now, for whoever shows them: people or programs.
+//! All objects of a host, as they are now, to be shown to people or programs.
 use crate::{
     backend::Backend,
     device::{HostedDevice, Place},
@@ -45,7 +45,7 @@ pub struct WorkerDescription {
     pub name: String,
     /// The CPU it is pinned to.
     pub cpu: Option<usize>,
-    /// How it rests: `spin`, `adaptive`, `interrupt`.
+    /// Its idle policy: `spin`, `adaptive`, `interrupt`.
     pub idle: String,
     /// The devices that it serves.
     pub devices: Vec<String>,
@@ -69,11 +69,11 @@ pub struct BackendDescription {
     pub name: String,
     /// The plugin's file.
     pub plugin: PathBuf,
-    /// What the plugin was told.
+    /// The plugin's options.
     pub options: Value,
-    /// Whether devices of it only read.
+    /// Whether its devices are read-only.
     pub read_only: bool,
-    /// Size of the medium in bytes, when it was looked at.
+    /// Size of the medium in bytes when it was inspected.
     pub capacity_bytes: u64,
     /// Size of its blocks in bytes.
     pub block_bytes: u32,
@@ -106,7 +106,7 @@ pub struct DeviceDescription {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "state", rename_all = "kebab-case")]
 pub enum DevicePlace {
-    /// Nobody reaches it.
+    /// It is neither served nor attached.
     Idle,
     /// It is served.
     Exported {
@@ -130,7 +130,7 @@ pub enum DevicePlace {
 }
 
 impl Host {
-    /// Describes all objects as they are now. `[any thread]` It waits for nothing.
+    /// Describes all objects as they are now. `[any thread]` It does not wait.
     pub fn describe(&self) -> Description {
         self.shared.lock().describe()
     }

@@ -1,4 +1,4 @@
-//! Devices: what `[device.NAME]` describes, each in front of a medium that is open as long as the device is there.
+//! Devices: what `[device.NAME]` describes, each in front of a medium that is open as long as the device exists.
 use crate::{
     action::{Action, Unfinished},
     backend::Backend,
@@ -38,7 +38,7 @@ pub enum DeviceError {
         device: String,
         /// `block` or `worker`.
         what: &'static str,
-        /// The name that leads nowhere.
+        /// The unknown name.
         name: String,
         /// Those that there are.
         there: String,
@@ -72,7 +72,7 @@ pub enum DeviceError {
     /// The statistics have no room for its queues.
     #[error("{0}: the statistics have no room for its queues; remove another device, or start with more")]
     Statistics(String),
-    /// Its medium cannot be opened: most likely somebody else uses it.
+    /// Its medium cannot be opened: most likely it is in use elsewhere.
     #[error(transparent)]
     Medium(#[from] MediumError),
     /// There is nothing to pause or to resume.
@@ -99,7 +99,7 @@ pub enum DeviceError {
         /// For how long already.
         seconds: u64,
     },
-    /// It has not come to an end.
+    /// It has not ended.
     #[error("{device}: {cause}")]
     Unfinished {
         /// The device.
@@ -119,12 +119,12 @@ impl DeviceError {
     }
 }
 
-/// A device as it is to be.
+/// The description of a device to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceSpec {
     /// Its name.
     pub name: String,
-    /// The workers that its queues are dealt out to, in turn; at least one.
+    /// The workers that its queues are assigned to in turn; at least one.
     pub workers: Vec<String>,
     /// How its queues are set up.
     pub queues: QueueOptions,
@@ -178,7 +178,7 @@ impl From<&config::Device> for DeviceSpec {
 
 /// Where a device is.
 pub(crate) enum Place {
-    /// Nobody reaches it.
+    /// It is neither served nor attached.
     Idle(Box<dyn DeviceModel>),
     /// Front ends reach it over a socket.
     Exported(Server),
@@ -195,7 +195,7 @@ pub(crate) struct HostedDevice {
 }
 
 impl HostedDevice {
-    /// Its verbs, if anybody reaches it.
+    /// Its verbs, if it is served or attached.
     pub(crate) fn handle(&self) -> Option<DeviceHandle> {
         match &self.place {
             Place::Exported(server) => Some(server.handle()),
@@ -204,7 +204,7 @@ impl HostedDevice {
         }
     }
 
-    /// Has it drained, if that takes no waiting.
+    /// Begins to drain it without waiting, if possible.
     pub(crate) fn begin_stop(&self) {
         if let Place::Exported(server) = &self.place {
             server.begin_stop();
@@ -216,7 +216,7 @@ impl HostedDevice {
         match self.place {
             Place::Exported(mut server) => server.stop(),
             Place::Idle(model) => drop(model),
-            // Those of the machine went with it.
+            // The machine's devices went with it.
             Place::Attached(..) | Place::Changing(_) => {}
         }
     }
@@ -233,7 +233,7 @@ pub(crate) fn open_model(
     let DeviceKind::Blk(blk) = &spec.kind;
     let options = BlkOptions { name: spec.name.clone(), serial: blk.serial.clone(), workers, queues: spec.queues };
     let model = Blk::new(options, medium, stats);
-    // A record keeps the beginning of a long name.
+    // A record keeps only the beginning of a long name.
     let counted = stats.blk_queues().filter(|queue| spec.name.starts_with(&queue.device())).count();
     if counted < spec.queues.count {
         return Err(DeviceError::Statistics(spec.name.clone()));

@@ -17,7 +17,7 @@ pub enum ExportError {
         /// Why.
         cause: SocketError,
     },
-    /// There is nobody to serve it. The device is closed.
+    /// No server could be started. The device is closed.
     #[error("{device}: cannot start to serve it: {cause}")]
     Server {
         /// The device.
@@ -28,7 +28,7 @@ pub enum ExportError {
     /// It is not served.
     #[error("{0}: it is not served on a socket")]
     NotServed(String),
-    /// It has not come to an end.
+    /// It has not ended.
     #[error("{device}: {cause}")]
     Unfinished {
         /// The device.

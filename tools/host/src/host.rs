@@ -9,10 +9,10 @@ use std::{
 };
 use tracing::warn;
 
-/// How often it is said what is waited for.
+/// How often to log what is being waited for.
 const REPORT: Duration = Duration::from_secs(5);
 
-/// All objects of a process. Dropped, it stops them all.
+/// All objects of a process. Dropping it stops them all.
 pub struct Host {
     pub(crate) shared: Arc<Shared>,
 }
@@ -34,27 +34,28 @@ impl fmt::Debug for Host {
 }
 
 impl Host {
-    /// A host without objects. What they count goes to `stats`, which has room for as many as there can be at a time.
+    /// A host without objects. Their counters go to `stats`, whose capacity limits how many objects there can be at a
+    /// time.
     pub fn new(plugins: &Plugins, stats: StatsSegment) -> Self {
         let (objects, ended) = (Mutex::default(), Condvar::new());
         Host { shared: Arc::new(Shared { stats, plugins: plugins.clone(), objects, ended }) }
     }
 
-    /// What all objects count.
+    /// The counters of all objects.
     pub fn stats(&self) -> &StatsSegment {
         &self.shared.stats
     }
 
-    /// Keeps the calling thread, and what is started from now on and has no CPU of its own, off these CPUs: vCPUs and
-    /// workers will have them. To be called before anything is started that is to keep off.
+    /// Keeps the calling thread, and all threads started from now on that have no CPU of their own, off these CPUs,
+    /// which are for vCPUs and workers. Call it before starting anything that must keep off them.
     pub fn reserve_cpus(&self, cpus: impl IntoIterator<Item = usize>) {
         self.shared.lock().reserved_cpus.extend(cpus);
         self.shared.leave_cpus();
     }
 
     /// Stops everything, in order: devices drain their queues and flush, all at once, and close their media; then the
-    /// workers end. Waits for all of it, as long as that takes, and says every few seconds what it waits for.
-    /// Idempotent; also done by drop.
+    /// workers end. Waits for all of it, as long as that takes, and logs every few seconds what it is waiting for.
+    /// Idempotent; dropping the host does the same.
     pub fn stop(&self) {
         let machine = {
             let mut objects = self.shared.lock();
@@ -62,9 +63,9 @@ impl Host {
             self.shared.stats.keep_records();
             take(&mut objects.machine)
         };
-        // With the machine go its devices.
+        // The machine's devices go with it.
         drop(machine);
-        // All begin before any is waited for: a slow backend holds up its own device alone.
+        // All are started before any is waited for: a slow backend holds up only its own device.
         self.shared.lock().devices.iter().for_each(HostedDevice::begin_stop);
         self.shared.wait_for_actions();
         let (devices, workers) = {
@@ -74,7 +75,7 @@ impl Host {
         for device in devices {
             device.stop();
         }
-        // They serve the devices to the end.
+        // Workers serve the devices to the end.
         drop(workers);
     }
 }
@@ -90,12 +91,12 @@ impl Shared {
         self.objects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says that an action has ended.
+    /// Signals that an action has ended.
     pub(crate) fn notify(&self) {
         self.ended.notify_all();
     }
 
-    /// Keeps the calling thread, and what it starts, off the CPUs that somebody has for himself.
+    /// Keeps the calling thread, and what it starts, off the CPUs that are reserved for other threads.
     pub(crate) fn leave_cpus(&self) {
         let taken: Vec<usize> = {
             let objects = self.lock();

@@ -1,5 +1,5 @@
-//! What one process of Pollux runs, as objects with verbs: whatever a configuration file can say can also be done to a
-//! process that runs.
+//! What one process of Pollux runs, as objects with verbs: whatever a configuration file can describe can also be done
+//! to a running process.
 //!
 //! | module | object | verbs |
 //! |---|---|---|
@@ -15,13 +15,13 @@
 //!
 //! The verbs are in `verbs`, the lists of objects in `objects`; `action` carries out what may take long.
 //!
-//! What others use is not removed: a worker or backend while a device uses it, a device while it is served or attached.
-//! The error names who does.
+//! An object in use is not removed: a worker or backend while a device uses it, a device while it is served or
+//! attached. The error names the user.
 //!
-//! Verbs may be called from any thread at any time, also at once; two that want the same object meet in an error that
-//! says what is being done to it, and since when. They are control calls: they wait for media and for workers, each no
-//! longer than the patience that it is given, and with a line in the log every few seconds. Meanwhile all others work,
-//! [`Host::describe`] among them. None is for a worker.
+//! Verbs may be called from any thread at any time, even concurrently; if two want the same object, the second gets an
+//! error that says what is being done to it, and since when. They are control calls: they wait for media and for
+//! workers, each no longer than the patience that it is given, and with a line in the log every few seconds. Meanwhile,
+//! all others work, [`Host::describe`] among them. A worker must not call any of them.
 #![forbid(unsafe_code)]
 
 mod action;

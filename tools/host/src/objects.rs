@@ -10,16 +10,16 @@ use crate::{
 use pollux_core::{device::DeviceModel, transport::vhost_user::Server, worker::WorkerHandle};
 use std::mem::replace;
 
-/// The objects. Nothing that may wait is done while they are locked.
+/// The objects. Nothing that may block is done while they are locked.
 #[derive(Default)]
 pub(crate) struct Objects {
     pub(crate) machine: Slot,
     pub(crate) devices: Vec<HostedDevice>,
     pub(crate) backends: Vec<Backend>,
     pub(crate) workers: Vec<RunningWorker>,
-    /// CPUs that others than the workers there are have for themselves.
+    /// CPUs that are reserved for threads other than the existing workers.
     pub(crate) reserved_cpus: Vec<usize>,
-    /// Nothing is added any more.
+    /// No more objects may be added.
     pub(crate) is_stopping: bool,
 }
 
@@ -32,7 +32,7 @@ impl Objects {
         })
     }
 
-    /// The names of the devices that are meant; `None` if there is none.
+    /// The names of the devices in question; `None` if there are none.
     pub(crate) fn users_of(&self, is_meant: impl Fn(&HostedDevice) -> bool) -> Option<String> {
         let names: Vec<&str> =
             self.devices.iter().filter(|device| is_meant(device)).map(|device| device.spec.name.as_str()).collect();
@@ -119,7 +119,7 @@ impl Objects {
         }
     }
 
-    /// Takes an idle device into work: it is [`Pending`] from here on.
+    /// Begins an action on an idle device: it is [`Pending`] from here on.
     pub(crate) fn begin_change(&mut self, name: &str, action: Action) -> Result<Box<dyn DeviceModel>, DeviceError> {
         let device = self.device_mut(name)?;
         let in_use = |place| Err(DeviceError::InUse { device: name.into(), place });
@@ -164,7 +164,7 @@ impl Objects {
     }
 }
 
-/// What there is, for a message: `are a, b`, `is none`.
+/// The names that exist, for a message: `are a, b`, `is none`.
 fn list<'n>(names: impl Iterator<Item = &'n str>) -> String {
     let names: Vec<&str> = names.collect();
     match names[..] {

@@ -104,7 +104,7 @@ fn a_medium_that_hangs_is_given_up_waiting_for_and_the_host_answers_meanwhile() 
     front.kick(0);
 
     let said = host.remove_export("blk0", SHORT).expect_err("it hangs").to_string();
-    assert_eq!(said, "blk0: it is still being drained after 0 s, which goes on; ask what has become of it later");
+    assert_eq!(said, "blk0: it is still being drained after 0 s and continues; check the result later");
     let place = || host.describe().devices[0].place.clone();
     assert!(matches!(place(), DevicePlace::Changing { doing: "being drained", .. }), "{:?}", place());
     let said = host.remove_export("blk0", SHORT).expect_err("it is at work").to_string();

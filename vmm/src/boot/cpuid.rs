@@ -1,4 +1,4 @@
-//! What a vCPU answers to CPUID: what KVM supports, with this machine's topology in place of the host's.
+//! The CPUID of a vCPU: what KVM supports, with this machine's topology in place of the host's.
 //!
 //! The topology is one package with as many cores as vCPUs, one thread each; the APIC id is the vCPU's index.
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
@@ -33,8 +33,8 @@ impl CpuidTemplate {
     pub(crate) fn new(kvm: &Kvm, vcpus: usize) -> Result<CpuidTemplate, Errno> {
         let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
         let mut entries = supported.as_slice().to_vec();
-        // KVM emulates the timer in its local APIC but, as that needs the irqchip in the kernel, older ones leave
-        // it to us to say so.
+        // KVM emulates the timer in its local APIC but, as that needs the irqchip in the kernel, older versions leave
+        // it to us to report it.
         if kvm.check_extension(Cap::TscDeadlineTimer) {
             for entry in entries.iter_mut().filter(|entry| entry.function == LEAF_FEATURES) {
                 entry.ecx |= ECX_TSC_DEADLINE;

@@ -28,7 +28,7 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-    /// The file is no kernel that we know.
+    /// The file is not a kernel of a known kind.
     #[error(
         "kernel {}: neither a bzImage (such as /boot/vmlinuz-…) nor an ELF file (vmlinux); is it compressed?",
         path.display()

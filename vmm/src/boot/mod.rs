@@ -1,4 +1,4 @@
-//! Direct boot: the kernel, its initrd and what it wants to be told, put into guest memory; no firmware runs.
+//! Direct boot: the kernel, its initrd and the data that it expects, put into guest memory; no firmware runs.
 //!
 //! Two kinds of kernel files: a bzImage (`/boot/vmlinuz-…`), entered by its 64-bit entry, and an ELF file with a
 //! PVH entry (`vmlinux`), which saves the guest the decompression.
@@ -21,8 +21,8 @@ use std::{
 };
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 
-/// Checks that a machine with so much memory can start this kernel: it is loaded into memory of its own, which is
-/// given back at once. For checking a configuration without a machine; takes some ten milliseconds.
+/// Checks that a machine with this much memory can start this kernel: it is loaded into temporary memory. For checking
+/// a configuration without a machine; takes some ten milliseconds.
 ///
 /// # Errors
 /// What would keep the machine from starting.

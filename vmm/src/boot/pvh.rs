@@ -49,8 +49,8 @@ pub(super) fn load(
     Ok(Entry::Pvh { rip: entry.raw_value(), start_info: PVH_START_INFO.raw_value() })
 }
 
-/// Zeroes what the file's segments have beyond their contents, which the loader leaves alone: after a reset of the
-/// machine there is something else in it.
+/// Zeroes the part of the file's segments beyond their contents, which the loader does not touch: after a reset of the
+/// machine, old data is still there.
 fn clear_tails(memory: &GuestMemoryMmap<()>, image: &mut File) -> io::Result<()> {
     const HEADER_BYTES: usize = 64;
     const SEGMENT_BYTES: usize = 56;

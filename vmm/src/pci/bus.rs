@@ -71,7 +71,7 @@ impl BusDevice for Ecam {
     fn read(&self, offset: u64, data: &mut [u8]) {
         match self.locate(offset) {
             Some((function, offset)) => function.read_config(offset, data),
-            // All ones: nobody is there.
+            // All ones: there is no function.
             None => data.fill(0xff),
         }
     }
@@ -100,7 +100,7 @@ impl BusDevice for Window {
     }
 }
 
-/// The host bridge: there for software that expects one in place 0.
+/// The host bridge: it exists for software that expects one in place 0.
 struct HostBridge(ConfigSpace);
 
 impl HostBridge {

@@ -14,7 +14,7 @@ const BAR0: usize = 0x10;
 const SUBSYSTEM_VENDOR_ID: usize = 0x2c;
 const SUBSYSTEM_ID: usize = 0x2e;
 const CAPABILITIES: usize = 0x34;
-/// Registers that only hold what software puts there.
+/// Registers that only store what software writes to them.
 const INTERRUPT_LINE: usize = 0x3c;
 /// The first byte behind the header.
 const HEADER_END: usize = 0x40;
@@ -131,7 +131,7 @@ impl ConfigSpace {
         u32::from_le_bytes(data)
     }
 
-    /// Whether the function may access memory itself (PCI 3.0, 6.2.2). Not so before its driver says so.
+    /// Whether the function may access memory itself (PCI 3.0, 6.2.2). It may not until its driver allows it.
     pub(super) fn is_bus_master(&self) -> bool {
         self.u32_at(COMMAND) as u16 & COMMAND_BUS_MASTER != 0
     }

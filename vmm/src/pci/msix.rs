@@ -1,7 +1,7 @@
 //! MSI-X: the table of messages, the pending bits, and the irqfds behind them (PCI 3.0, 6.8.2).
 //!
 //! Each vector has an eventfd. While the vector is unmasked the eventfd is an irqfd: a signal becomes an interrupt
-//! without this process. While it is masked the eventfd is nobody's and keeps the signal, which is the pending bit;
+//! without this process. While it is masked, the eventfd has no reader and keeps the signal, which is the pending bit;
 //! KVM looks at it when it becomes an irqfd again and delivers what was pending.
 use crate::irq::{InterruptRouter, Message};
 use pollux_core::{event::InterruptState, transport::VirtioDevice};
@@ -57,7 +57,7 @@ impl Msix {
     pub(super) fn new(router: Arc<InterruptRouter>, events: &[Arc<EventFd>], device: &VirtioDevice) -> Option<Msix> {
         let mut vectors = Vec::with_capacity(events.len());
         for event in events {
-            // A signal from before a reset is of no concern to the new driver.
+            // A signal from before a reset does not concern the new driver.
             let _ = event.read();
             let gsi = router.allocate()?;
             let entry = [0, 0, 0, CONTROL_MASKED];
@@ -80,7 +80,7 @@ impl Msix {
         self.is_bus_master
     }
 
-    /// The guest lets the function send messages, or not: what it has to tell stays pending then.
+    /// The guest allows the function to send messages, or forbids it: its messages then stay pending.
     pub(super) fn set_bus_master(&mut self, enabled: bool) {
         self.is_bus_master = enabled;
         self.update_all();

@@ -110,8 +110,8 @@ impl VirtioFunction {
         Ok(function)
     }
 
-    /// Has the BAR answer at `to`, queue events included. All leave the old place before the first takes its new one,
-    /// and one that KVM refuses does not stop the others: what stayed behind would swallow the notifications of the
+    /// Makes the BAR answer at `to`, queue events included. All leave the old place before the first takes its new one,
+    /// and one that KVM refuses does not stop the others: one that stayed behind would swallow the notifications of the
     /// device that comes there next.
     fn move_bar(&self, state: &mut State, to: u64) -> Result<(), FunctionError> {
         let from = self.bar.swap(to, Ordering::AcqRel);
@@ -143,16 +143,16 @@ impl VirtioFunction {
         outcome
     }
 
-    /// What a write to configuration space entails.
+    /// Applies the effects of a write to configuration space.
     fn follow(&self, state: &mut State) {
         let control = state.config.u32_at(self.msix_capability) >> 16;
         state.msix.set_control(control as u16);
         self.follow_bus_master(state);
         let window = PCI_WINDOW_START..=PCI_WINDOW_START + PCI_WINDOW_BYTES - BAR_BYTES;
         let bar = state.config.bar_address().filter(|bar| window.contains(bar)).unwrap_or(NOWHERE);
-        // Whoever turns the registers off, or moves them, looks for devices, as a kernel does that begins: to find the
-        // size of a BAR is to write to it (PCI 3.0, 6.2.5.1). What a driver before it had left in its rings is not done
-        // in this one's memory.
+        // Software that turns the registers off, or moves them, is searching for devices, as a starting kernel does:
+        // finding the size of a BAR requires writing to it (PCI 3.0, 6.2.5.1). What an earlier driver had left in its
+        // rings must not be carried out in the new kernel's memory.
         if !state.config.is_bus_master() && bar != self.bar.load(Ordering::Acquire) {
             lock(&self.transport).abandon_rings();
         }
@@ -166,11 +166,11 @@ impl VirtioFunction {
         }
     }
 
-    /// Lets the device access memory and send messages, or not. A guest's write that clears the bit ends when its
-    /// requests in flight have completed, as its reset of the device does. It is the one way but that reset in which it
-    /// can take its memory back: the function has neither a power management capability, and so no state but D0 (PCI PM
-    /// 1.2, 3.2), nor one that offers a function level reset (PCI Express 4.0, 7.5.3.3; PCI 3.0 ECN Advanced
-    /// Capabilities).
+    /// Sets whether the device may access memory and send messages. A guest's write that clears the bit ends when its
+    /// requests in flight have completed, as its reset of the device does. Apart from that reset, it is the only way
+    /// for the guest to take its memory back: the function has neither a power management capability, and so no state
+    /// but D0 (PCI PM 1.2, 3.2), nor one that offers a function level reset (PCI Express 4.0, 7.5.3.3; PCI 3.0 ECN
+    /// Advanced Capabilities).
     fn follow_bus_master(&self, state: &mut State) {
         let enabled = state.config.is_bus_master();
         if state.msix.is_bus_master() == enabled {

@@ -9,11 +9,11 @@ use pollux_core::transport::{DeviceHandle, HandleError};
 use std::time::Duration;
 
 impl Host {
-    /// Opens the backend's medium and makes the device in front of it, which nobody reaches yet. `[any thread]` It
-    /// waits for the plugin, no longer than `patience`.
+    /// Opens the backend's medium and makes the device in front of it, which is neither served nor attached yet. `[any
+    /// thread]` It waits for the plugin, no longer than `patience`.
     ///
     /// # Errors
-    /// What it refers to is not there or does not suit it, or the medium cannot be opened.
+    /// Something that it refers to does not exist or does not suit it, or the medium cannot be opened.
     pub fn add_device(&self, spec: DeviceSpec, patience: Duration) -> Result<(), DeviceError> {
         let (name, action) = (spec.name.clone(), Action::new("being opened"));
         let (backend, workers) = {
@@ -22,7 +22,7 @@ impl Host {
             objects.devices.push(HostedDevice { spec: spec.clone(), place: Place::Changing(action) });
             found
         };
-        // What backends start, and the kernel makes for them, stays where they were opened.
+        // Threads that backends start, or that the kernel makes for them, stay on the CPUs where they were opened.
         self.shared.leave_cpus();
         let stats = self.shared.stats.clone();
         let pending = Pending::new(&self.shared, &name);
@@ -52,9 +52,9 @@ impl Host {
         closed.map_err(|cause| DeviceError::Unfinished { device: name.into(), cause })?
     }
 
-    /// Has the plugin asked what the device's medium is like now, and its driver told if that is something new. `[any
-    /// thread]` The medium is asked on a thread of its own, which is not waited for, unless nobody reaches the device:
-    /// then no longer than `patience`.
+    /// Asks the plugin what the device's medium is like now, and tells the driver if that has changed. `[any thread]`
+    /// The medium is asked on a thread of its own, which this does not wait for, unless the device is neither served
+    /// nor attached: then it waits no longer than `patience`.
     ///
     /// # Errors
     /// There is none of that name, or something else is being done to it.
@@ -80,23 +80,24 @@ impl Host {
         measured.map_err(|cause| DeviceError::Unfinished { device: name.into(), cause })?
     }
 
-    /// Has every medium whose device anybody reaches measured again, each by its own thread. `[any thread]` It waits
-    /// for nothing.
+    /// Measures again the medium of every device that is served or attached, each on its own thread. `[any thread]` It
+    /// does not wait.
     pub fn refresh(&self) {
         let handles: Vec<_> = self.shared.lock().devices.iter().filter_map(HostedDevice::handle).collect();
         handles.iter().for_each(DeviceHandle::refresh);
     }
 
     /// Drains the device's queues, and takes no request until it is resumed: nothing touches the guest's memory
-    /// meanwhile. `[any thread]` It waits for all requests in flight, no longer than `patience`; then it goes on.
+    /// meanwhile. `[any thread]` It waits for all requests in flight, no longer than `patience`; after that, the pause
+    /// continues by itself.
     ///
     /// # Errors
-    /// There is none of that name, nobody reaches it, or it takes longer.
+    /// There is none of that name, it is neither served nor attached, or it takes longer.
     pub fn pause_device(&self, name: &str, patience: Duration) -> Result<(), DeviceError> {
         self.handle_device(name, "being paused", patience, DeviceHandle::pause)
     }
 
-    /// Has the device go on where it was paused. `[any thread]` As [`pause_device`](Self::pause_device).
+    /// Lets the device continue where it was paused. `[any thread]` As [`pause_device`](Self::pause_device).
     ///
     /// # Errors
     /// As those of a pause; or a queue cannot start again: its guest is told that the device needs a reset.

@@ -11,11 +11,11 @@ use std::time::Duration;
 use tracing::info;
 
 impl Host {
-    /// Serves a device that nobody reaches yet. `[any thread]` Nothing is waited for but the lock on the socket's
-    /// folder, for a moment.
+    /// Serves a device that is neither served nor attached yet. `[any thread]` It only waits for the lock on the
+    /// socket's folder, for a moment.
     ///
     /// # Errors
-    /// The device is not there or not free, or the socket cannot be made: the device stays as it was then.
+    /// The device does not exist or is not free, or the socket cannot be made: the device then stays as it was.
     pub fn add_export(&self, device: &str, spec: ExportSpec) -> Result<(), ExportError> {
         let model = self.shared.lock().begin_change(device, Action::new("being put on its socket"))?;
         let pending = Pending::new(&self.shared, device);
@@ -42,7 +42,8 @@ impl Host {
     /// device stays, and can be served again. `[any thread]` It waits for all requests, no longer than `patience`.
     ///
     /// # Errors
-    /// The device is not there or not served, or it takes longer; then it goes on, and the device is free at its end.
+    /// The device does not exist or is not served, or it takes longer; it then continues, and the device is free at its
+    /// end.
     pub fn remove_export(&self, device: &str, patience: Duration) -> Result<(), ExportError> {
         let action = Action::new("being drained");
         let server = self.shared.lock().take_server(device, action)?;

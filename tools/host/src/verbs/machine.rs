@@ -11,10 +11,10 @@ use std::mem::{replace, take};
 use tracing::info;
 
 impl Host {
-    /// Makes the machine, with its memory. Nothing of it runs yet. `[any thread]` It waits for the memory.
+    /// Makes the machine, with its memory. It does not run yet. `[any thread]` It waits for the memory.
     ///
     /// # Errors
-    /// There is one already, or what it needs is not there.
+    /// There is one already, or something that it needs does not exist.
     pub fn make_machine(&self, spec: MachineSpec) -> Result<(), MachineError> {
         if !matches!(self.shared.lock().machine, Slot::None) {
             return Err(MachineError::Exists);
@@ -28,8 +28,8 @@ impl Host {
         Ok(())
     }
 
-    /// Puts a device that nobody reaches yet on a bus of the machine, where it stays as long as the machine is there.
-    /// `[any thread]`, before the machine is started. It waits for nothing.
+    /// Puts a device that is neither served nor attached on a bus of the machine, where it stays as long as the machine
+    /// exists. `[any thread]`, before the machine is started. It does not wait.
     ///
     /// # Errors
     /// The machine runs or is not there, the device is not free, or there is no room on the bus.
@@ -53,8 +53,8 @@ impl Host {
         Ok(location)
     }
 
-    /// Runs the machine until its guest powers off or `shutdown` is asked for. Blocks for as long: for a thread that
-    /// has nothing else to do. Others may use all verbs meanwhile but those that plug devices.
+    /// Runs the machine until its guest powers off or `shutdown` is requested. Blocks for that time, so call it on a
+    /// thread that has nothing else to do. Meanwhile, other threads may use all verbs except those that plug devices.
     ///
     /// # Errors
     /// There is none, it runs already, or see [`Machine::run`].
