@@ -1,11 +1,10 @@
-//! Interrupt coalescing: how long an interrupt that a driver wants is held, so that it speaks for later requests as
-//! well.
+//! Interrupt coalescing: how long an interrupt that a driver wants is held, so that it covers later requests as well.
 //!
-//! Only what else is in flight is waited for. By the counts and times of network cards (`ethtool -C`: rx-frames,
-//! rx-usecs) and of NVMe (its feature Interrupt Coalescing: aggregation threshold and time) the last interrupt may
-//! wait, too, until the time is over: a network card cannot know whether another packet comes. Here nothing completes
-//! that the queue was not given, so a lone request is never delayed, and the time counts only while there is something
-//! to merge with.
+//! An interrupt is only held for other requests in flight. By the counts and times of network cards (`ethtool -C`:
+//! rx-frames, rx-usecs) and of NVMe (its feature Interrupt Coalescing: aggregation threshold and time) the last
+//! interrupt may wait, too, until the time is over: a network card cannot know whether another packet comes. Here
+//! nothing completes that the queue was not given, so a lone request is never delayed, and the time counts only while
+//! there is something to merge with.
 //!
 //! An interrupt that the driver has wanted once is pending, and is sent sooner or later, whatever the driver asks for
 //! meanwhile: then no wake-up is lost, and drivers have to put up with one too many (virtio 1.3, 2.7.7.1).
@@ -16,9 +15,9 @@ pub enum Coalescing {
     /// Not at all: an interrupt that the driver wants is sent at once, one for each batch.
     #[default]
     Off,
-    /// At once, but for the part by which they would be more than [`INTERRUPTS_PER_SECOND`].
+    /// At once, except for those in excess of [`INTERRUPTS_PER_SECOND`].
     Adaptive,
-    /// Held until there are so many requests to tell of, or for so long.
+    /// Held until this many requests have completed, or for this long.
     Limits {
         /// Requests; at least 1.
         count: u32,
@@ -27,18 +26,18 @@ pub enum Coalescing {
     },
 }
 
-/// What adaptive coalescing lets through of a queue, on average. An interrupt is held for the inverse of it at most: 20
-/// µs.
+/// The rate of interrupts that adaptive coalescing lets through for a queue, on average. An interrupt is held for the
+/// inverse of it at most: 20 µs.
 ///
 /// The idea is that of network adapters, which have such a bound for each vector (Linux, e1000e: InterruptThrottleRate,
-/// up to 100,000), and of SPDK's vhost, whose delay grows with the rate of requests. The number is a choice, to be
-/// measured yet; the account is that of a token bucket.
+/// up to 100,000), and of SPDK's vhost, whose delay grows with the rate of requests. The number is a choice that has
+/// yet to be measured; the accounting is that of a token bucket.
 pub const INTERRUPTS_PER_SECOND: u64 = 50_000;
-/// So many may come at once after a pause: what is seldom on average is not to wait because two of it happen to be
-/// close together.
+/// This many may come at once after a pause: interrupts that are rare on average should not wait because two of them
+/// happen to be close together.
 const BURST: u64 = 8;
 
-/// When a pending interrupt is sent that later requests could be merged with.
+/// When to send a pending interrupt that later requests could be merged with.
 #[derive(Debug)]
 enum Pace {
     AtOnce,
@@ -56,29 +55,29 @@ enum Pace {
     },
 }
 
-/// What becomes of the notice to the driver of a batch that was given back.
+/// What happens to the driver's notification of a batch that was given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BatchNotice {
-    /// The driver does not want to be told.
+    /// The driver does not want to be notified.
     Unwanted,
     /// An interrupt is pending from now on.
     Pending,
-    /// The pending one already tells of this batch, too.
+    /// The pending one covers this batch, too.
     Merged,
 }
 
-/// The interrupt of one queue, between the time that its driver wants it and that it is sent. The clock is looked at
-/// only while one is pending.
+/// The interrupt of one queue, from the time that its driver wants it until it is sent. The clock is read only while
+/// one is pending.
 #[derive(Debug)]
 pub(super) struct Coalescer {
     pace: Pace,
     is_pending: bool,
-    /// Requests that the pending one tells of.
+    /// Requests that the pending one covers.
     requests: u32,
 }
 
 impl Coalescer {
-    /// The time is counted in ticks of a clock that has so many in a second.
+    /// Time is counted in ticks of a clock with this many per second.
     pub(super) fn new(coalescing: Coalescing, ticks_per_second: u64) -> Self {
         let pace = match coalescing {
             Coalescing::Off => Pace::AtOnce,
@@ -104,7 +103,7 @@ impl Coalescer {
         self.is_pending
     }
 
-    /// Notes a batch of `requests` that the driver can see from now on, and whether it wants to be told of it.
+    /// Records a batch of `requests` that the driver can see from now on, and whether it wants to be notified of it.
     #[inline]
     pub(super) fn note(&mut self, requests: u32, is_wanted: bool) -> BatchNotice {
         if self.is_pending {
@@ -118,7 +117,7 @@ impl Coalescer {
         BatchNotice::Pending
     }
 
-    /// Whether the pending one is to be sent now. `has_more`: requests are in flight that it could yet tell of.
+    /// Whether the pending one is to be sent now. `has_more`: requests that it could still cover are in flight.
     #[inline]
     pub(super) fn is_due(&mut self, has_more: bool, clock: impl Fn() -> u64) -> bool {
         debug_assert!(self.is_pending);
@@ -152,8 +151,8 @@ impl Coalescer {
             Pace::AtOnce => {}
             Pace::Limits { since, .. } => *since = None,
             Pace::Adaptive { interval, earliest } => {
-                // Each uses up one interval. What was not used of the past is good for a burst, and what had to be sent
-                // early, because nothing else was in flight, does not delay the next one by more than an interval.
+                // Each uses up one interval. Unused past intervals allow a burst, and what had to be sent early,
+                // because nothing else was in flight, does not delay the next one by more than an interval.
                 let now = clock();
                 *earliest = (*earliest).clamp(now.saturating_sub(BURST * *interval), now).saturating_add(*interval);
             }

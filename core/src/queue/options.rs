@@ -8,7 +8,7 @@ pub struct QueueOptions {
     pub count: usize,
     /// Size of each queue, a power of two.
     pub size: u16,
-    /// One batch in so many has its latency measured; 0: none.
+    /// One batch in this many has its latency measured; 0: none.
     pub latency_sample: u32,
     /// How interrupts are merged.
     pub coalescing: Coalescing,

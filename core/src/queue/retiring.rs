@@ -3,7 +3,7 @@ use super::update::Retired;
 use crate::memory::Translator;
 use std::sync::mpsc::SyncSender;
 
-/// Replaced memory maps, each with where it goes when the last request is done that was taken before the replacement.
+/// Replaced memory maps, each with its destination once the last request taken before the replacement has completed.
 #[derive(Debug, Default)]
 pub(super) struct Retiring {
     maps: Vec<(Retired, SyncSender<Retired>)>,
@@ -12,14 +12,14 @@ pub(super) struct Retiring {
 }
 
 impl Retiring {
-    /// Keeps a map that was replaced just now, with so many requests in flight that were taken under it or one before.
+    /// Keeps a map that was replaced just now, while this many requests taken under it or an earlier one are in flight.
     pub(super) fn keep(&mut self, map: [Translator; 2], done: SyncSender<Retired>, requests: u32) {
         self.requests = requests;
         self.maps.push((Retired(map), done));
         self.release();
     }
 
-    /// One of those requests has ended.
+    /// One of those requests has completed.
     pub(super) fn request_done(&mut self) {
         self.requests -= 1;
         self.release();
@@ -28,7 +28,7 @@ impl Retiring {
     fn release(&mut self) {
         if self.requests == 0 {
             for (map, done) in self.maps.drain(..) {
-                // There is room for one. A receiver that is gone has no use for it; then it is unmapped here.
+                // There is room for one. If the receiver is gone, it is unmapped here.
                 let _ = done.try_send(map);
             }
         }

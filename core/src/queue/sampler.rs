@@ -1,10 +1,10 @@
 //! Which batches have their latency measured.
 use crate::stats::clock;
 
-/// Takes the time of one batch in so many. `[worker]`
+/// Takes the time of one batch in a given number. `[worker]`
 #[derive(Debug)]
 pub(crate) struct Sampler {
-    /// One batch in so many; 0: none.
+    /// One batch in this many; 0: none.
     interval: u32,
     countdown: u32,
     scale: clock::Scale,

@@ -16,7 +16,7 @@ use tracing::error;
 pub struct QueueSet {
     /// The device's name, for messages.
     device: String,
-    /// Queues are dealt out to these in turn.
+    /// Queues are assigned to these in turn.
     workers: Vec<WorkerHandle>,
     running: Vec<Running>,
     /// Memory maps that queues still have requests in flight for.
@@ -61,7 +61,7 @@ impl QueueSet {
         Ok(())
     }
 
-    /// Takes a queue back, drained, and says where it stands. `None`: it did not run, or was lost.
+    /// Takes a queue back, drained, and returns its position. `None`: it did not run, or was lost.
     pub fn detach(&mut self, index: usize) -> Option<Position> {
         let at = self.position(index)?;
         let Running { worker, id, detaching, .. } = self.running.remove(at);
@@ -107,16 +107,16 @@ impl QueueSet {
         self.collect_retired();
     }
 
-    /// Changes something of a running queue. Does nothing if it does not run.
+    /// Changes a setting of a running queue. Does nothing if it does not run.
     pub fn update(&self, index: usize, update: QueueUpdate) {
         if let Some(running) = self.running.iter().find(|running| running.index == index) {
-            // What comes back is dropped here.
+            // The previous value is dropped here.
             drop(running.worker.update(running.id, update));
         }
     }
 
-    /// Gives every running queue a new memory map. `config` says where the rings of a queue are in it; without an
-    /// answer the old place is kept, and the queue breaks if there is nothing.
+    /// Gives every running queue a new memory map. `config` says where the rings of a queue are in it; if it does not,
+    /// the old place is kept, and the queue breaks if the new map has nothing there.
     pub fn set_memory(&mut self, memory: &GuestMemory, config: &dyn Fn(usize) -> QueueConfig) {
         for running in &self.running {
             let (retired, receiver) = sync_channel(1);
@@ -134,7 +134,7 @@ impl QueueSet {
     /// Drops the memory maps that no request needs any more. Returns whether there are others.
     pub fn collect_retired(&mut self) -> bool {
         self.retiring.retain(|receiver| match receiver.try_recv() {
-            // A sender that is gone has sent, or its queue was lost: that one keeps its memory.
+            // A sender that is gone has either sent the map, or its queue was lost and keeps its memory.
             Ok(_) | Err(TryRecvError::Disconnected) => false,
             Err(TryRecvError::Empty) => true,
         });
@@ -146,7 +146,7 @@ impl QueueSet {
         !self.running.is_empty()
     }
 
-    /// A queue was lost whose backend may still touch the guest's memory.
+    /// A queue whose backend may still touch the guest's memory was lost.
     pub fn has_lost(&self) -> bool {
         self.lost
     }

@@ -27,15 +27,15 @@ pub(crate) trait QueueModel<R: Ring>: Send {
     fn start(&mut self) -> Result<(), String> {
         Ok(())
     }
-    /// One turn: takes chains, does or begins what they ask for, gives chains back to the ring that have ended. Returns
-    /// how much there was to do. Never blocks. The shell publishes what was given back.
+    /// One turn: takes chains, carries out or begins what they ask for, and gives completed chains back to the ring.
+    /// Returns how much there was to do. Never blocks. The shell publishes what was given back.
     fn turn(&mut self, queue: &mut Virtqueue<R>) -> usize;
     /// Whether chains were taken that have not been given back, and will be.
     fn is_busy(&self) -> bool {
         false
     }
-    /// The queue stops, and is not busy any more: begins what is to be done at the very end, such as a flush. Returns
-    /// whether there is such a thing; the queue has stopped when it is not busy once more.
+    /// The queue is stopping, and is not busy any more: begins what must be done at the very end, such as a flush.
+    /// Returns whether there is such a thing; if so, the queue has stopped when it is not busy again.
     fn begin_flush(&mut self) -> bool {
         false
     }
@@ -61,9 +61,9 @@ pub(crate) trait QueueModel<R: Ring>: Send {
     fn has_room(&self) -> bool {
         true
     }
-    /// There is nothing to do: a moment for what is not urgent, such as log lines.
+    /// There is nothing to do: an opportunity for work that is not urgent, such as log lines.
     fn idle(&self) {}
-    /// The last call. Returns whether nothing touches any more what the queue or its requests own: otherwise all of it
+    /// The last call. Returns whether nothing touches what the queue or its requests own any more: otherwise, all of it
     /// is kept for ever. Requests that are in flight, if the queue has failed, do not end.
     fn stop(&mut self) -> bool {
         true
@@ -89,8 +89,8 @@ struct QueueShell<R, M> {
 }
 
 impl<R: Ring, M: QueueModel<R>> QueueShell<R, M> {
-    /// What a turn does at its end where there is more to it than to signal: goes on with a stop, and sends the
-    /// interrupt that is pending, if it is due.
+    /// What a turn does at its end if there is more to do than to signal: it advances a stop, and sends the pending
+    /// interrupt if that is due.
     #[inline(never)]
     fn end_turn(&mut self) {
         if self.queue.phase() != Phase::Running {
@@ -102,7 +102,7 @@ impl<R: Ring, M: QueueModel<R>> QueueShell<R, M> {
         self.queue.send_due(self.model.is_busy());
     }
 
-    /// Goes on with a stop: once nothing is in flight, what the device does at the very end.
+    /// Advances a stop: once nothing is in flight, it begins what the device does at the very end.
     #[cold]
     fn advance_stop(&mut self) {
         if self.model.is_busy() || self.queue.is_recovering() {
@@ -165,7 +165,7 @@ impl<R: Ring, M: QueueModel<R>> Task for QueueShell<R, M> {
     fn abandon(&mut self) -> bool {
         self.queue.abandon();
         // The driver must not have its buffers back before the device has let go of them. Once it has, the requests in
-        // flight have ended, though nobody is told how, and a reset makes a new queue.
+        // flight have ended, although their results are not reported, and a reset makes a new queue.
         self.model.stop()
     }
 

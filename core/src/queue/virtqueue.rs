@@ -72,11 +72,12 @@ pub(crate) struct Virtqueue<R> {
     phase: Phase,
     /// The driver broke the ring, or the device has failed: the ring is not read any more.
     is_broken: bool,
-    /// There are chains to be taken again that the process before had in flight.
+    /// There are chains that an earlier process had in flight and that must be taken again.
     is_recovering: bool,
-    /// None of these three is in the way of new chains. So that a turn without work has one thing to look at.
+    /// None of these three prevents new chains from being taken. Combined, so that a turn without work has only one
+    /// thing to check.
     is_open: bool,
-    /// Turns have no more to do at their end than to signal: the queue runs, and no interrupt is ever held.
+    /// Turns have nothing to do at their end except to signal: the queue runs, and no interrupt is ever held.
     pub(super) ends_plainly: bool,
     coalescer: Coalescer,
     /// The ring's count of chains given back, up to the last batch that `coalescer` knows of.
@@ -88,7 +89,7 @@ pub(crate) struct Virtqueue<R> {
     notifier: Notifier,
     kick: Option<Arc<EventFd>>,
     interrupts: Arc<InterruptState>,
-    /// The rings were used before: the driver may wait for what it was not told of.
+    /// The rings were used before: the driver may be waiting for something that it was not notified of.
     is_resumed: bool,
 }
 
@@ -123,7 +124,7 @@ impl<R: Ring> Virtqueue<R> {
         })
     }
 
-    /// Takes a batch of chains into [`heads`](Self::heads): those first that the process before had in flight, and new
+    /// Takes a batch of chains into [`heads`](Self::heads): first those that an earlier process had in flight, then new
     /// ones as long as the queue runs. Returns how many there are.
     #[inline(always)]
     pub(crate) fn take(&mut self) -> usize {
@@ -149,7 +150,7 @@ impl<R: Ring> Virtqueue<R> {
         self.ring.pop(&mut self.heads[..room]).unwrap_or_else(|error| self.take_none(error))
     }
 
-    /// Takes chains that the process before had in flight, even in a queue that takes no new ones.
+    /// Takes chains that an earlier process had in flight, even in a queue that takes no new ones.
     #[cold]
     #[inline(never)]
     fn take_recovered(&mut self, room: usize) -> usize {
@@ -177,15 +178,15 @@ impl<R: Ring> Virtqueue<R> {
         self.phase
     }
 
-    /// Goes on towards a stop.
+    /// Advances towards a stop.
     pub(super) fn set_phase(&mut self, phase: Phase) {
         self.phase = phase;
         self.ends_plainly = false;
         self.note_state();
     }
 
-    /// Asks the driver whether it wants to be told of what was published since the last call, and tells it, now or
-    /// later.
+    /// Checks whether the driver wants to be notified of what was published since the last call, and notifies it, now
+    /// or later.
     pub(crate) fn tell_driver(&mut self) {
         if self.ends_plainly {
             self.tell_at_once();
@@ -205,11 +206,11 @@ impl<R: Ring> Virtqueue<R> {
         }
     }
 
-    /// Counts what becomes of a batch that was just published.
+    /// Counts what happens to a batch that was just published.
     fn note_batch(&mut self) {
         let used = self.ring.used_count();
         let fresh = used.wrapping_sub(replace(&mut self.used_noted, used));
-        // The ring is asked in any case: what it answers is of the time since it was last asked.
+        // The ring is asked in any case: its answer covers the time since it was last asked.
         let is_wanted = self.ring.needs_signal();
         match self.coalescer.note(fresh.into(), is_wanted) {
             BatchNotice::Unwanted => self.stats.interrupts_suppressed.add(1),
@@ -227,8 +228,8 @@ impl<R: Ring> Virtqueue<R> {
         }
     }
 
-    /// Whether more requests are going to complete that an interrupt could tell of. A queue that has failed or comes to
-    /// its end holds nothing.
+    /// Whether more requests that an interrupt could cover are going to complete. A queue that has failed or is
+    /// stopping holds nothing.
     fn has_more(&self, is_busy: bool) -> bool {
         let goes_on = self.phase == Phase::Running && !self.is_broken;
         goes_on && (is_busy || self.is_recovering || self.ring.has_available())
@@ -242,7 +243,7 @@ impl<R: Ring> Virtqueue<R> {
         }
     }
 
-    /// The driver broke the rules: the device needs a reset, and the ring is not touched any more but for what is in
+    /// The driver broke the rules: the device needs a reset, and the ring is not touched any more except for what is in
     /// flight. Returns 1, as a piece of work.
     #[cold]
     pub(crate) fn break_ring(&mut self, error: RingError) -> usize {
@@ -253,7 +254,7 @@ impl<R: Ring> Virtqueue<R> {
         1
     }
 
-    /// The device cannot go on: nothing more is taken, and the driver is told (virtio 1.3, 2.1.2).
+    /// The device cannot continue: nothing more is taken, and the driver is told (virtio 1.3, 2.1.2).
     #[cold]
     pub(crate) fn fail(&mut self) {
         self.is_broken = true;
@@ -306,7 +307,7 @@ impl<R: Ring> Virtqueue<R> {
     pub(super) fn change(&mut self, update: QueueUpdate) -> QueueUpdate {
         match update {
             QueueUpdate::Notifier(mut notifier) => {
-                // What is pending is told in the new way: the old one may lead to nobody any more.
+                // A pending notification is sent in the new way: the old one may lead nowhere by now.
                 swap(&mut self.notifier, &mut notifier);
                 if self.coalescer.is_pending() {
                     self.send_pending();
@@ -330,8 +331,8 @@ impl<R: Ring> Virtqueue<R> {
         }
     }
 
-    /// Goes on in another memory map. Requests in flight, of which there are so many, end in the old one, which is kept
-    /// for them.
+    /// Switches to another memory map. The requests in flight, whose number is given, complete in the old one, which is
+    /// kept for them.
     pub(super) fn adopt_memory(
         &mut self,
         config: &QueueConfig,
@@ -339,8 +340,8 @@ impl<R: Ring> Virtqueue<R> {
         done: SyncSender<Retired>,
         in_flight: u32,
     ) {
-        // A ring that is broken stays where it was, for what is in flight; then the new map is what it has no use for.
-        // Either way the old one is in use until those requests are done.
+        // A broken ring stays where it was, for the requests in flight, and then has no use for the new map. Either
+        // way, the old one is in use until those requests have completed.
         if !self.is_broken {
             match self.ring.adopt(config, &mut tables) {
                 Ok(()) => swap(&mut self.data, &mut data),
@@ -350,7 +351,7 @@ impl<R: Ring> Virtqueue<R> {
         self.retiring.keep([tables, data], done, in_flight);
     }
 
-    /// What changes when the driver has something for an idle device. `None`: there is more than that to wait for.
+    /// What changes when the driver has something for an idle device. `None`: that is not all there is to wait for.
     pub(super) fn watch(&self) -> Option<Watch> {
         let waits = self.is_recovering || self.is_broken || self.coalescer.is_pending();
         if waits || self.phase != Phase::Running { None } else { self.ring.watch() }
@@ -366,17 +367,17 @@ impl<R: Ring> Virtqueue<R> {
         self.kick.is_none() || self.is_recovering
     }
 
-    /// Whether the process before had chains in flight that were not taken yet.
+    /// Whether there are chains that an earlier process had in flight and that were not taken yet.
     pub(super) fn is_recovering(&self) -> bool {
         self.is_recovering
     }
 
     /// Asks for a kick, unless the device has no room for what it would bring. Returns `true` if there is work already.
     pub(super) fn arm(&mut self, has_room: bool) -> bool {
-        // What a ring still has when there is no room for it waits for a request to end, which wakes us.
+        // Chains for which there is no room wait until a request ends, which wakes us.
         let is_busy = !self.is_broken && has_room && self.ring.enable_kicks();
         if !is_busy {
-            // Nobody would send it while the worker sleeps.
+            // Nothing would send it while the worker sleeps.
             self.send_pending();
         }
         is_busy
@@ -390,21 +391,21 @@ impl<R: Ring> Virtqueue<R> {
         }
     }
 
-    /// Its task has panicked: the guest is told, and nothing is in flight any more that anybody counts.
+    /// Its task has panicked: the guest is told, and nothing counts as in flight any more.
     pub(super) fn abandon(&mut self) {
         self.interrupts.fail();
         self.send_pending();
         self.stats.in_flight.set(0);
     }
 
-    /// Takes the kicks that came in, for the statistics and so that the descriptor is not readable any more.
+    /// Takes the kicks that have arrived, for the statistics and so that the descriptor is not readable any more.
     pub(super) fn take_kicks(&mut self) {
         let Some(kick) = &self.kick else { return };
         // SAFETY: the descriptor is open as long as `kick` is borrowed.
         let kick = unsafe { BorrowedFd::borrow_raw(kick.as_raw_fd()) };
         let mut count = [0; 8];
         // The descriptor may come from a front end, which can make it block at any time: hence RWF_NOWAIT, which an
-        // eventfd knows (Linux 5.8). EAGAIN: there were none.
+        // eventfd supports (Linux 5.8). EAGAIN: there were none.
         let read = preadv2(kick, &mut [IoSliceMut::new(&mut count)], u64::MAX, ReadWriteFlags::NOWAIT);
         if read == Ok(8) {
             self.stats.kicks.add(u64::from_ne_bytes(count));

@@ -15,7 +15,7 @@ use std::fmt::Debug;
 ///
 /// A turn takes a batch by [`pop`](Ring::pop), [walks](Ring::walk) all of its chains before it pops again, gives any
 /// number of chains back by [`push_used`](Ring::push_used), shows them to the driver by [`publish`](Ring::publish), and
-/// asks [`needs_signal`](Ring::needs_signal) once. Whoever is generic over this pays nothing for it.
+/// asks [`needs_signal`](Ring::needs_signal) once. Code that is generic over this pays nothing for it.
 pub trait Ring: Debug + Send + Sized + 'static {
     /// Takes over a queue whose driver has set it up and not used it yet. Kicks are switched off: the owner polls.
     ///
@@ -25,7 +25,7 @@ pub trait Ring: Debug + Send + Sized + 'static {
         Self::start(config, tables, event_idx, RingStart::default())
     }
 
-    /// Takes over a queue that its driver has set up, new or where somebody else has stopped or died. Kicks are
+    /// Takes over a queue that its driver has set up, either new or where an earlier owner stopped or died. Kicks are
     /// switched off.
     ///
     /// # Errors
@@ -41,26 +41,26 @@ pub trait Ring: Debug + Send + Sized + 'static {
         Ok(ring)
     }
 
-    /// The first step of [`start`](Self::start): the ring as if nobody had used it.
+    /// The first step of [`start`](Self::start): the ring as if it had never been used.
     ///
     /// # Errors
     /// As `start`.
     fn lay_out(config: &QueueConfig, tables: Translator, event_idx: bool, start: RingStart) -> Result<Self, RingError>;
 
-    /// The second step of [`start`](Self::start) where the rings were used before.
+    /// The second step of [`start`](Self::start), if the rings were used before.
     ///
     /// # Errors
     /// As `start`.
     fn resume(&mut self) -> Result<(), RingError>;
 
-    /// Whether a ring can be there.
+    /// Checks whether a ring can be there.
     ///
     /// # Errors
     /// As [`start`](Self::start).
     fn check(config: &QueueConfig, tables: &mut Translator) -> Result<(), RingError>;
 
-    /// Moves the ring to where it is in another memory map, and leaves the translator for the old one, which must be
-    /// kept as long as a request is in flight that was taken under it.
+    /// Moves the ring to its place in another memory map, and leaves the translator of the old one behind, which must
+    /// be kept as long as a request taken under it is in flight.
     ///
     /// # Errors
     /// It is not in that map: both are as they were, and the ring must not be popped from any more.
@@ -69,7 +69,7 @@ pub trait Ring: Debug + Send + Sized + 'static {
     /// Sets which log notes changes of the rings, and by which guest address. Returns what was there.
     fn set_log(&mut self, log: Option<(DirtyLog, u64)>) -> Option<(DirtyLog, u64)>;
 
-    /// Where the ring stands, as GET_VRING_BASE of vhost-user has it.
+    /// The ring's position, in the form of vhost-user's GET_VRING_BASE.
     fn base(&self) -> u32;
 
     /// Number of descriptors.
@@ -91,8 +91,8 @@ pub trait Ring: Debug + Send + Sized + 'static {
     /// Whether the driver has made chains available that were not popped yet.
     fn has_available(&self) -> bool;
 
-    /// What changes when the driver makes a chain available, for an owner that has popped all there are. `None`: it is
-    /// to be polled.
+    /// What changes when the driver makes a chain available, for an owner that has popped all chains. `None`: the ring
+    /// must be polled.
     fn watch(&self) -> Option<Watch>;
 
     /// Follows the chain `head` and puts its buffers into `segments`, those to read first. Empty buffers are left out.

@@ -19,13 +19,12 @@ pub trait UsedRuns: Ring {
     fn push_used_run(&mut self, chains: &[u16], written: u32);
 }
 
-/// A ring whose chains are given back in the order in which they were made available, whatever order they end in: one
-/// that has ended waits for those before it.
+/// A ring whose chains are given back in the order in which they were made available, whatever order they end in: a
+/// completed chain waits for those before it.
 ///
-/// What waits is in flight for whoever looks from outside: it has not been pushed to the ring within, so that the
-/// driver does not see it, a [base](Ring::base) does not count it, and the record of requests in flight still has it. A
-/// process that dies leaves it to the next one, which does it once more, as every request whose end the driver has not
-/// seen.
+/// Seen from outside, a waiting chain is in flight: it has not been pushed to the inner ring, so the driver does not
+/// see it, a [base](Ring::base) does not count it, and the record of requests in flight still has it. If the process
+/// dies, the next one carries it out again, like every request whose completion the driver has not seen.
 #[derive(Debug)]
 pub struct InOrder<R> {
     ring: R,
@@ -91,7 +90,7 @@ impl<R: UsedRuns> Ring for InOrder<R> {
     }
 
     /// # Errors
-    /// Also if a chain is made available that the driver does not have, be it that it has ended and waits.
+    /// Also if the driver makes a chain available that the device still has, even if it has completed and is waiting.
     #[inline]
     fn pop(&mut self, heads: &mut [u16]) -> Result<usize, RingError> {
         let count = self.ring.pop(heads)?;
@@ -168,7 +167,7 @@ impl<R: UsedRuns> InOrder<R> {
             if state.phase != Phase::Free {
                 return Err(RingError::InUse(head));
             }
-            // Should it not be walked, nothing is known of what it lets us write, which no length is equal to.
+            // If it is never walked, the length that it lets us write is unknown, and no length equals that.
             *state = State { phase: Phase::InFlight, written: 0, writable: u64::MAX };
             // There is room: each chain is in it once, and there are no more than the ring has descriptors.
             let at = self.oldest + self.count;
@@ -193,8 +192,8 @@ impl<R: UsedRuns> InOrder<R> {
             state.phase = Phase::Free;
             length += 1;
             written = state.written;
-            // The driver takes those that are passed over for written completely (virtio 1.3, 2.7.9 and 2.8.8): one of
-            // which that is not so has the run's element.
+            // The driver assumes that skipped chains were written completely (virtio 1.3, 2.7.9 and 2.8.8): one that
+            // was not ends the run and gets its element.
             if u64::from(written) != state.writable {
                 break;
             }

@@ -9,7 +9,7 @@ use std::sync::{
 
 /// Each queue's region starts at a multiple of this.
 const ALIGNMENT: u64 = 64;
-/// The layout that we know. 0 means that nobody has used the region yet.
+/// The layout that we know. 0 means that the region has not been used yet.
 const VERSION: u16 = 1;
 /// Offsets in the header. The features before them are not used.
 const VERSION_OFFSET: usize = 8;

@@ -22,7 +22,7 @@ impl Default for Deadline {
     }
 }
 
-/// The clocks of two CPUs may differ by less: no jump.
+/// Smaller differences are normal between the clocks of two CPUs: they are not jumps.
 const SKEW_TICKS: u64 = 1 << 20;
 
 impl Deadline {
@@ -32,7 +32,7 @@ impl Deadline {
     /// `wait` from the beginning of this turn on. `[worker]`
     pub fn after(wait: Duration) -> Self {
         let ticks = wait.as_nanos() * u128::from(clock::ticks_per_second()) / 1_000_000_000;
-        // One that does not come within some centuries is as good as any other such.
+        // Deadlines that are centuries away need not be told apart.
         Deadline { since: now(), ticks: ticks.try_into().unwrap_or(u64::MAX).min(u64::MAX - 1) }
     }
 
@@ -51,7 +51,7 @@ impl Deadline {
         Duration::from_nanos(nanoseconds.try_into().unwrap_or(u64::MAX))
     }
 
-    /// The one of both that comes first. `[worker]`
+    /// The earlier of the two. `[worker]`
     pub fn or_earlier(self, other: Deadline) -> Deadline {
         if other.remaining_ticks() < self.remaining_ticks() { other } else { self }
     }
@@ -73,18 +73,18 @@ thread_local! {
     static TURN: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Reads the clock for all who ask for the time until [`end_turn`].
+/// Reads the clock for all calls that ask for the time until [`end_turn`].
 pub(super) fn begin_turn() {
     TURN.set(read_clock().max(1));
 }
 
-/// From now on, whoever asks for the time reads the clock.
+/// From now on, each call that asks for the time reads the clock.
 pub(super) fn end_turn() {
     TURN.set(0);
 }
 
 /// The time of this turn, in ticks of the time stamp counter: read once for all if a task at rest has a deadline, and
-/// otherwise for each who asks. `[worker]`
+/// otherwise on each call. `[worker]`
 pub fn now() -> u64 {
     match TURN.get() {
         0 => read_clock(),

@@ -23,10 +23,10 @@ pub enum IdlePolicy {
     /// Never: it polls for ever. The core is busy, the latency lowest.
     #[default]
     Spin,
-    /// It polls for as long as that has paid lately, at most 50 µs, then asks the drivers for kicks and sleeps until
-    /// one comes.
+    /// It polls for as long as that has paid off lately, at most 50 µs, then asks the drivers for kicks and sleeps
+    /// until one comes.
     Adaptive,
-    /// It sleeps as soon as there is nothing to do. The core is free, the latency that of a wake-up.
+    /// It sleeps as soon as there is nothing to do. The core is free; the latency is that of a wake-up.
     Interrupt,
 }
 
@@ -52,7 +52,7 @@ impl FromStr for IdlePolicy {
     }
 }
 
-/// Empty turns between two looks at the clock.
+/// Empty turns between two readings of the clock.
 const CLOCK_INTERVAL: u32 = 32;
 
 /// The idle state of one worker.
@@ -62,7 +62,7 @@ pub(super) struct Idle {
     pause: Pause,
     scale: clock::Scale,
     empty_turns: u32,
-    /// When the first of them was, and when the clock was last looked at.
+    /// When the first of them was, and when the clock was last read.
     idle_since: u64,
     looked_at: u64,
     window: SpinWindow,
@@ -70,12 +70,12 @@ pub(super) struct Idle {
     patience_ns: u64,
     /// What to sleep on: made again when tasks come or go.
     fds: Vec<libc::pollfd>,
-    /// Whose they are, the bell's first.
+    /// The owners of these descriptors, the bell first.
     owners: Vec<Owner>,
     stale: bool,
 }
 
-/// Whose sign a descriptor carries.
+/// The owner of a descriptor.
 #[derive(Clone, Copy, Debug)]
 enum Owner {
     Bell,
@@ -110,7 +110,7 @@ impl Idle {
         self.empty_turns = 0;
     }
 
-    /// Polling has paid: no sleep was needed.
+    /// Polling has paid off: no sleep was needed.
     #[cold]
     fn polled_through(&mut self) {
         if self.policy == IdlePolicy::Adaptive {
@@ -178,8 +178,8 @@ impl Idle {
         self.patience_ns = patience(self.policy, &self.window);
         self.empty_turns = 0;
         if !has_slept && work == 0 {
-            // There is work, or somebody cannot be waited for: then to ask all again and again would cost more than to
-            // poll for a while. The count makes `worked` end this with the first work.
+            // There is work, or a task that cannot be waited for: asking all tasks again and again would then cost more
+            // than polling for a while. The count makes `worked` end this with the first work.
             (self.idle_since, self.looked_at) = (start, start);
             self.patience_ns = LONGEST_NS;
             self.empty_turns = CLOCK_INTERVAL + 1;
@@ -244,7 +244,7 @@ struct Attempt<'w> {
     mailbox: &'w Mailbox,
     /// How many tasks are armed: the first ones.
     armed: usize,
-    /// When one of them wants to be polled, whatever happens.
+    /// When one of them must be polled, whatever happens.
     earliest: Deadline,
     /// What was found to do, and done, while disarming.
     work: usize,
@@ -252,8 +252,8 @@ struct Attempt<'w> {
 }
 
 impl Attempt<'_> {
-    /// Disarms and polls those first for which there is a sign: somebody waits for them, and with hundreds of tasks the
-    /// others take a while.
+    /// Disarms and polls the tasks that have been signalled first: requests are waiting there, and with hundreds of
+    /// tasks the others take a while.
     fn serve_signs(&mut self) {
         for (fd, owner) in self.idle.fds.iter_mut().zip(&self.idle.owners) {
             let (Owner::Kick(id) | Owner::Backend(id)) = *owner else { continue };
@@ -277,7 +277,7 @@ impl Sleeper for Attempt<'_> {
             let deadline = self.tasks.ask_deadline(index);
             self.earliest = self.earliest.or_earlier(deadline);
             if has_work | deadline.is_due() {
-                // It is not to wait for its turn among those at rest. It stays among the first ones.
+                // It must not wait for its turn among those at rest. It stays among the first ones.
                 self.tasks.wake(index);
                 return true;
             }
@@ -310,7 +310,7 @@ impl Sleeper for Attempt<'_> {
     }
 
     fn clear_bell(&mut self) {
-        // Empty: somebody's command was seen without the bell.
+        // Empty: a command was seen without the bell.
         let _ = self.mailbox.bell.read();
     }
 

@@ -17,7 +17,7 @@ use tracing::warn;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const MAILBOX_CAPACITY: usize = 64;
-/// After how long a drain that does not end is reported, again and again.
+/// Interval at which a drain that does not end is reported.
 const DRAIN_REPORT: Duration = Duration::from_secs(5);
 
 /// A task that did not start, with its reason; or without it, if it panicked and is leaked.
@@ -41,7 +41,7 @@ pub(super) struct Mailbox {
     /// Rung after each push, for a worker that sleeps.
     pub(super) bell: EventFd,
     next_task: AtomicU64,
-    /// Set when nobody takes commands any more.
+    /// Set when the worker takes no more commands.
     pub(super) ended: AtomicBool,
 }
 
@@ -56,7 +56,8 @@ impl Mailbox {
         })
     }
 
-    /// Drops what nobody takes any more, and with it the senders for which somebody waits.
+    /// Drops the commands that will not be taken any more, and with them the senders whose answers are being waited
+    /// for.
     pub(super) fn clear(&self) {
         while self.commands.pop().is_some() {}
     }
@@ -67,7 +68,7 @@ impl Mailbox {
 pub struct Detaching {
     worker: String,
     answer: Receiver<Option<Box<dyn Task>>>,
-    /// When it was last reported that it takes long.
+    /// When the delay was last reported.
     reported: Instant,
 }
 
@@ -83,7 +84,7 @@ impl Detaching {
         }
     }
 
-    /// The task if it is there, or `None` for one that was lost. Not called again after that.
+    /// The task once it is back, or `None` for one that was lost. Not called again after that.
     pub fn poll(&mut self, owner: &str) -> Poll<Option<Box<dyn Task>>> {
         match self.answer.try_recv() {
             Ok(task) => Poll::Ready(task),
@@ -140,25 +141,25 @@ impl WorkerHandle {
         }
     }
 
-    /// Takes a task back, once it has finished what it began: this waits for all of its requests. `None`: the worker
-    /// has ended, or the task was lost, and with it what it owns. `owner` is for messages.
+    /// Takes a task back once it has finished what it began: this waits for all of its requests. `None`: the worker has
+    /// ended, or the task was lost together with what it owns. `owner` is for messages.
     pub fn detach(&self, id: TaskId, owner: &str) -> Option<Box<dyn Task>> {
         self.begin_detach(id).wait(owner)
     }
 
-    /// As [`detach`](Self::detach), without waiting: asks the worker, which goes on by itself.
+    /// As [`detach`](Self::detach), without waiting: asks the worker, which does the rest by itself.
     pub fn begin_detach(&self, id: TaskId) -> Detaching {
         let (reply, answer) = sync_channel(1);
         self.send(Command::Detach(id, reply));
         Detaching { worker: self.name().into(), answer, reported: Instant::now() }
     }
 
-    /// Changes something of a task, between two of its turns. Returns what it had before, so that it is dropped here
-    /// and not on the worker; `None`: the worker has ended.
+    /// Changes a setting of a task between two of its turns. Returns the previous value, so that it is dropped here and
+    /// not on the worker; `None`: the worker has ended.
     pub fn update<C: Any + Send>(&self, id: TaskId, change: C) -> Option<C> {
         let (reply, answer) = sync_channel(1);
         self.send(Command::Update(id, Box::new(change), reply));
-        // A task changes what is in the box, and not the box.
+        // A task changes the contents of the box, not the box itself.
         answer.recv().ok()?.downcast().ok().map(|before| *before)
     }
 

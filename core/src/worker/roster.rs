@@ -1,13 +1,13 @@
 //! The tasks of a worker, those at rest apart from the others.
 //!
 //! A task that had nothing to do in [`REST_AFTER`] turns in a row, and can say which word in memory it waits for,
-//! rests. It is not called any more; instead the worker looks at that word. So a queue that nobody uses costs one cache
-//! line of the guest's and a quarter of one of the worker's in each look, instead of a call and the lines that its
-//! state is on. And of many tasks at rest only some are looked at in each turn, in rotation, so that they do not slow
-//! down those that are busy: see [`LOOKS`].
+//! rests. It is not called any more; instead the worker looks at that word. So each check of an idle queue costs one
+//! cache line of the guest and a quarter of one of the worker, instead of a call and the lines that hold the queue's
+//! state. And of many tasks at rest, only some are checked in each turn, in rotation, so that they do not slow down the
+//! busy ones: see [`LOOKS`].
 //!
-//! A task at rest that has named a deadline is polled when that is due: every turn reads the clock then. Where nobody
-//! has, this costs a turn nothing: the countdown to the next turn that is measured is there in any case.
+//! A task at rest that has named a deadline is polled when that is due: every turn reads the clock then. If no task has
+//! named one, this costs a turn nothing: the countdown to the next turn that is measured exists in any case.
 use super::{
     Deadline, Task, TaskId,
     deadline::{begin_turn, end_turn},
@@ -17,8 +17,8 @@ use std::sync::mpsc::SyncSender;
 
 /// Turns without work, in a row, after which a task may rest.
 pub const REST_AFTER: u32 = 64;
-/// Tasks at rest that are looked at in each turn, and one more for each four pieces of work that the turn had. So the
-/// looks cost a small part of the work, and with `n` at rest a rotation takes at most `n / LOOKS` turns, and about the
+/// Tasks at rest that are checked in each turn, plus one for every four pieces of work that the turn had. So the checks
+/// cost a small part of the work, and with `n` tasks at rest a rotation takes at most `n / LOOKS` turns, and about the
 /// time of `4 n` requests.
 pub const LOOKS: usize = 8;
 
@@ -29,33 +29,33 @@ pub(super) struct Entry {
     idle_turns: u32,
     /// Whether it is being stopped.
     pub(super) leaving: bool,
-    /// Who waits for it then.
+    /// What waits for its stop.
     pub(super) reply: Option<SyncSender<Option<Box<dyn Task>>>>,
 }
 
-/// All of them: the turns of a worker, whose thread is somewhere else.
+/// All tasks of a worker and their turns; the thread itself is elsewhere.
 #[derive(Default)]
 pub struct Roster {
     /// The first `active` are polled in every turn; the others rest.
     entries: Vec<Entry>,
     active: usize,
-    /// What those at rest wait for, at the places of their entries. Apart from these, so that a look touches little.
+    /// What those at rest wait for, at the indices of their entries. Kept apart, so that a check touches little memory.
     watches: Vec<Watch>,
     /// When they want to be polled, likewise.
     deadlines: Vec<Deadline>,
-    /// None of these is due before this.
+    /// No deadline is due before this.
     earliest: Deadline,
     countdown: Countdown,
-    /// Which of those at rest is looked at next.
+    /// The task at rest that is checked next.
     next_look: usize,
-    /// The task that is being called, for the case that it panics.
+    /// The task that is being called, in case it panics.
     current: Option<usize>,
 }
 
-/// Turns up to the next one that looks at clocks: what else a turn may have to do costs the others nothing.
+/// Turns up to the next one that looks at clocks: the extra work of such a turn costs the others nothing.
 struct Countdown {
     left: u32,
-    /// What `left` began with, and how many turns were counted before.
+    /// The initial value of `left`, and how many turns were counted before.
     set: u32,
     before: u32,
 }
@@ -78,7 +78,7 @@ impl Countdown {
 }
 
 impl Roster {
-    /// Polls everybody once who is not at rest, and looks at some who are. Returns how much there was to do.
+    /// Polls each task that is not at rest once, and checks some that are. Returns how much there was to do.
     #[inline(always)]
     pub fn turn(&mut self) -> usize {
         let mut work = 0;
@@ -145,7 +145,7 @@ impl Roster {
         if !self.earliest.is_due() {
             return work;
         }
-        // Those that wake take places in front of the row, which have been looked at, and swap theirs.
+        // Tasks that wake swap places with tasks at the front of the row, which have been checked.
         for index in self.active..self.entries.len() {
             if self.deadlines[index].is_due() {
                 let place = self.wake(index);
@@ -168,7 +168,7 @@ impl Roster {
         deadline
     }
 
-    /// Looks at so many of those at rest, and polls those for which there is something.
+    /// Checks this many of those at rest, and polls those that have something to do.
     #[inline]
     fn look(&mut self, looks: usize) -> usize {
         if !(self.active..self.entries.len()).contains(&self.next_look) {
@@ -178,7 +178,7 @@ impl Roster {
         let last = (first + looks).min(self.entries.len());
         let mut work = 0;
         while let Some(offset) = self.watches[first..last].iter().position(Watch::has_changed) {
-            // The one that takes its place was in front of the row, and has been looked at in this rotation.
+            // The one that takes its place was at the front of the row, and has been checked in this rotation.
             let place = self.wake(first + offset);
             first += offset + 1;
             work += self.poll_one(place);
@@ -195,7 +195,7 @@ impl Roster {
         work
     }
 
-    /// Puts a task to rest, if it can be. The one that takes its place is to be polled next.
+    /// Puts a task to rest, if it can rest. The one that takes its place must be polled next.
     #[cold]
     fn rest(&mut self, index: usize) -> bool {
         let entry = &mut self.entries[index];
@@ -218,7 +218,7 @@ impl Roster {
     }
 
     /// Lets a task at rest be polled again. Returns its new place.
-    // Out of line: within `look`, it would cost a turn in which nobody wakes its registers.
+    // Out of line: within `look`, it would cost registers even in turns in which no task wakes.
     #[inline(never)]
     pub(super) fn wake(&mut self, index: usize) -> usize {
         if index < self.active {
@@ -233,7 +233,7 @@ impl Roster {
         self.active - 1
     }
 
-    /// Lets all be polled again: what they wait for may be somewhere else. The places stay.
+    /// Lets all be polled again: what they wait for may have moved. Their order stays.
     pub(super) fn wake_all(&mut self) {
         self.active = self.entries.len();
         self.watches.fill(Watch::NONE);
@@ -242,7 +242,7 @@ impl Roster {
         self.entries.iter_mut().for_each(|entry| entry.idle_turns = 0);
     }
 
-    /// Adds a task that was started.
+    /// Adds a started task.
     pub fn push(&mut self, id: TaskId, task: Box<dyn Task>) {
         self.wake_all();
         self.entries.push(Entry { id, task, idle_turns: 0, leaving: false, reply: None });

@@ -31,10 +31,10 @@ pub trait Task: Send {
     fn watch(&self) -> Option<Watch> {
         None
     }
-    /// When the task wants to be polled, whatever it watches and whoever gives a sign. Asked when it comes to rest and
-    /// before the worker sleeps, so it may change with any call of the task. Whether it is due, the task asks itself in
-    /// its turns: it is polled at other times as well. While one is due, the worker does not sleep. `None`: it waits
-    /// for no time.
+    /// When the task wants to be polled, whatever it watches and whatever signals arrive. Asked when it comes to rest
+    /// and before the worker sleeps, so it may change with any call of the task. The task itself checks in its turns
+    /// whether the deadline is due, since it is polled at other times as well. While one is due, the worker does not
+    /// sleep. `None`: it waits for no time.
     fn deadline(&self) -> Option<Deadline> {
         None
     }
@@ -45,13 +45,13 @@ pub trait Task: Send {
     /// The last call of the worker. Returns whether the task may be dropped: not if something may still touch what it
     /// owns.
     fn finish(&mut self) -> bool;
-    /// Takes up a change of a type that its kind of task knows, and leaves in its place what was there before: dropping
-    /// it may take long, so whoever sent the change does that. Others are left as they are. After the last call of the
-    /// worker, whoever has the task back may ask questions in this way.
+    /// Applies a change of a type that its kind of task knows, and leaves the previous value in its place: dropping
+    /// that may take long, so the sender of the change does it. Changes of other types are left as they are. After the
+    /// last call of the worker, the thread that has the task back may query it in this way.
     fn update(&mut self, _change: &mut dyn Any) {}
-    /// The task has panicked: tell the guest, and let go of what others may touch. Returns whether that has succeeded,
-    /// as [`finish`](Self::finish) does; then nothing is called any more but [`update`](Self::update) and `drop`,
-    /// else not even these.
+    /// The task has panicked: tell the guest, and release what others may touch. Returns whether that has succeeded, as
+    /// [`finish`](Self::finish) does; then nothing is called any more but [`update`](Self::update) and `drop`, else not
+    /// even these.
     fn abandon(&mut self) -> bool;
     /// Where to sleep for it.
     fn sleep_fds(&self) -> SleepFds;

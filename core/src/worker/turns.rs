@@ -18,7 +18,7 @@ use tracing::error;
 pub(super) struct Core {
     mailbox: Arc<Mailbox>,
     tasks: Roster,
-    /// Tasks that have panicked and let go of everything, until they are taken back.
+    /// Tasks that have panicked and released everything, until they are taken back.
     given_up: Vec<(TaskId, Box<dyn Task>)>,
     leaving: usize,
     idle: Idle,
@@ -64,7 +64,7 @@ impl Core {
             } else {
                 self.meter.empty_turn();
                 self.idle.pause();
-                // Nobody wakes a worker that has taken its last command.
+                // Nothing wakes a worker that has taken its last command.
                 if self.idle.wants_sleep() && !self.exit {
                     self.idle.sleep(&mut self.tasks, &self.mailbox, &mut self.meter);
                 }
@@ -72,7 +72,7 @@ impl Core {
         }
     }
 
-    /// A turn that is measured, or in which somebody may wait for the time.
+    /// A turn that is measured, or in which a task may have a deadline.
     #[cold]
     fn turn_by_the_clock(&mut self) -> usize {
         let idle = &self.idle;
@@ -174,7 +174,8 @@ impl Core {
         }
     }
 
-    /// Removes a task, to be given to whoever waits for it, or leaked because something may still touch what it owns.
+    /// Removes a task, which is handed to the thread that waits for it, or leaked because something may still touch
+    /// what it owns.
     fn remove(&mut self, index: usize, may_be_dropped: bool) {
         let Entry { task, reply, leaving, .. } = self.tasks.remove(index);
         self.leaving -= usize::from(leaving);
@@ -186,8 +187,8 @@ impl Core {
         }
     }
 
-    /// A task panicked, which is a mistake of ours. It is not called any more; the others go on. Whoever owns it gets
-    /// it back if nothing can touch any more what it owns, and otherwise it is leaked.
+    /// A task panicked, which is a bug in Pollux. It is not called any more; the others continue. Its owner gets it
+    /// back if nothing can touch what it owns any more; otherwise, it is leaked.
     #[cold]
     fn abandon_current(&mut self) {
         end_turn();

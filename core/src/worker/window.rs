@@ -1,7 +1,7 @@
 //! How long an adaptive worker polls without work before it sleeps.
 
-/// The windows that there are, in nanoseconds. The longest is about what a sleep and its wake-up cost: to poll for as
-/// long is at most twice as bad as the best choice (ski rental).
+/// The possible windows, in nanoseconds. The longest is about what a sleep and its wake-up cost: to poll for as long is
+/// at most twice as bad as the best choice (ski rental).
 const CHOICES_NS: [u64; 6] = [2_000, 5_000, 10_000, 20_000, 35_000, LONGEST_NS];
 /// The longest.
 pub(super) const LONGEST_NS: u64 = 50_000;
@@ -32,15 +32,15 @@ impl SpinWindow {
         CHOICES_NS[self.choice]
     }
 
-    /// Work came after so long of polling.
+    /// Work came after polling for this long.
     pub(super) fn polled(&mut self, nanoseconds: u64) {
         self.note(nanoseconds);
     }
 
-    /// Work came after so long of polling and of a sleep.
+    /// Work came after polling and a sleep of these lengths.
     pub(super) fn slept(&mut self, polled_ns: u64, slept_ns: u64) {
-        // Half of a short sleep is the wake-up itself, at a guess. If the guess is too high, a longer window than need
-        // be catches the next ones, and those are measured.
+        // Half of a short sleep is the wake-up itself, at a guess. If the guess is too high, a longer window than
+        // necessary catches the next ones, and those are measured.
         self.note(polled_ns + slept_ns / 2);
     }
 
@@ -54,7 +54,7 @@ impl SpinWindow {
         self.choice = best.unwrap_or_default();
     }
 
-    /// What those gaps would have cost with this choice.
+    /// What the remembered gaps would have cost with this choice.
     fn cost(&self, choice: usize) -> u64 {
         let cost = |(group, &count): (usize, &u32)| {
             let each = if group <= choice { CHOICES_NS[group] } else { CHOICES_NS[choice] + SLEEP_NS };

@@ -95,7 +95,8 @@ impl PackedInflight {
     }
 
     /// Finds out what the process before had in flight. `flags` reads those of a descriptor in the ring; `used` is
-    /// where a new queue begins, index and wrap counter. `None`: nobody has used the region before; it is made ready.
+    /// where a new queue begins, index and wrap counter. `None`: the region has not been used before; it is
+    /// initialised.
     ///
     /// # Errors
     /// The region is of another layout or queue, or makes no sense.
@@ -168,7 +169,7 @@ impl PackedInflight {
             let (mut entry, mut last) = (head, head);
             let mut descriptors = Vec::new();
             for _ in 0..self.region.half(head, entry::NUM).load(Ordering::Relaxed) {
-                // Each entry once: a front end that made another list of it harms itself alone.
+                // Each entry once: a front end that corrupts the list harms only itself.
                 let slot = is_taken.get_mut(usize::from(entry)).filter(|slot| !**slot);
                 *slot.ok_or(RingError::InflightDamaged)? = true;
                 let rest = self.region.word(entry, entry::REST).load(Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! What a packed ring notes for the process after it, and what it makes of the notes of the one before.
+//! What a packed ring records for the next process, and how it uses the records of the previous one.
 use super::{
     super::{
         chain::{Chain, SegmentList},
@@ -11,7 +11,7 @@ use crate::memory::Translator;
 use std::sync::atomic::Ordering;
 
 impl PackedRing {
-    /// Goes on where somebody else has died.
+    /// Continues where an earlier process died.
     pub(super) fn recover(&mut self) -> Result<(), RingError> {
         let Some(inflight) = &mut self.inflight else { return Ok(()) };
         let descriptors = self.descriptors;
@@ -20,7 +20,7 @@ impl PackedRing {
             flags & BOTH == if wrap { AVAILABLE } else { USED }
         };
         let Some(found) = inflight.recover(self.used.bits(), is_available)? else { return Ok(()) };
-        // What was taken has been given back or is in flight, so this holds whatever base the front end says.
+        // Every chain taken has been given back or is in flight, so this holds whatever base the front end gives.
         self.used = Cursor::new(found.used, BOTH);
         self.available = Cursor::new(found.used, AVAILABLE);
         for chain in &found.chains {
@@ -37,8 +37,8 @@ impl PackedRing {
     }
 
     /// The process before may have died between writing used descriptors and showing the first of them to the driver,
-    /// which must not run into those behind it. It has not got there, and writes nothing between here and where chains
-    /// are available.
+    /// which must not run into the later ones. The driver has not got there, and writes nothing between here and the
+    /// available chains.
     fn erase_unpublished(&mut self) {
         let mut place = self.used;
         for _ in 0..self.taken {
@@ -61,15 +61,15 @@ impl PackedRing {
         for &id in ids {
             let Place { index, kept, count, .. } = self.places[usize::from(id)];
             let rests = &self.kept[usize::from(kept)..usize::from(kept + count)];
-            // Addresses are read here for the copy, and once more by whoever walks: the next process checks what it
-            // finds in the copy.
+            // Addresses are read here for the copy, and once more when the chain is walked: the next process checks
+            // what it finds in the copy.
             let pairs = rests.iter().zip(u32::from(index)..);
             inflight.take(id, pairs.map(|(&rest, at)| [first_half(descriptors, (at % size) as u16), rest]))?;
         }
         Ok(())
     }
 
-    /// As [`walk`](Ring::walk), for a chain of which nothing is left but the copy that was in the in-flight region.
+    /// As [`walk`](Ring::walk), for a chain of which only the copy in the in-flight region remains.
     #[cold]
     #[inline(never)]
     pub(super) fn walk_recovered(

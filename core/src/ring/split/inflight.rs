@@ -2,9 +2,9 @@
 //! outlives the process (vhost-user document, "Inflight I/O tracking").
 //!
 //! The front end keeps the region and hands it to the next process after a crash, which
-//! [recovers](InflightQueue::recover) from it. The order of the stores is the document's: at whatever instruction the
-//! process is killed, each request is found either given back, or in flight and done once more. The front end may write
-//! to the region at any time, so nothing that is read from it is trusted to be more than a number.
+//! [recovers](InflightQueue::recover) from it. The order of the stores is the document's: whatever the instruction at
+//! which the process is killed, each request is found either given back, or in flight and carried out again. The front
+//! end may write to the region at any time, so nothing that is read from it is trusted to be more than a number.
 use crate::{
     fallible,
     ring::{
@@ -58,8 +58,8 @@ impl InflightQueue {
         Ok(InflightQueue { region, counter: 0, batch, is_held })
     }
 
-    /// Finds out what the process before had in flight, given the used index that the driver can see. `None`: nobody
-    /// has used the region before; it is made ready.
+    /// Finds out what the previous process had in flight, given the used index that the driver can see. `None`: the
+    /// region has not been used before; it is initialised.
     ///
     /// # Errors
     /// The region is of a layout or a queue size other than ours: the number found.
@@ -74,7 +74,7 @@ impl InflightQueue {
         self.finish_last_batch(used);
         let (heads, counter) = self.region.in_flight();
         self.counter = counter;
-        // Whatever was taken has been given back or is in flight, so this holds whatever base the front end says.
+        // Every chain taken has been given back or is in flight, so this holds whatever base the front end gives.
         Ok(Some(Recovered { available: used.wrapping_add(heads.len() as u16), heads }))
     }
 
@@ -93,7 +93,7 @@ impl InflightQueue {
         region.header(USED_INDEX).store(used, Ordering::Release);
     }
 
-    /// Notes that chains were taken, before anything is done with them. The heads are below the size of the queue.
+    /// Records that chains were taken, before anything is done with them. The heads are below the size of the queue.
     ///
     /// # Errors
     /// The driver has made a chain available again before it has seen it used: a second record of it would take the
