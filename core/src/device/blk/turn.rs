@@ -108,7 +108,11 @@ impl<Q: DiskQueue> BlkQueue<Q> {
     #[inline]
     fn reap<R: Ring>(&mut self, queue: &mut Virtqueue<R>) -> usize {
         let result = self.backend.poll();
-        self.finish_completed(queue, result.err())
+        let completed = self.finish_completed(queue);
+        if let Err(failure) = result {
+            self.fail_backend(queue, failure);
+        }
+        completed
     }
 
     /// Offers pending requests to the backend: a group of them if it completes them at once, or else all, which it may
@@ -120,10 +124,9 @@ impl<Q: DiskQueue> BlkQueue<Q> {
             offered = &mut offered[..GROUP];
         }
         let count = offered.len();
-        let result = self.backend.submit(offered);
-        let Ok(taken) = result else {
-            self.completes_at_once = false;
-            return self.finish_completed(queue, result.err());
+        let taken = match self.backend.submit(offered) {
+            Ok(taken) => taken,
+            Err(failure) => return self.submit_failed(queue, failure),
         };
         self.completes_at_once = self.backend.completed() == count;
         self.pending_start += taken;
@@ -131,7 +134,7 @@ impl<Q: DiskQueue> BlkQueue<Q> {
             self.pending.clear();
             self.pending_start = 0;
         }
-        let completed = self.finish_completed(queue, None);
+        let completed = self.finish_completed(queue);
         if completed == 0 {
             queue.stats.in_flight.set(self.backend.in_flight().into());
         }
@@ -152,10 +155,20 @@ impl<Q: DiskQueue> BlkQueue<Q> {
         work
     }
 
+    /// The backend has failed in a call of `submit`. What completed in that call counts.
+    #[cold]
+    fn submit_failed<R: Ring>(&mut self, queue: &mut Virtqueue<R>, failure: QueueFailed) -> usize {
+        self.completes_at_once = false;
+        let completed = self.finish_completed(queue);
+        self.fail_backend(queue, failure);
+        completed
+    }
+
+    /// Gives the requests back to the driver that the backend's last call has completed. Returns how many there are.
     #[inline]
-    fn finish_completed<R: Ring>(&mut self, queue: &mut Virtqueue<R>, failure: Option<QueueFailed>) -> usize {
+    fn finish_completed<R: Ring>(&mut self, queue: &mut Virtqueue<R>) -> usize {
         let completed = self.backend.completed();
-        if completed == 0 && failure.is_none() {
+        if completed == 0 {
             return 0;
         }
         let mut tally = Tally::default();
@@ -173,9 +186,6 @@ impl<Q: DiskQueue> BlkQueue<Q> {
         queue.stats.in_flight.set(self.backend.in_flight().into());
         if queue.is_logged() {
             self.log_completed(queue, completed);
-        }
-        if let Some(failure) = failure {
-            self.fail_backend(queue, failure);
         }
         completed
     }
