@@ -278,14 +278,13 @@ impl BackendQueue {
         if count > self.completions.len() {
             return Err(self.fail("more completions than there is room for"));
         }
-        for index in 0..count {
-            let token = self.completions[index].token;
-            if !self.tokens.redeem(token) {
-                return Err(self.fail("a completion for a request that is not in flight"));
-            }
-            // The completions before a bad one are valid: their tokens have been redeemed.
-            self.completed = index + 1;
-            self.in_flight -= 1;
+        // The completions before a bad one are valid: their tokens have been redeemed.
+        let entries = self.completions[..count].iter();
+        let redeemed = entries.take_while(|completion| self.tokens.redeem(completion.token)).count();
+        self.completed = redeemed;
+        self.in_flight -= redeemed as u32;
+        if redeemed < count {
+            return Err(self.fail("a completion for a request that is not in flight"));
         }
         Ok(())
     }
