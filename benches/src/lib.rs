@@ -3,7 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`prepared`] | a driver that offers the same requests over and over, and a clock around the device's part alone |
-//! | [`backend`] | backends of the real plugins, and reads for their queues |
+//! | [`mod@backend`] | backends of the real plugins, and reads for their queues |
 //! | [`times`] | times of threads and of cache lines |
 //! | [`reads`], [`crossing`], [`many_queues`] | pieces that are measured alone |
 //! | [`contest`], [`row`] | who is compared with whom; a row of the table |

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`disk`] | what a device model knows |
 //! | [`open`] | which data path a queue gets |
-//! | [`backend`] | a plugin's medium as a disk |
+//! | `backend` | a plugin's medium as a disk |
 //! | [`stack`] | a disk with layers in front of it |
 //! | [`filter`] | the layers |
 //! | [`held`] | what a layer keeps of a request |

@@ -52,7 +52,7 @@ pub trait ModelKind: Send {
     fn config_was_told(&mut self, _features: u64, _told: &ToldConfig) -> Vec<String> {
         Vec::new()
     }
-    /// Builds a queue on this kind of ring, by [`VirtqueueSetup::serve`].
+    /// Builds a queue on this kind of ring, by `VirtqueueSetup::serve`.
     ///
     /// # Errors
     /// The ring is not usable, or the backend refuses a queue.

@@ -2,8 +2,8 @@
 //!
 //! | module | layer |
 //! |---|---|
-//! | [`layer`] | none: what a layer has to be, and what it has below it |
-//! | [`pass_through`] | does nothing: what to begin with |
+//! | `layer` | none: what a layer has to be, and what it has below it |
+//! | `pass_through` | does nothing: what to begin with |
 //!
 //! A layer sees every request of a device on its way to the disk, and every completion on its way back. Each method
 //! has a default that passes on what it is given, so that a layer says only what it does differently. It may
