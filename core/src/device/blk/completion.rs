@@ -76,6 +76,10 @@ impl<Q: DiskQueue> BlkQueue<Q> {
             self.rooms.give_back(head);
         }
         if state & OLD_MEMORY != 0 {
+            // Now: with the last of its requests goes the map that knows the pages which they have written.
+            if queue.is_logged() {
+                self.log_request(queue, head);
+            }
             queue.old_request_done();
         }
     }
