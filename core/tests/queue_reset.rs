@@ -1,17 +1,20 @@
 //! A driver resets one queue of a running device and enables it again (virtio 1.3, 2.6.1, 4.1.4.3 and 4.2.2), by the
 //! registers of PCI and MMIO.
 use pollux_core::{
+    plugin::{BlockBackend, OpenOptions, Plugin},
     transport::STATUS_NEEDS_RESET,
     worker::{IdlePolicy, Worker},
 };
 use pollux_driver::RingKind;
 use pollux_testing::{
     blk::{Cut, GET_ID, IN, OK, OUT, UNTOUCHED, pattern, wait_for},
+    build::c_plugin,
     disk::{self, Behaviour},
     registers::{BusGuest, BusKind, QUEUE_SIZE},
 };
 use std::time::{Duration, Instant};
 
+const C_DISK: &str = include_str!("fixtures/disk.c");
 const DISK_BYTES: u64 = 1 << 20;
 const RING_RESET: u64 = 1 << 40;
 
@@ -25,6 +28,7 @@ pollux_testing::on_both_rings!(
     what_makes_no_sense_is_ignored,
     a_queue_is_enabled_once_its_reset_is_done_and_not_before,
     a_ring_that_cannot_be_breaks_its_device_alone,
+    a_queue_whose_backend_cannot_stop_is_not_enabled_again,
     a_queue_is_reset_while_the_device_may_not_access_memory,
     a_reset_of_the_device_ends_that_of_a_queue,
 );
@@ -225,6 +229,24 @@ fn a_ring_that_cannot_be_breaks_its_device_alone(kind: RingKind) {
         read(&mut neighbour, 0, 0);
         assert_eq!(guest.start() & STATUS_NEEDS_RESET, 0);
         read(&mut guest, 0, 0);
+    }
+}
+
+fn a_queue_whose_backend_cannot_stop_is_not_enabled_again(kind: RingKind) {
+    let stops = "disk_queue_stop(void *queue) {\n  (void)queue;\n  return 0;";
+    assert!(C_DISK.contains(stops));
+    let source = C_DISK.replace(stops, "disk_queue_stop(void *queue) {\n  (void)queue;\n  return -1;");
+    let plugin = Plugin::load(&c_plugin("disk", &source)).expect("a plugin");
+    let worker = worker();
+    for bus in BusKind::BOTH {
+        let disk = BlockBackend::open(&plugin, "disk0", &OpenOptions::default()).expect("a backend");
+        let mut guest = BusGuest::new(bus, kind, "lost", disk, 2, &[worker.handle()]);
+        assert_eq!(guest.start() & STATUS_NEEDS_RESET, 0);
+        read(&mut guest, 0, 0);
+        guest.reset_queue(0);
+        let driver = guest.driver(0, 1, QUEUE_SIZE);
+        guest.enable_queue(0, driver);
+        assert_eq!(guest.status() & STATUS_NEEDS_RESET, STATUS_NEEDS_RESET, "its backend may still use its memory");
     }
 }
 

@@ -166,6 +166,13 @@ impl<K: ModelKind> DeviceShell<K> {
         self.kind.build(activation.features, setup, block)
     }
 
+    fn check_not_lost(&self) -> Result<(), ActivateError> {
+        if self.queues.has_lost() {
+            return Err(self.error("a queue of it was lost before, and its backend may still use the guest's memory"));
+        }
+        Ok(())
+    }
+
     fn error(&self, reason: impl ToString) -> ActivateError {
         ActivateError { device: self.options.name.clone(), reason: reason.to_string() }
     }
@@ -209,9 +216,7 @@ impl<K: ModelKind> DeviceModel for DeviceShell<K> {
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), ActivateError> {
-        if self.queues.has_lost() {
-            return Err(self.error("a queue of it was lost before, and its backend may still use the guest's memory"));
-        }
+        self.check_not_lost()?;
         self.kind.add_memory(&activation.memory).map_err(|error| self.error(error))?;
         self.kind.remove_memory_but(Some(&activation.memory));
         self.activation = Some(activation);
@@ -219,6 +224,8 @@ impl<K: ModelKind> DeviceModel for DeviceShell<K> {
     }
 
     fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError> {
+        // Not even one that was reset alone, whose driver believes that it has its buffers back.
+        self.check_not_lost()?;
         let Some(activation) = &self.activation else { return Err(self.error("a queue starts before its device")) };
         let index = queue.index;
         let task = self.queue(activation, queue);
