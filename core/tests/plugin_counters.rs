@@ -63,6 +63,15 @@ fn a_plugin_is_asked_again_and_again_and_when_it_is_closed() {
 }
 
 #[test]
+fn a_plugin_is_asked_by_one_thread_round_after_round() {
+    // Counted for each thread apart.
+    let answer = r#"(size_t)sprintf((char *)text->data, "{\"calls\": %u}", ++calls)"#;
+    let backend = disk(&format!("static __thread unsigned calls; text->length = {answer};"));
+    let published = count(&backend);
+    wait_for("another answer of the same thread", || (wait(&published)[0].1 >= 2).then_some(()));
+}
+
+#[test]
 fn answers_without_sense_are_shown_as_nothing() {
     for answer in [
         saying("nonsense"),

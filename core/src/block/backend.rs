@@ -39,7 +39,10 @@ impl Disk for BlockBackend {
     }
 
     fn count(&self, segment: &StatsSegment) {
-        let Some(mut record) = segment.add_backend(self.name(), self.plugin().name()) else { return };
+        let (name, plugin) = (self.name(), self.plugin().name());
+        let Some(mut record) = segment.add_backend(name, plugin) else {
+            return warn!("{name}: there is no room in the statistics for what the plugin {plugin} counts");
+        };
         let publish = move |counters: &Counters| record.publish(counters.iter().map(|(name, value)| (&**name, *value)));
         if let Err(error) = self.count(publish) {
             warn!("{error}");

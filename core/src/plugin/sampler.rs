@@ -8,7 +8,7 @@ use std::{
     sync::{
         Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering},
-        mpsc::{self, RecvTimeoutError},
+        mpsc::{self, Sender},
     },
     thread,
     time::{Duration, Instant},
@@ -55,9 +55,9 @@ impl Sampler {
     fn start() -> &'static Self {
         let sampler: &Sampler = Box::leak(Box::new(Sampler { sources: Mutex::default(), added: Condvar::new() }));
         let started = thread::Builder::new().name("counters".into()).spawn(move || {
-            let mut next_round = Instant::now() + INTERVAL;
+            let (mut next_round, mut free) = (Instant::now() + INTERVAL, None);
             loop {
-                ask(sampler.due(&mut next_round));
+                ask(&mut free, sampler.due(&mut next_round));
             }
         });
         if let Err(error) = started {
@@ -93,40 +93,62 @@ impl Sampler {
     }
 }
 
-/// Queries each of them once.
-fn ask(entries: Vec<Arc<Entry>>) {
+/// Entries to be queried at one time, and which of them is next.
+struct Round {
+    entries: Vec<Arc<Entry>>,
+    next: AtomicUsize,
+}
+
+impl Round {
+    /// Queries those that no other thread has begun to query, and reports each answer.
+    fn ask(&self, answered: &Sender<()>) {
+        while let Some(entry) = self.entries.get(self.next.fetch_add(1, Ordering::Relaxed)) {
+            entry.is_asked.store(true, Ordering::Relaxed);
+            if let Some(source) = entry.source.upgrade() {
+                source.sample();
+            }
+            entry.is_asked.store(false, Ordering::Relaxed);
+            let _ = answered.send(());
+        }
+    }
+}
+
+/// A thread that queries plugins, for as long as this exists. It is kept from round to round: when a thread ends, its
+/// stack is unmapped, for which the kernel interrupts every CPU that the process runs on, including those of workers
+/// and of the guest.
+struct Asker(Sender<(Arc<Round>, Sender<()>)>);
+
+impl Asker {
+    /// `None`: no thread can be started.
+    fn start() -> Option<Self> {
+        let (rounds, given) = mpsc::channel::<(Arc<Round>, Sender<()>)>();
+        let asking = move || given.iter().for_each(|(round, answered)| round.ask(&answered));
+        thread::Builder::new().name("counters ask".into()).spawn(asking).ok()?;
+        Some(Asker(rounds))
+    }
+}
+
+/// Queries each of them once. `free` is a thread that waits for a round, if there is one.
+fn ask(free: &mut Option<Asker>, entries: Vec<Arc<Entry>>) {
     let (answered, answers) = mpsc::channel();
-    let round = Arc::new((entries, AtomicUsize::new(0)));
-    let count = round.0.len();
+    let count = entries.len();
+    let round = Arc::new(Round { entries, next: AtomicUsize::new(0) });
     let mut seen = 0;
     while seen < count {
-        let (round, answered) = (round.clone(), answered.clone());
-        let asking = thread::Builder::new().name("counters ask".into()).spawn(move || {
-            let (entries, next) = &*round;
-            while let Some(entry) = entries.get(next.fetch_add(1, Ordering::Relaxed)) {
-                entry.is_asked.store(true, Ordering::Relaxed);
-                if let Some(source) = entry.source.upgrade() {
-                    source.sample();
-                }
-                entry.is_asked.store(false, Ordering::Relaxed);
-                let _ = answered.send(());
-            }
-        });
-        if asking.is_err() {
-            // No thread can be started: the next round may succeed.
-            return;
+        // No thread can be started: the next round may succeed.
+        let Some(asker) = free.take().or_else(Asker::start) else { return };
+        if asker.0.send((round.clone(), answered.clone())).is_err() {
+            continue;
         }
         loop {
-            match answers.recv_timeout(PATIENCE) {
-                Ok(()) => seen += 1,
-                // The one that hangs is abandoned.
-                Err(RecvTimeoutError::Timeout) => {
-                    seen += 1;
-                    break;
-                }
-                Err(RecvTimeoutError::Disconnected) => return,
+            let answer = answers.recv_timeout(PATIENCE);
+            seen += 1;
+            if answer.is_err() {
+                // The one that hangs is abandoned; its thread ends once it has answered.
+                break;
             }
             if seen == count {
+                *free = Some(asker);
                 return;
             }
         }
