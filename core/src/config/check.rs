@@ -1,4 +1,4 @@
-//! What concerns several tables: references, CPUs, what is shared and what is unused.
+//! Checks across several tables: references, CPUs, what is shared and what is unused.
 use super::{
     context::Context,
     diagnostic::{Diagnostic, Diagnostics, Span, Spanned},
@@ -14,7 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Checks what could be read.
+/// Checks the tables that could be read.
 pub(super) fn check(draft: &Draft, context: &Context<'_>, diagnostics: &Diagnostics) {
     check_cpus(draft, context, diagnostics);
     check_references(draft, diagnostics);
@@ -22,7 +22,7 @@ pub(super) fn check(draft: &Draft, context: &Context<'_>, diagnostics: &Diagnost
     check_room(draft, context, diagnostics);
     check_exports(draft, diagnostics);
     if !diagnostics.has_errors() {
-        // With errors, what seems to be missing or unused may be in what could not be read.
+        // After errors, what seems to be missing or unused may be in the tables that could not be read.
         check_spinning(draft, context, diagnostics);
         check_unused(draft, diagnostics);
         if draft.kind == Kind::Exports && draft.devices.names.is_empty() {
@@ -32,7 +32,7 @@ pub(super) fn check(draft: &Draft, context: &Context<'_>, diagnostics: &Diagnost
     }
 }
 
-/// Who wants a CPU for itself.
+/// A thread that wants a CPU for itself.
 struct Claim<'d> {
     /// `worker io0`, `vCPU 1`
     who: String,
@@ -70,7 +70,7 @@ fn check_cpus(draft: &Draft, context: &Context<'_>, diagnostics: &Diagnostics) {
     }
 }
 
-/// Why a CPU cannot be had, and what to write instead.
+/// Why a CPU is not available, and what to write instead.
 fn unusable(cpu: usize, context: &Context<'_>) -> Option<(String, String)> {
     let host = context.host;
     if host.cpus_usable.contains(&cpu) {
@@ -104,7 +104,7 @@ fn clash(first: &Claim<'_>, second: &Claim<'_>) -> Diagnostic {
     diagnostic.at(&second.cpu.span, "").at(&first.cpu.span, format!("{} is here", first.who)).help(help)
 }
 
-/// Warns if workers spin where others want to run.
+/// Warns if workers spin on CPUs where other threads want to run.
 fn check_spinning(draft: &Draft, context: &Context<'_>, diagnostics: &Diagnostics) {
     for worker in &draft.workers.items {
         if worker.cpu.is_none() && worker.idle == IdlePolicy::Spin {
@@ -209,7 +209,7 @@ fn check_room(draft: &Draft, context: &Context<'_>, diagnostics: &Diagnostics) {
     }
 }
 
-/// What is served needs a socket of its own.
+/// Each served device needs a socket of its own.
 fn check_exports(draft: &Draft, diagnostics: &Diagnostics) {
     let mut folders = HashMap::new();
     let mut used: HashMap<(PathBuf, &OsStr), (&Device, &Spanned<SocketSpec>)> = HashMap::new();
@@ -226,7 +226,7 @@ fn check_exports(draft: &Draft, diagnostics: &Diagnostics) {
     }
 }
 
-/// A file by its folder, whatever way leads there, and its name. Each folder is looked at once.
+/// Identifies a file by its folder, whatever path leads there, and its name. Each folder is inspected only once.
 fn place<'p>(path: &'p Path, folders: &mut HashMap<&'p Path, PathBuf>) -> Option<(PathBuf, &'p OsStr)> {
     let folder = path.parent()?;
     let real = folders.entry(folder).or_insert_with(|| fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned()));

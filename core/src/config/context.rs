@@ -1,4 +1,4 @@
-//! What a file is read for, and what it is checked against.
+//! The purpose for which a file is read, and what it is checked against.
 use super::host::{Host, MachineLimits};
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ pub enum Purpose {
     Run,
     /// To serve the devices in it.
     Serve,
-    /// To see whether it is good for either.
+    /// To check whether it is good for either.
     Any,
 }
 
@@ -22,7 +22,7 @@ pub struct Context<'c> {
     pub folder: &'c Path,
     /// The host.
     pub host: &'c Host,
-    /// What one machine can take.
+    /// The limits of one machine.
     pub limits: &'c MachineLimits,
 }
 

@@ -20,32 +20,32 @@ impl<T> Spanned<T> {
     }
 }
 
-/// How bad it is.
+/// The severity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Severity {
     /// Nothing can be started.
     Error,
-    /// It works, but hardly as it is meant.
+    /// It works, but probably not as intended.
     Warning,
 }
 
-/// A place and what is to be said about it.
+/// A place and a remark about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Label {
     /// The place.
     pub span: Span,
-    /// A few words; may be empty where the message says it all.
+    /// A few words; may be empty if the message is enough.
     pub text: String,
 }
 
-/// One thing that is wrong.
+/// One problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// How bad it is.
+    /// The severity.
     pub severity: Severity,
     /// What is wrong, in one sentence without a full stop.
     pub message: String,
-    /// Where: the first is the place, others show what it has to do with. Empty: the file as a whole.
+    /// Where it is wrong: the first is the place itself, others show related ones. Empty: the file as a whole.
     pub labels: Vec<Label>,
     /// What to write instead.
     pub help: Option<String>,
@@ -95,7 +95,7 @@ impl Diagnostics {
         self.0.borrow().iter().any(Diagnostic::is_error)
     }
 
-    /// All of them, in the order of their places.
+    /// All of them, ordered by their places.
     pub(super) fn into_sorted(self) -> Vec<Diagnostic> {
         let mut diagnostics = self.0.into_inner();
         diagnostics.sort_by_key(|diagnostic| diagnostic.labels.first().map(|label| label.span.start));

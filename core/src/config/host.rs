@@ -1,8 +1,8 @@
-//! What a configuration is checked against: this host, and what a machine can take.
+//! What a configuration is checked against: this host, and the limits of a machine.
 use crate::cpus;
 use std::{fs, path::Path};
 
-/// What the checks need to know of this host. Fill it by hand for another one.
+/// What the checks need to know about this host. Fill it in by hand for another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
     /// CPUs that are there, ascending.
@@ -22,7 +22,7 @@ pub struct Host {
 pub struct HugepagePool {
     /// Size of a page in bytes.
     pub page_bytes: u64,
-    /// Pages that can still be had: free ones, and those that the kernel may add.
+    /// Pages that are still available: free ones, and those that the kernel may add.
     pub available: u64,
 }
 
@@ -43,7 +43,7 @@ impl Host {
     }
 }
 
-/// What one machine can take, whatever the host. The numbers are those of the machine's builder.
+/// The limits of one machine, whatever the host. The machine's implementation provides the numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MachineLimits {
     /// Most vCPUs.
@@ -79,7 +79,8 @@ fn hugepage_pools() -> Vec<HugepagePool> {
     pools
 }
 
-/// See the kernel's admin-guide/mm/hugetlbpage: what is free and not promised, and what may be allocated on top.
+/// See the kernel's admin-guide/mm/hugetlbpage: pages that are free and not reserved, and pages that may be allocated
+/// in addition.
 fn available_pages(folder: &Path) -> u64 {
     let number = |file: &str| -> u64 {
         fs::read_to_string(folder.join(file)).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)

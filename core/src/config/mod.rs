@@ -6,11 +6,11 @@
 //! |---|---|
 //! | [`diagnostic`] | what is wrong, where, and what to write instead |
 //! | [`host`], `context` | what the file is checked against |
-//! | `model` | what a file says |
+//! | `model` | the contents of a file |
 //! | `read` | a reader over one table |
 //! | `tables` | each table of the format, read by it |
 //! | `options` | a plugin's options on their way to JSON |
-//! | `check` | what concerns several tables |
+//! | `check` | checks across several tables |
 //! | [`suggest`] | "did you mean" |
 mod check;
 mod context;
@@ -71,7 +71,7 @@ pub fn parse(text: &str, context: &Context<'_>) -> (Option<Config>, Vec<Diagnost
     let diagnostics = Diagnostics::default();
     let (document, syntax_errors) = DeTable::parse_recoverable(text);
     if !syntax_errors.is_empty() {
-        // What the parser makes of the rest is a guess: no further word about it.
+        // The parser can only guess about the rest: nothing further is reported.
         syntax_errors.iter().for_each(|error| diagnostics.push(syntax_error(text, error)));
         return (None, diagnostics.into_sorted());
     }

@@ -1,12 +1,12 @@
-//! What a file says: the configuration, checked and typed.
+//! The contents of a file: the configuration, checked and typed.
 use super::{diagnostic::Spanned, options::PluginOptions};
 use crate::{queue::QueueOptions, transport::vhost_user::socket::SocketSpec, worker::IdlePolicy};
 use std::path::PathBuf;
 
-/// Everything that a file says.
+/// The whole contents of a file.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The machine; none: the devices are served to other programs' machines, and all have a socket.
+    /// The machine; `None`: the devices are served to other programs' machines, and all have a socket.
     pub vm: Option<Vm>,
     /// Workers, in the order of the file; names are unique.
     pub workers: Vec<Worker>,
@@ -17,7 +17,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// The block backend of that name. References in a checked file lead somewhere.
+    /// The block backend of that name. In a checked file, every reference can be resolved.
     pub fn block(&self, name: &str) -> Option<&Block> {
         self.blocks.iter().find(|block| block.name.value == name)
     }
@@ -49,7 +49,7 @@ pub struct Vm {
 pub enum Console {
     /// Standard input and output.
     Terminal,
-    /// Standard output alone.
+    /// Standard output only.
     Stdout,
     /// Nothing.
     Off,
@@ -73,7 +73,7 @@ pub struct Worker {
     pub name: Spanned<String>,
     /// The CPU it is pinned to.
     pub cpu: Option<Spanned<usize>>,
-    /// How it rests.
+    /// Its idle policy.
     pub idle: IdlePolicy,
 }
 
@@ -84,9 +84,9 @@ pub struct Block {
     pub name: Spanned<String>,
     /// The plugin's name, or a file if there is a slash in it.
     pub plugin: Spanned<String>,
-    /// What the plugin is told.
+    /// The plugin's options.
     pub options: PluginOptions,
-    /// Never write.
+    /// Never write to the medium.
     pub read_only: bool,
 }
 
@@ -97,7 +97,7 @@ pub struct Device {
     pub name: Spanned<String>,
     /// How the guest's driver reaches it.
     pub transport: Transport,
-    /// The workers that its queues are dealt out to, in turn; at least one, none twice.
+    /// The workers that its queues are assigned to in turn; at least one, none twice.
     pub workers: Vec<Spanned<String>>,
     /// How its queues are set up. The place is that of their number.
     pub queues: Spanned<QueueOptions>,

@@ -6,12 +6,12 @@ use super::{
 use serde_json::{Map, Number, Value};
 use toml::de::{DeTable, DeValue};
 
-/// `options`: what it says is between the user and the plugin.
+/// `options`: its contents are between the user and the plugin.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PluginOptions {
     /// A JSON object.
     pub json: String,
-    /// Where they were written; none if they were left out.
+    /// Where they were written; `None` if they were left out.
     pub span: Option<Span>,
     /// The keys, so that a plugin's complaint about one can be shown at its place.
     pub keys: Vec<Spanned<String>>,

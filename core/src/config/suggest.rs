@@ -1,6 +1,6 @@
-//! "Did you mean": the nearest of the names there are.
+//! "Did you mean": the most similar of the existing names.
 
-/// The name among `candidates` that `text` is probably a slip of.
+/// The name among `candidates` that was probably meant by `text`.
 pub fn nearest<'c>(text: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     let lower = text.to_lowercase();
     let scored = candidates.into_iter().filter_map(|candidate| {

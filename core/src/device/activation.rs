@@ -24,7 +24,7 @@ pub struct ActiveQueue {
     pub index: usize,
     /// Size and addresses, as the driver set them. Checked by the ring when it is built.
     pub config: QueueConfig,
-    /// Where the device goes on.
+    /// Where the device continues.
     pub start: RingStart,
     /// The driver's available buffer notification. Without one its worker never sleeps.
     pub kick: Option<Arc<EventFd>>,

@@ -1,8 +1,8 @@
-//! What is known of a configuration space without its layout.
+//! What is known about a configuration space without its layout.
 use std::ops::Range;
 
-/// Fields of a configuration space that do not stay as the driver has first read them. The others do, whatever becomes
-/// of the medium.
+/// Fields of a configuration space that may differ from what the driver first read. The others stay as they are,
+/// whatever happens to the medium.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConfigFields {
     /// What the device changes, with a configuration change notification (virtio 1.3, 2.5).
@@ -11,14 +11,14 @@ pub struct ConfigFields {
     pub driver: Range<usize>,
 }
 
-/// The configuration space that a driver was told before its rings start.
+/// The configuration space that a driver was told of before its rings start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ToldConfig {
-    /// It begins, and reads the space as it is.
+    /// It starts afresh, and reads the space as it is.
     #[default]
     Nothing,
     /// These bytes, from the space's start on, in which its own settings are as it has set them.
     Space(Vec<u8>),
-    /// It began elsewhere, and nobody knows what it was told there.
+    /// It started elsewhere, and it is unknown what it was told there.
     Unknown,
 }

@@ -5,11 +5,11 @@
 //! | [`model`] | a device model as transports see it |
 //! | [`activation`] | what it is given when its driver starts it |
 //! | [`config_space`] | which fields change, and what a driver was told of them |
-//! | [`measure`] | what asks the backend how its medium is, apart from the device |
+//! | [`measure`] | asks the backend what its medium is like, without involving the device |
 //! | [`shell`] | what every device model does: activation, memory, queues on workers |
 //! | [`blk`] | block device (virtio 1.3, 5.2) |
 //!
-//! Their queues are of one make: see [`queue`](crate::queue).
+//! Their queues share one implementation: see [`queue`](crate::queue).
 pub mod activation;
 pub mod blk;
 pub mod config_space;

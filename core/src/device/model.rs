@@ -20,7 +20,7 @@ pub trait DeviceModel: Send {
     fn device_id(&self) -> u32;
     /// Features offered, without those of the transport.
     fn features(&self) -> u64;
-    /// Greatest size of each queue, which says how many there are. Powers of two up to 32768.
+    /// Greatest size of each queue, one entry per queue. Powers of two up to 32768.
     fn queue_sizes(&self) -> &[u16];
     /// Reads the configuration space. Bytes beyond its end are left as they are (zero).
     fn read_config(&self, offset: u64, data: &mut [u8]);
@@ -33,9 +33,9 @@ pub trait DeviceModel: Send {
     fn config_fields(&self) -> ConfigFields {
         ConfigFields::default()
     }
-    /// A driver that has accepted `features` starts its rings in some belief about the configuration space, maybe of an
-    /// earlier process. The device goes by what the driver has set, or by the safe side. Returns what it cannot keep,
-    /// each in a sentence.
+    /// A driver that has accepted `features` starts its rings with certain assumptions about the configuration space,
+    /// maybe from an earlier process. The device follows what the driver has set, or else errs on the safe side.
+    /// Returns the assumptions that it cannot meet, each as a sentence.
     fn config_was_told(&mut self, _features: u64, _told: &ToldConfig) -> Vec<String> {
         Vec::new()
     }
@@ -49,8 +49,8 @@ pub trait DeviceModel: Send {
     /// # Errors
     /// The queue is not usable, or the backend cannot start.
     fn start_queue(&mut self, queue: ActiveQueue) -> Result<(), ActivateError>;
-    /// Stops serving a queue, and returns where it stands when every request in flight on it has completed. `None`: it
-    /// was not started, or was lost.
+    /// Stops serving a queue, and returns its position once every request in flight on it has completed. `None`: it was
+    /// not started, or was lost.
     fn stop_queue(&mut self, _index: usize) -> Option<Position> {
         None
     }
@@ -61,13 +61,13 @@ pub trait DeviceModel: Send {
     fn poll_stop_queue(&mut self, index: usize) -> Poll<Option<Position>> {
         Poll::Ready(self.stop_queue(index))
     }
-    /// Changes something of a running queue. Does nothing if it is not started.
+    /// Changes a setting of a running queue. Does nothing if it is not started.
     fn update_queue(&mut self, _index: usize, _update: QueueUpdate) {}
     /// Gives the device and its running queues a new memory map in place of the old, while requests are in flight.
     /// `config` says where the rings of a queue are in it.
     ///
     /// # Errors
-    /// The backend cannot use the memory; the queues stay with the old.
+    /// The backend cannot use the memory; the queues keep the old one.
     fn set_memory(
         &mut self,
         _memory: &GuestMemory,
@@ -75,23 +75,23 @@ pub trait DeviceModel: Send {
     ) -> Result<(), ActivateError> {
         Ok(())
     }
-    /// Gives old memory maps up that no request needs any more. Returns whether there are others, so that this must be
+    /// Releases old memory maps that no request needs any more. Returns whether others remain, so that this must be
     /// called again.
     fn release_memory(&mut self) -> bool {
         false
     }
-    /// The guest is gone: gives up what is still known of its memory, unless it is active.
+    /// The guest is gone: releases what is still known of its memory, unless the device is active.
     fn forget_memory(&mut self) {}
-    /// What asks the backend again how its medium is. `None`: there is nothing that could change.
+    /// The means to ask the backend again what its medium is like. `None`: nothing could change.
     fn measure(&self) -> Option<Arc<dyn Measure>> {
         None
     }
-    /// Takes up what was [measured](Measure::measure) last, if it was not yet. Returns whether that changes the
-    /// configuration space.
+    /// Applies what was [measured](Measure::measure) last, if that has not been done yet. Returns whether it changes
+    /// the configuration space.
     fn refresh(&mut self) -> bool {
         false
     }
-    /// Becomes readable when the backend has changed by itself, and is to be [measured](Self::measure).
+    /// Becomes readable when the backend has changed by itself, and should be [measured](Self::measure).
     fn change_event(&self) -> Option<RawFd> {
         None
     }

@@ -22,16 +22,16 @@ use virtio_bindings::{virtio_config::VIRTIO_F_IN_ORDER, virtio_ring::VIRTIO_RING
 pub struct DeviceOptions {
     /// The device's name in the configuration.
     pub name: String,
-    /// The workers that the queues are dealt out to, in turn. At least one, unless the queues are polled by hand.
+    /// The workers that the queues are assigned to in turn. At least one, unless the queues are polled by hand.
     pub workers: Vec<WorkerHandle>,
     /// How its queues are set up.
     pub queues: QueueOptions,
 }
 
-/// What is particular to one kind of device. `[control]` throughout; the methods that [`DeviceModel`] has as well say
-/// there what they do.
+/// What is particular to one kind of device. `[control]` throughout; methods that [`DeviceModel`] has as well are
+/// documented there.
 pub trait ModelKind: Send {
-    /// What its queues count besides what all do. It names the virtio device ID.
+    /// What its queues count in addition to what all queues count. It names the virtio device ID.
     type Stats: QueueKind;
 
     /// Features of this kind of device.
@@ -48,7 +48,7 @@ pub trait ModelKind: Send {
     fn config_fields(&self) -> ConfigFields {
         ConfigFields::default()
     }
-    /// A driver starts its rings in some belief about the configuration space.
+    /// A driver starts its rings with certain assumptions about the configuration space.
     fn config_was_told(&mut self, _features: u64, _told: &ToldConfig) -> Vec<String> {
         Vec::new()
     }
@@ -61,7 +61,7 @@ pub trait ModelKind: Send {
         setup: VirtqueueSetup,
         stats: StatsHandle<Self::Stats>,
     ) -> Result<Box<dyn Task>, String>;
-    /// Builds a queue on the ring that a driver with these features speaks. A kind whose data path is to be compiled
+    /// Builds a queue on the ring that a driver with these features speaks. A kind whose data path should be compiled
     /// with this crate, and not with each program, does the same in a function of its own.
     ///
     /// # Errors
@@ -74,20 +74,20 @@ pub trait ModelKind: Send {
     ) -> Result<Box<dyn Task>, String> {
         build_on_ring(self, features, setup, stats)
     }
-    /// Announces guest memory to the backend, all of which it then knows.
+    /// Announces guest memory to the backend, which then knows all of it.
     ///
     /// # Errors
     /// It cannot use that memory.
     fn add_memory(&self, _memory: &GuestMemory) -> Result<(), String> {
         Ok(())
     }
-    /// Takes guest memory back that was announced and is not in `memory`. No request points into it any more.
+    /// Withdraws guest memory that was announced and is not in `memory`. No request points into it any more.
     fn remove_memory_but(&self, _memory: Option<&GuestMemory>) {}
-    /// What asks the backend again what it is like.
+    /// The means to ask the backend again what it is like.
     fn measure(&self) -> Option<Arc<dyn Measure>> {
         None
     }
-    /// Takes up what was measured. Returns whether that changes the configuration space.
+    /// Applies what was measured. Returns whether that changes the configuration space.
     fn refresh(&mut self) -> bool {
         false
     }
@@ -142,7 +142,7 @@ impl<K: ModelKind> DeviceShell<K> {
         DeviceShell { options, kind, queue_sizes, stats, queues, activation: None }
     }
 
-    /// Builds the data path of one queue, which belongs to whoever polls it.
+    /// Builds the data path of one queue, which belongs to the thread that polls it.
     ///
     /// # Errors
     /// The ring is not usable, or the backend refuses a queue.

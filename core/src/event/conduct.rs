@@ -1,10 +1,10 @@
 //! How a front end behaves when its events are signalled, and what follows from it.
 //!
 //! Writing to an eventfd is the fastest way to signal it, but the write waits if the front end has filled the counter
-//! and made the descriptor block. The [watchdog] frees the thread. A front end that has held up a thread once is not
-//! trusted any more: its connection ends, and from then on every event that is handed over for its device is signalled
-//! by the kernel, as the completion event of an asynchronous read of nothing (IOCB_FLAG_RESFD). That cannot wait, since
-//! a counter without room just stays full; it takes about three times as long as a write.
+//! and made the descriptor block. The [watchdog] frees the thread. A front end that has held up a thread once is no
+//! longer trusted: its connection ends, and from then on, every event that is handed over for its device is signalled
+//! by the kernel, as the completion event of an asynchronous read of no bytes (IOCB_FLAG_RESFD). That cannot wait,
+//! since a counter without room just stays full; it takes about three times as long as a write.
 use super::watchdog;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use std::{
@@ -19,10 +19,10 @@ use std::{
 use tracing::debug;
 use vmm_sys_util::eventfd::EventFd;
 
-/// What is known of one front end. Shared by its connection and the queues that signal its events.
+/// What is known about one front end. Shared by its connection and the queues that signal its events.
 #[derive(Debug)]
 pub(crate) struct Conduct {
-    /// Its events are signalled in the way that cannot wait.
+    /// Its events are signalled in the way that cannot block.
     is_distrusted: AtomicBool,
     /// It has held up a thread.
     has_held_up: AtomicBool,
@@ -31,13 +31,13 @@ pub(crate) struct Conduct {
 }
 
 impl Conduct {
-    /// A front end whose connection is woken by `wake`, an event that nobody else has. `is_distrusted`: its device was
-    /// attacked in this way before.
+    /// A front end whose connection is woken by `wake`, an event that is not shared with anyone else. `is_distrusted`:
+    /// its device was attacked in this way before.
     pub(crate) fn new(wake: Arc<EventFd>, is_distrusted: bool) -> Self {
         Conduct { is_distrusted: AtomicBool::new(is_distrusted), has_held_up: AtomicBool::new(false), wake }
     }
 
-    /// Whether its connection is to end, since it has held up a thread.
+    /// Whether its connection must end, since it has held up a thread.
     pub(crate) fn has_held_up(&self) -> bool {
         self.has_held_up.load(Ordering::Acquire)
     }
@@ -77,7 +77,7 @@ fn signal_without_waiting(event: &EventFd) {
         return;
     }
     // Without asynchronous I/O (a kernel or a filter that has none), an attacker has to hit the moment between these
-    // two calls, and each hit costs him his connection. SAFETY: the descriptor is open as long as `event` is borrowed.
+    // two calls, and each hit costs the connection. SAFETY: the descriptor is open as long as `event` is borrowed.
     let file = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
     let set = fcntl_getfl(file).and_then(|flags| fcntl_setfl(file, flags | OFlags::NONBLOCK));
     if let Err(error) = set.map_err(io::Error::from).and_then(|()| watchdog::signal(event)) {
@@ -85,7 +85,7 @@ fn signal_without_waiting(event: &EventFd) {
     }
 }
 
-/// A context of asynchronous I/O (io_setup(2)) for one thread, with a file to read nothing from.
+/// A context of asynchronous I/O (io_setup(2)) for one thread, with a file to read no bytes from.
 #[derive(Debug)]
 struct Signaller {
     context: libc::c_ulong,
@@ -128,7 +128,7 @@ impl Signaller {
         }
     }
 
-    /// Signals an event. Whether the kernel has done so.
+    /// Signals an event. Returns whether the kernel has done so.
     fn signal(&self, event: &EventFd) -> bool {
         let request = Iocb {
             opcode: READ,

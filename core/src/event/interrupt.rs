@@ -70,7 +70,7 @@ impl InterruptState {
         }
     }
 
-    /// The device cannot go on: sets DEVICE_NEEDS_RESET and tells the driver (virtio 1.3, 2.1.2). Callable by any
+    /// The device cannot continue: sets DEVICE_NEEDS_RESET and tells the driver (virtio 1.3, 2.1.2). Callable by any
     /// worker.
     pub fn fail(&self) {
         if !self.needs_reset.swap(true, Ordering::AcqRel) {
@@ -107,11 +107,11 @@ fn signal(event: &EventFd) {
     }
 }
 
-/// Tells a driver that used buffers wait for it. One per queue, owned by its worker.
+/// Tells a driver that there are used buffers. One per queue, owned by its worker.
 #[derive(Clone, Debug, Default)]
 pub struct Notifier {
     event: Option<Arc<EventFd>>,
-    /// Whose event it is, if it is a front end's, who can hold up its writers.
+    /// The conduct of the front end that owns the event, if one does: it can hold up those who write to the event.
     conduct: Option<Arc<Conduct>>,
     isr: Option<Arc<InterruptState>>,
 }

@@ -5,7 +5,7 @@
 //! | [`interrupt`] | what a device tells its driver |
 //! | `conduct` | how a front end behaves when its events are signalled |
 //! | [`watch`] | a word in memory that changes when there is something to do |
-//! | `watchdog` | frees threads that somebody else's event holds up |
+//! | `watchdog` | frees threads that a front end's event holds up |
 #[allow(unsafe_code)] // asynchronous I/O, for which there is no wrapper
 pub(crate) mod conduct;
 pub mod interrupt;

@@ -1,14 +1,14 @@
-//! Frees threads that somebody else's eventfd holds up.
+//! Frees threads that a front end's eventfd holds up.
 //!
 //! A write to an eventfd waits if its counter is full and its file description blocks. A front end shares the
-//! description of the events that it hands over, and can make it so at any time, after whatever we have checked. No
-//! flag of a call overrides that (for a read, RWF_NOWAIT does). So threads that write to such events say when they
-//! begin and end, and a thread that does nothing else looks now and then whether one of them has made no progress, and
-//! interrupts its call by a signal: it fails with EINTR. What becomes of that front end is decided by
+//! description of the events that it hands over, and can bring this about at any time, whatever we have checked before.
+//! No flag of a call overrides that (for a read, RWF_NOWAIT does). So threads that write to such events record when
+//! they begin and end, and a dedicated thread checks now and then whether one of them has made no progress, and
+//! interrupts its call by a signal: it fails with EINTR. What happens to that front end is decided by
 //! [`Conduct`](super::conduct::Conduct).
 //!
-//! That thread takes no lock which anybody keeps while waiting: a control thread may be waiting for the very worker
-//! that is held up.
+//! That thread takes no lock that is held while waiting: a control thread may be waiting for the very worker that is
+//! held up.
 use std::{
     io,
     os::fd::AsRawFd,
@@ -23,21 +23,21 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// The signal. Ignored by default, and used for nothing else here.
 const SIGNAL: libc::c_int = libc::SIGURG;
-/// Time between two looks while there are front ends. A call is interrupted by the second look that finds it.
+/// Time between two checks while there are front ends. A call is interrupted by the second check that finds it.
 const INTERVAL: Duration = Duration::from_millis(50);
 
 /// A thread that is watched.
 #[derive(Debug)]
 struct Watched {
     thread: libc::pthread_t,
-    /// Odd during a call. Grows by one at its begin and at its end.
+    /// Odd during a call. Grows by one at its beginning and at its end.
     calls: Arc<AtomicU64>,
-    /// What the last look found.
+    /// The value at the last check.
     seen: u64,
 }
 
 static WATCHED: Mutex<Vec<Watched>> = Mutex::new(Vec::new());
-/// Number of front ends, and how the watching thread hears that there is one.
+/// Number of front ends, and how the watching thread learns that there is one.
 static FRONT_ENDS: Mutex<usize> = Mutex::new(0);
 static ARRIVAL: Condvar = Condvar::new();
 
@@ -49,7 +49,7 @@ thread_local! {
 #[derive(Debug)]
 pub(crate) struct WatchGuard(());
 
-/// Watches the calling thread. Nothing of it is done twice.
+/// Watches the calling thread. The handler is installed only once.
 pub(crate) fn watch() -> WatchGuard {
     static HANDLER: Once = Once::new();
     HANDLER.call_once(|| {
@@ -74,7 +74,7 @@ pub(crate) fn watch() -> WatchGuard {
 impl Drop for WatchGuard {
     fn drop(&mut self) {
         let calls = CALLS.with(Clone::clone);
-        // With the lock: nobody sends a signal to a thread that has ended.
+        // With the lock, so that no signal is sent to a thread that has ended.
         lock(&WATCHED).retain(|watched| !Arc::ptr_eq(&watched.calls, &calls));
     }
 }
@@ -83,10 +83,10 @@ fn lock<T>(mutex: &'static Mutex<T>) -> MutexGuard<'static, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Starts the thread that looks, once for the process.
+/// Starts the checking thread, once for the process.
 ///
 /// # Errors
-/// There is no thread to be had.
+/// The thread cannot be started.
 pub(crate) fn start() -> io::Result<()> {
     static STARTED: Mutex<bool> = Mutex::new(false);
     let mut is_started = lock(&STARTED);
@@ -101,7 +101,7 @@ pub(crate) fn start() -> io::Result<()> {
 #[derive(Debug)]
 pub(crate) struct FrontEndGuard(());
 
-/// Has the thread look, until the guard is dropped.
+/// Makes the thread check until the guard is dropped.
 pub(crate) fn guard_front_end() -> FrontEndGuard {
     *lock(&FRONT_ENDS) += 1;
     ARRIVAL.notify_one();
@@ -122,11 +122,11 @@ fn look_for_ever() {
     }
 }
 
-/// Makes a call that somebody else may hold up.
+/// Makes a call that a front end may hold up.
 #[inline]
 fn watched<T>(call: impl FnOnce() -> T) -> T {
-    // Partner of both: the load in `interrupt_stuck`. A look that comes in between finds the call under way, or finds
-    // it at the next.
+    // Partner of both: the load in `interrupt_stuck`. A check in between finds the call under way, or the next check
+    // does.
     let advance = || CALLS.with(|calls| calls.store(calls.load(Ordering::Relaxed) + 1, Ordering::Release));
     advance();
     let result = call();
@@ -134,10 +134,10 @@ fn watched<T>(call: impl FnOnce() -> T) -> T {
     result
 }
 
-/// Signals an event that somebody else may make full and blocking. A thread that is not watched may wait for ever.
+/// Signals an event that a front end may make full and blocking. A thread that is not watched may wait for ever.
 ///
 /// # Errors
-/// EINTR: it was, and has held up this thread. EAGAIN: it is full, and says so.
+/// EINTR: it was full and blocking, and has held up this thread. EAGAIN: it is full, but does not block.
 pub(crate) fn signal(event: &EventFd) -> io::Result<()> {
     let one = 1u64.to_ne_bytes();
     // Not by `EventFd::write`, which starts over when it is interrupted.
@@ -148,7 +148,7 @@ pub(crate) fn signal(event: &EventFd) -> io::Result<()> {
     }
 }
 
-/// Interrupts every watched thread that was in a call at the last look, and is in the same one now.
+/// Interrupts every watched thread that was in a call at the last check and is still in the same one.
 fn interrupt_stuck() {
     for watched in lock(&WATCHED).iter_mut() {
         let calls = watched.calls.load(Ordering::Acquire);

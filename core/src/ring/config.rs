@@ -21,15 +21,15 @@ pub struct QueueConfig {
 /// Where a ring begins.
 #[derive(Clone, Debug, Default)]
 pub struct RingStart {
-    /// Where the device goes on, as [`Ring::base`](super::Ring::base) says it. `None`: at the beginning.
+    /// Where the device continues, in the form of [`Ring::base`](super::Ring::base). `None`: at the beginning.
     pub base: Option<u32>,
-    /// Whether the rings may have been used before: then the used index of a split ring goes on from what is in memory,
-    /// and the driver is told once that something may wait for it.
+    /// Whether the rings may have been used before: then the used index of a split ring continues from the value in
+    /// memory, and the driver is told once that something may wait for it.
     pub resumed: bool,
-    /// What notes the requests in flight. What it remembers overrides `base`.
+    /// The record of requests in flight. It overrides `base`.
     pub inflight: Option<InflightPlace>,
     /// The log for pages that the device writes, if there is one.
     pub log: Option<DirtyLog>,
-    /// The guest address by which the used ring is logged, if it is.
+    /// The guest address under which the used ring is logged, if it is.
     pub log_used: Option<u64>,
 }

@@ -10,7 +10,7 @@ pub enum RingError {
     /// The size of a packed ring is zero or too great.
     #[error("a queue size of {0} is not from 1 to 32768")]
     PackedSize(u16),
-    /// Where a packed ring is to go on is outside of it.
+    /// The position at which a packed ring should continue is outside of it.
     #[error("a base of {0:#x} is not in a ring of {1}")]
     Base(u32, u16),
     /// A part of the ring is not in guest memory, or not aligned.
@@ -19,7 +19,7 @@ pub enum RingError {
     /// The region for requests in flight is of another layout, or of a queue of another size.
     #[error("the in-flight region is of a layout or a queue size that is not this queue's: {0}")]
     Inflight(u16),
-    /// The region for requests in flight does not say what it must.
+    /// The region for requests in flight has invalid contents.
     #[error("the in-flight region is damaged")]
     InflightDamaged,
     /// The region for requests in flight ends before the queue's part of it, or was made for a smaller queue.
@@ -58,7 +58,7 @@ pub enum RingError {
     /// The chain lacks what the device type requires.
     #[error("the descriptor chain that starts at {0} has no room for {1}")]
     Short(u16, &'static str),
-    /// There is no memory for what a queue of this size needs: no fault of the driver's.
+    /// There is no memory for a queue of this size: not the driver's fault.
     #[error("there is no memory for a queue of this size: choose a smaller one")]
     Memory,
 }

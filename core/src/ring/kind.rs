@@ -22,12 +22,12 @@ impl RingKind {
     /// Both of them.
     pub const BOTH: [RingKind; 2] = [RingKind::Split, RingKind::Packed];
 
-    /// The kind that a driver speaks which has accepted these features.
+    /// The kind used by a driver that has accepted these features.
     pub fn of_features(features: u64) -> Self {
         if features & 1 << VIRTIO_F_RING_PACKED == 0 { RingKind::Split } else { RingKind::Packed }
     }
 
-    /// The feature by which a driver says it.
+    /// The feature that selects it.
     pub fn feature(self) -> u64 {
         match self {
             RingKind::Split => 0,
@@ -35,8 +35,7 @@ impl RingKind {
         }
     }
 
-    /// The [base](Ring::base) of a ring that was not used yet. Both wrap counters of a packed ring are 1 (virtio 1.3,
-    /// 2.8.1).
+    /// The [base](Ring::base) of an unused ring. Both wrap counters of a packed ring are 1 (virtio 1.3, 2.8.1).
     pub fn beginning(self) -> u32 {
         match self {
             RingKind::Split => 0,

@@ -12,7 +12,7 @@ pub(super) const DESCRIPTOR_NEXT: u16 = 1;
 pub(super) const DESCRIPTOR_WRITE: u16 = 2;
 pub(super) const DESCRIPTOR_INDIRECT: u16 = 4;
 
-/// Descriptors that are followed in any case, however small the queue. More than any device takes buffers.
+/// Descriptors that are followed however small the queue. More than the buffers that any device takes.
 pub(super) const MAX_CHAIN: u16 = 1024;
 
 /// Where the descriptors of a chain are: the queue's own table, an indirect one, or an indirect one that reaches over
@@ -83,7 +83,7 @@ fn scattered_descriptor(start: u64, index: u16, tables: &mut Translator) -> Resu
 pub(super) struct Buffer {
     pub(super) address: u64,
     pub(super) length: u32,
-    /// Of the descriptor: `WRITE` is looked at.
+    /// The descriptor's flags: only `WRITE` matters here.
     pub(super) flags: u16,
 }
 

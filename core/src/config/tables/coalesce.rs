@@ -1,4 +1,4 @@
-//! The key `coalesce` of a device: a word, or how much is merged.
+//! The key `coalesce` of a device: a word, or limits for merging.
 use crate::{
     config::{
         diagnostic::{Diagnostic, Spanned},
@@ -9,9 +9,9 @@ use crate::{
 };
 
 const WORDS: [(&str, Coalescing); 2] = [("off", Coalescing::Off), ("adaptive", Coalescing::Adaptive)];
-/// More requests than this are on no queue.
+/// No queue has more requests than this.
 const COUNT_MAX: u32 = 32768;
-/// A second. Some drivers give a disk up after a few more.
+/// One second. Some drivers give up on a disk after a few more.
 const TIME_US_MAX: u32 = 1_000_000;
 
 /// Reads `coalesce`.

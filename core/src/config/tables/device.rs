@@ -13,7 +13,7 @@ use crate::{
     transport::vhost_user::socket::SocketSpec,
 };
 
-/// The types of devices, and what reads the keys that are theirs alone.
+/// The types of devices, each with the function that reads its own keys.
 const TYPES: &[(&str, ReadKind)] = &[("blk", blk)];
 
 type ReadKind = fn(&Table<'_>) -> Option<DeviceKind>;
@@ -25,7 +25,7 @@ pub(super) fn device(name: Spanned<String>, table: Table<'_>, kind: Kind, contex
         return None;
     };
     let Some((_, read_kind)) = TYPES.iter().find(|(name, _)| *name == device_type.value) else {
-        // Which keys it has depends on the type: no further word about them.
+        // Which keys it has depends on the type: nothing further is reported about them.
         let message = format!("there is no device type \"{}\"", device_type.value);
         let names: Vec<String> = TYPES.iter().map(|(name, _)| format!("\"{name}\"")).collect();
         let help = format!("write {}", names.join(" or "));
@@ -70,7 +70,7 @@ fn export(table: &Table<'_>, context: &Context<'_>) -> Option<Spanned<SocketSpec
             message,
             format!("write \"{VHOST_USER}\" and a socket; or add [vm] and start it with `pollux run`"),
         );
-        // Whoever wants a bus has no socket to name.
+        // A device on a bus has no socket to name.
         table.item("socket", "");
         return None;
     }
@@ -83,7 +83,7 @@ fn export(table: &Table<'_>, context: &Context<'_>) -> Option<Spanned<SocketSpec
 /// What GET_ID has room for (virtio 1.3, 5.2.6).
 const SERIAL_BYTES_MAX: usize = 20;
 
-/// The keys of `type = "blk"` alone.
+/// The keys that only `type = "blk"` has.
 fn blk(table: &Table<'_>) -> Option<DeviceKind> {
     let block = table.required::<String>("block", "block = \"disk0\"");
     let serial = table.optional::<String>("serial", "serial = \"disk-1\"").unwrap_or(Spanned::new(String::new(), 0..0));

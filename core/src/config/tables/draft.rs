@@ -1,13 +1,13 @@
-//! What could be read of a file, on its way to a configuration.
+//! The parts of a file that could be read, on the way to a configuration.
 use crate::config::model::{Block, Config, Device, Vm, Worker};
 
-/// The key of a device's transport and the one that goes with vhost-user: they tell what a file is for.
+/// The key of a device's transport and the one that goes with vhost-user: they tell the purpose of a file.
 pub(super) const TRANSPORT: &str = "transport";
 pub(super) const VHOST_USER: &str = "vhost-user";
 
-/// What could be read of a file, however much is wrong with it.
+/// The parts of a file that could be read, however much is wrong with it.
 pub(in crate::config) struct Draft {
-    /// What the file is for: a machine with its devices, or devices alone.
+    /// The purpose of the file: a machine with its devices, or only devices.
     pub(in crate::config) kind: Kind,
     pub(in crate::config) vm: Option<Vm>,
     pub(in crate::config) workers: Entries<Worker>,
@@ -26,7 +26,7 @@ pub(in crate::config) enum Kind {
 
 /// The tables of one section.
 pub(in crate::config) struct Entries<T> {
-    /// The names of all of them: a reference to a table that could not be read is no second mistake.
+    /// The names of all of them: a reference to a table that could not be read is not a second mistake.
     pub(in crate::config) names: Vec<String>,
     /// Those that could be read.
     pub(in crate::config) items: Vec<T>,

@@ -1,8 +1,8 @@
-//! Each table of the format: which keys it has, what they may be, and what they are when they are left out.
+//! Each table of the format: which keys it has, their allowed values, and their defaults.
 //!
 //! | module | holds |
 //! |---|---|
-//! | `draft` | what could be read of all of them |
+//! | `draft` | the parts of all of them that could be read |
 //! | `vm` | `[vm]` |
 //! | `device` | `[device.NAME]` |
 //! | `queues` | the keys of its queues |
@@ -40,8 +40,8 @@ pub(super) fn read(root: Table<'_>, context: &Context<'_>) -> Draft {
     draft
 }
 
-/// Decides what the file is for, and reports what does not go with the purpose. Where a file is half of one kind and
-/// half of the other, it is read as the one that leaves fewer mistakes.
+/// Determines the purpose of the file, and reports what does not go with it. A file that mixes both kinds is read as
+/// the one that leaves fewer mistakes.
 fn kind(root: &Table<'_>, purpose: Purpose) -> Kind {
     let vm = root.item("vm", "");
     let devices = root.section_values("device");

@@ -8,9 +8,9 @@ use crate::{
     queue::QueueOptions,
 };
 
-/// What a driver gets that says nothing.
+/// The default on a bus, where the driver can choose less.
 const QUEUE_SIZE_ON_BUS: u16 = 256;
-/// The front end chooses the size, and QEMU's own default is 128: a device that says so offers no request of more
+/// The front end chooses the size, and QEMU's own default is 128: a device with this size offers no requests with more
 /// segments than such a ring has room for.
 const QUEUE_SIZE_EXPORTED: u16 = 128;
 const QUEUES_MAX: u64 = 64;

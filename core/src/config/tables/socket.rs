@@ -38,7 +38,7 @@ pub(super) fn socket(table: &Table<'_>, context: &Context<'_>) -> Option<Spanned
     Some(Spanned::new(SocketSpec { path, mode, user, group, any_file }, name.span))
 }
 
-/// Why no socket can be made there, and what to write instead. One that is there already may be a stale one.
+/// Why no socket can be made there, and what to write instead. An existing one may be stale.
 fn unusable(path: &Path, folder: &Path) -> Option<(String, String)> {
     let bytes = path.as_os_str().len();
     // The process works in the configuration's folder, so what lies there has a short name as well.
@@ -71,7 +71,7 @@ fn unusable(path: &Path, folder: &Path) -> Option<(String, String)> {
     }
 }
 
-/// `mode = "0660"`: as chmod takes it, so a number without quotes, which would be a decimal one, is none.
+/// `mode = "0660"`: as chmod takes it. A number without quotes is refused, since it would be decimal.
 fn mode(item: &Item<'_>) -> Option<u32> {
     let digits = match item.value {
         DeValue::String(text) => text.as_ref(),

@@ -57,7 +57,7 @@ fn vcpus(table: &Table<'_>, context: &Context<'_>) -> Option<Vec<Option<Spanned<
     Some(pins.value.into_iter().map(Some).collect())
 }
 
-/// The page sizes that x86-64 has beside the usual one.
+/// The page sizes of x86-64 other than the usual one.
 const HUGEPAGES: [(&str, u64); 2] = [("2M", 2 << 20), ("1G", 1 << 30)];
 
 /// `memory = "1G"`, or `memory = { size = "1G", hugepages = "2M" }`: size and page size in bytes.
@@ -131,7 +131,7 @@ fn check_hugepages(table: &Table<'_>, memory_bytes: u64, pages: &Spanned<u64>, c
     };
     let needed = memory_bytes / pages.value;
     if pool.available < needed {
-        // No error: a machine that is running with this very file may have them.
+        // Not an error: a machine that is already running with this file may be using them.
         let message = format!("{needed} huge pages of {name} are needed, but {} are free now", pool.available);
         let file = format!("/sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages", pages.value >> 10);
         let help = format!("reserve more as root: echo N > {file}");
@@ -139,7 +139,7 @@ fn check_hugepages(table: &Table<'_>, memory_bytes: u64, pages: &Spanned<u64>, c
     }
 }
 
-/// The path of a file that must be there, with something in it.
+/// The path of a file that must exist and must not be empty.
 fn file(table: &Table<'_>, key: &str, name: &Spanned<String>, context: &Context<'_>) -> Spanned<PathBuf> {
     let path = context.path(&name.value);
     let problem = match fs::metadata(&path) {
@@ -192,7 +192,7 @@ fn console(table: &Table<'_>, context: &Context<'_>) -> Console {
     table.choice(key, &choices, &Console::Terminal).clone()
 }
 
-/// The path of a file that will be made, in a folder that must be there.
+/// The path of a file that will be made, in a folder that must exist.
 fn output_file(table: &Table<'_>, name: &Spanned<String>, context: &Context<'_>) -> PathBuf {
     let path = context.path(&name.value);
     let problem = if path.is_dir() {

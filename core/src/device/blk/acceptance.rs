@@ -36,7 +36,7 @@ impl<Q: DiskQueue> BlkQueue<Q> {
         count
     }
 
-    /// Reads the header and does, queues or refuses the request.
+    /// Reads the header and carries out, queues or refuses the request.
     #[inline]
     fn accept_request<R: Ring>(&mut self, queue: &mut Virtqueue<R>, index: usize, durable: bool) {
         let head = queue.heads[index];
@@ -91,7 +91,7 @@ impl<Q: DiskQueue> BlkQueue<Q> {
         self.complete_alone(queue, head, status);
     }
 
-    /// Begins a request in portions. What is known of it is in its slot.
+    /// Begins a request in portions. Its state is in its slot.
     #[cold]
     fn begin_portions<R: Ring>(&mut self, queue: &mut Virtqueue<R>, head: u16, transfer: Transfer) {
         let slot = &mut self.slots[usize::from(head)];

@@ -33,9 +33,8 @@ impl ChainParts {
         writable: 0,
     };
 
-    /// Follows one chain and finds header, data and status in it. Nothing is assumed of how the driver has cut them
-    /// into buffers (virtio 1.3,
-    /// 2.7.4).
+    /// Follows one chain and finds header, data and status in it. Nothing is assumed about how the driver has divided
+    /// them into buffers (virtio 1.3, 2.7.4).
     #[expect(
         clippy::extra_unused_type_parameters,
         reason = "`Q`, the kind of the disk's queue, gives each data path a function of its own, which is inlined"

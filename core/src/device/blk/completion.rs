@@ -1,4 +1,4 @@
-//! How requests end: those that the backend has done, has failed, or was never given.
+//! How requests end: those that the backend has completed or failed, or was never given.
 use super::{
     failures::Cause,
     queue::BlkQueue,
@@ -14,7 +14,7 @@ use crate::{
 };
 use pollux_abi::block_v1::{POLLUX_BLOCK_READ, Segment};
 
-/// What becomes of a request when one of its portions is done.
+/// What happens to a request when one of its portions is done.
 pub(super) enum Next {
     Submitted,
     Done,
@@ -50,7 +50,7 @@ impl<Q: DiskQueue> BlkQueue<Q> {
     }
 
     /// Ends a request that was done in portions, is a long one, or was taken under a memory map that has been replaced;
-    /// or goes on with it.
+    /// or continues with it.
     #[cold]
     fn complete_unusual<R: Ring>(&mut self, queue: &mut Virtqueue<R>, head: u16, status: Status, tally: &mut Tally) {
         let state = self.slots[usize::from(head)].state;
@@ -95,7 +95,7 @@ impl<Q: DiskQueue> BlkQueue<Q> {
         tally: &mut Tally,
     ) {
         let slot = &mut self.slots[usize::from(head)];
-        // Whatever part of it was moved, the driver cannot know of it.
+        // The driver cannot know about any part that was transferred.
         slot.length = 0;
         let (operation, errno) = (slot.operation as usize, result.saturating_neg());
         let offset = self.backend.offset(head.into());
@@ -133,7 +133,7 @@ impl<Q: DiskQueue> BlkQueue<Q> {
         let Some(request) = portions.next(room, &self.limits) else { return Next::Impossible };
         self.make_pending_room();
         self.pending.push(request);
-        // One portion a turn: others wait on the same worker.
+        // One portion per turn: others wait for the same worker.
         self.completes_at_once = false;
         Next::Submitted
     }
@@ -160,8 +160,8 @@ impl<Q: DiskQueue> BlkQueue<Q> {
         let index = usize::from(head);
         let slot = &self.slots[index];
         queue.log_written(&[Segment { base: slot.status, length: 1 }]);
-        // Of what does not come from the backend, only the answer to GET_ID has data that is written; to note too much
-        // does no harm.
+        // Of what does not come from the backend, only the answer to GET_ID has data that is written; recording too
+        // much does no harm.
         if slot.operation == POLLUX_BLOCK_READ || slot.operation == u32::MAX {
             queue.log_written(slot.data((&self.inline[index], self.rooms.of(head))));
         }

@@ -13,7 +13,7 @@ const MAX_WRITE_ZEROES: usize = 48;
 /// The capacity follows the medium; the driver sets the cache mode.
 pub(super) const FIELDS: ConfigFields = ConfigFields { device: 0..8, driver: 32..33 };
 
-/// What is said of a guest whose cache mode is not known.
+/// The remark about a guest whose cache mode is not known.
 pub(super) const UNKNOWN_CACHE_MODE: &str = "its guest went on from another process, and nobody can say whether it has \
      set the disk's cache to write-through: each write is made durable until the guest sets its cache mode, or \
      restarts";
@@ -58,8 +58,8 @@ impl Config {
         self.put(0, sectors, 8);
     }
 
-    /// What a driver that was told `told` may ask for and the device does not do any more, each in a sentence. Reads
-    /// and writes of as many and as long segments as ever are done, in portions if need be.
+    /// What a driver that was told `told` may ask for but the device does not support any more, each as a sentence.
+    /// Reads and writes with as many and as long segments as before still work, in portions if necessary.
     pub(super) fn broken_promises(&self, told: &[u8], features: u64) -> Vec<String> {
         use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES};
         let word = |space: &[u8], at: usize| {
@@ -96,7 +96,7 @@ impl Config {
         self.bytes[offset..offset + length].copy_from_slice(&value.to_le_bytes()[..length]);
     }
 
-    /// Reads; bytes beyond the end are left alone.
+    /// Reads; bytes beyond the end are not changed.
     pub(super) fn read(&self, offset: u64, data: &mut [u8], writeback: bool) {
         for (index, byte) in data.iter_mut().enumerate() {
             let Some(at) = offset.checked_add(index as u64) else { return };

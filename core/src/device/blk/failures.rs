@@ -10,11 +10,11 @@ use std::{
 };
 use tracing::error;
 
-/// A failure after so long a time without one of its kind begins a new episode.
+/// A failure after this time without one of its kind begins a new episode.
 const QUIET: Duration = Duration::from_secs(60);
-/// How often failures are counted in the log while they go on.
+/// How often the log counts failures while they continue.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// Kinds of failures that are told apart at a time.
+/// Number of kinds of failures that are told apart at a time.
 const EPISODES: usize = 16;
 
 /// Singular and plural of each operation, by its number in `block/1`.
@@ -32,9 +32,9 @@ pub(super) const OTHER: usize = OPERATIONS.len() - 1;
 /// Why requests fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cause {
-    /// The medium says so, by a positive errno.
+    /// The medium reports it, by a positive errno.
     Errno(i32),
-    /// It did not get there, since the device does not do what it asks for.
+    /// It did not reach the medium, since the device refused it.
     Refused(&'static str),
 }
 
@@ -59,12 +59,12 @@ impl Cause {
 struct Episode {
     operation: usize,
     cause: Cause,
-    /// Those that no line has counted yet.
+    /// Failures that no line has counted yet.
     unreported: u64,
     last_offset: u64,
     last_failure: Instant,
     last_line: Instant,
-    /// The least time to the next line. It grows, so that failures far from each other do not have a line each.
+    /// The least time to the next line. It grows, so that failures far apart do not get a line each.
     gap: Duration,
 }
 
@@ -90,7 +90,7 @@ impl Episode {
         format!("{operation}{} {verb}: {}", self.place(), self.cause.words())
     }
 
-    /// A line about those that have not been counted, if there are any.
+    /// A line about the failures that have not been counted, if there are any.
     fn next_line(&mut self, now: Instant) -> Option<String> {
         let count = std::mem::take(&mut self.unreported);
         if count == 0 {
@@ -112,10 +112,10 @@ impl Episode {
     }
 }
 
-/// What the log has been told of the failures of a device, shared by its queues. For failures alone: it takes a lock.
+/// What has been logged about the failures of a device, shared by its queues. Only for failures: it takes a lock.
 ///
-/// What the medium fails and what the device refuses are kept apart: a guest that is refused has no lines of the
-/// medium's.
+/// Failures of the medium and refusals by the device are kept apart, so that refused requests do not use up the lines
+/// for the medium.
 #[derive(Debug)]
 pub(super) struct FailureLog {
     failed: Book,
@@ -140,8 +140,8 @@ impl FailureLog {
         book.write(book.lines_for(operation.min(OTHER), offset, cause, Instant::now()));
     }
 
-    /// Counts in the log what it does not know of yet, if that is due or `is_end`. For moments in which there is
-    /// nothing to do.
+    /// Logs the number of failures that have not been logged yet, if that is due or `is_end`. For moments in which
+    /// there is nothing to do.
     #[inline]
     pub(super) fn report(&self, is_end: bool) {
         for book in [&self.failed, &self.refused] {
@@ -158,7 +158,7 @@ struct Book {
     device: String,
     lines: LogBudget,
     episodes: Mutex<Vec<Episode>>,
-    /// Whether any has failures that no line has counted.
+    /// Whether any of them has failures that no line has counted.
     has_unreported: AtomicBool,
 }
 
@@ -178,7 +178,8 @@ impl Book {
         self.write(lines);
     }
 
-    /// Notes a failure. Returns what there is to be said: outside of the lock, since whoever reads the log may be slow.
+    /// Records a failure. Returns the line to be logged, so that it is written without the lock: the reader of the log
+    /// may be slow.
     fn lines_for(&self, operation: usize, offset: u64, cause: Cause, now: Instant) -> Vec<String> {
         let mut lines = Vec::new();
         let mut episodes = self.episodes.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,4 +1,4 @@
-//! What the medium of a block device has become, between the question to it and the device that takes it up.
+//! The result of measuring the medium of a block device, until the device applies it.
 use crate::{block::Disk, device::measure::Measure};
 use pollux_abi::block_v1::BlockInfo;
 use std::sync::{Arc, Mutex, PoisonError};

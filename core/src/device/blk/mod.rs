@@ -60,7 +60,7 @@ pub struct BlkOptions {
     pub name: String,
     /// What GET_ID answers, at most 20 bytes; empty for the name.
     pub serial: String,
-    /// The workers that the queues are dealt out to, in turn. At least one, unless the queues are polled by hand.
+    /// The workers that the queues are assigned to in turn. At least one, unless the queues are polled by hand.
     pub workers: Vec<WorkerHandle>,
     /// How its queues are set up.
     pub queues: QueueOptions,

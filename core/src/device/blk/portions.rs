@@ -1,4 +1,4 @@
-//! Requests that the backend does not take at once, done in portions, one after the other.
+//! Requests that are too large for the backend, carried out in portions, one after the other.
 //!
 //! A driver knows how long a segment may be and how many a request may have, but no limit for the whole (virtio 1.3,
 //! 5.2.4), and systems such as FreeBSD want segments of 1 MiB. Whatever it makes within those limits must work, while a
@@ -18,12 +18,12 @@ pub(super) struct Portions {
     /// Segments of this portion, in the room of the request, and the end of all of them.
     pub(super) segments: Range<usize>,
     end: usize,
-    /// What the next portion begins with of the last of those segments.
+    /// The part of the last of those segments with which the next portion begins.
     rest: Option<Segment>,
 }
 
 impl Portions {
-    /// Of a request whose data is in `segments` of its room.
+    /// For a request whose data is in `segments` of its room.
     pub(super) fn new(head: u16, transfer: Transfer, segments: Range<usize>) -> Self {
         let (start, end) = (segments.start, segments.end);
         Portions { head, transfer, done: 0, length: 0, segments: start..start, end, rest: None }
@@ -50,7 +50,7 @@ impl Portions {
         if self.length == 0 {
             return None;
         }
-        // What is too much goes back, from the last segment on, and what is cut off of it is kept.
+        // The excess is removed, starting from the last segment, and the part cut off from a segment is kept.
         let mut excess = (bytes - self.length) as usize;
         while excess > 0 && room[end - 1].length <= excess {
             excess -= room[end - 1].length;

@@ -1,4 +1,4 @@
-//! One block queue: what it keeps between two turns.
+//! One block queue: its state between two turns.
 use super::{
     chain::ChainParts,
     failures::FailureLog,
@@ -12,7 +12,7 @@ use crate::{block::DiskQueue, fallible, queue::BATCH, ring::RingError, stats::Bl
 use pollux_abi::block_v1::BlockRequest;
 use std::{collections::HashMap, sync::Arc};
 
-/// What a block queue needs beside its virtqueue.
+/// What a block queue needs besides its virtqueue.
 #[derive(Debug)]
 pub(super) struct BlkSetup<Q> {
     /// Size of the ring.
@@ -41,10 +41,10 @@ pub(super) struct BlkQueue<Q> {
     pub(super) pending_start: usize,
     /// The backend completed all that it was offered the last time, before it returned.
     pub(super) completes_at_once: bool,
-    /// Requests that are done in portions, by their heads: as many as the ring has, if the guest likes.
+    /// Requests that are done in portions, by their heads: as many as the ring has, if the guest chooses so.
     pub(super) portions: HashMap<u16, Portions>,
     pub(super) limits: MediumLimits,
-    /// The backend has failed and not stopped: it may touch the memory of its requests for ever.
+    /// The backend has failed and has not stopped: it may touch the memory of its requests for ever.
     pub(super) is_lost: bool,
     pub(super) stats: BlkStatsHandle,
     pub(super) shared: Arc<Shared>,

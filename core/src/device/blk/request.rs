@@ -1,4 +1,4 @@
-//! What a block request says (virtio 1.3, 5.2.6), and whether the device can do it.
+//! The contents of a block request (virtio 1.3, 5.2.6), and whether the device can carry it out.
 use super::failures::OTHER;
 use pollux_abi::block_v1::{
     BlockInfo, BlockRequest, POLLUX_BLOCK_DISCARD, POLLUX_BLOCK_FLUSH, POLLUX_BLOCK_FUA, POLLUX_BLOCK_READ,
@@ -21,13 +21,13 @@ pub(super) const MAX_DATA_SEGMENTS: usize = 254;
 const RANGE_REFUSAL: &str =
     "its range is malformed, too long, beyond the capacity or not a whole number of blocks, or the device is read-only";
 
-/// Most that the backend is given of a read or write at once, whatever it takes. A request keeps its worker busy while
-/// it is copied, and others wait on the same worker.
+/// Most bytes of a read or write that the backend is given at once, even if it would take more. A request keeps its
+/// worker busy while it is copied, and others wait for the same worker.
 const MAX_TRANSFER: u32 = 4 << 20;
-/// Least limit of a segment that a driver is told. FreeBSD takes no disk with less.
+/// Least limit of a segment that a driver is told. FreeBSD accepts no disk with less.
 const LEAST_SIZE_MAX: u32 = 1 << 20;
 
-/// Length limits, as the driver is told and as they are checked.
+/// Length limits, as told to the driver and as checked.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct MediumLimits {
     pub(super) capacity_sectors: u64,
@@ -52,8 +52,8 @@ impl MediumLimits {
         let max_transfer = or_none(info.maximum_transfer).min(MAX_TRANSFER);
         // A chain is not longer than its queue (virtio 1.3, 2.7.5.3.1), header and status included.
         let seg_max = u32::from(queue_size).saturating_sub(2).clamp(1, MAX_DATA_SEGMENTS as u32);
-        // So many segments that those of a page each, which most are, do not make a request longer than the backend
-        // takes. What is longer all the same is done in portions.
+        // As many segments as make a request no longer than the backend takes if each is a page, as most are. Longer
+        // requests are carried out in portions.
         let least = info.logical_block_size.max(4096);
         let seg_max = seg_max.min(or_none(info.maximum_segments)).min((max_transfer / least).max(1));
         let size_max = max_transfer.max(LEAST_SIZE_MAX);
@@ -84,7 +84,7 @@ impl MediumLimits {
         sectors >> self.block_shift << self.block_shift
     }
 
-    /// How much of so many bytes the backend is given at once.
+    /// How much of this many bytes the backend is given at once.
     pub(super) fn portion(&self, bytes: u64) -> u64 {
         bytes.min(self.max_transfer) / self.block_bytes() * self.block_bytes()
     }
@@ -102,7 +102,7 @@ impl MediumLimits {
     }
 }
 
-/// A request's end, as the status byte says it (virtio 1.3, 5.2.6).
+/// The result of a request, as its status byte (virtio 1.3, 5.2.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Status {
@@ -167,10 +167,10 @@ impl Transfer {
 /// A flush.
 pub(super) const FLUSH: Transfer = Transfer { operation: POLLUX_BLOCK_FLUSH, flags: 0, offset: 0, length: 0 };
 
-/// What is to be done with a request.
+/// What to do with a request.
 #[derive(Debug)]
 pub(super) enum Action {
-    /// The backend does it.
+    /// The backend carries it out.
     Submit(Transfer),
     /// A discard or write-zeroes, whose range is in the data.
     Range(u32),
@@ -242,11 +242,11 @@ impl Header {
 }
 
 impl Header {
-    /// What the backend is to do in portions: a read or write with nothing wrong but that it is too much for it at
-    /// once.
+    /// A request for the backend to carry out in portions: a read or write that is only wrong in being too large for it
+    /// at once.
     #[cold]
     pub(super) fn portions(&self, data: &Data<'_>, limits: &MediumLimits, durable: bool) -> Option<Transfer> {
-        // Nothing is too much for these.
+        // Nothing exceeds these limits.
         let whole = MediumLimits { max_segments: usize::MAX, max_transfer: u64::MAX, ..*limits };
         match self.kind {
             VIRTIO_BLK_T_IN | VIRTIO_BLK_T_OUT => match self.action(data, &whole, durable) {

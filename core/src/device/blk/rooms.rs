@@ -2,7 +2,7 @@
 //!
 //! A ring of 32768 entries, each with room for the longest chain, would take 134 MB a queue, and the front end chooses
 //! the size. So there are at most [`ROOMS_MAX`]. A queue takes no more chains at once than there are rooms left; the
-//! others stay in the ring until requests end. None fails for it.
+//! others stay in the ring until requests end. None fails because of this.
 use super::slot::{Inline, Overflow};
 use crate::{fallible, queue::BATCH, ring::RingError};
 use std::{
@@ -18,13 +18,13 @@ const ROOMS_MAX: usize = 256 + BATCH;
 pub(super) struct Rooms {
     /// The memory is zeroed and untouched until a long chain comes.
     overflow: Box<[Overflow]>,
-    /// Which of them no request has.
+    /// The rooms that are free.
     free: Vec<u16>,
     /// The last of those, in `overflow`: where the next chain's segments go if it is a long one.
     next: *mut Overflow,
     /// Which room the request of each head has, if it is a long one.
     by_head: Box<[u16]>,
-    /// Fewer than a full batch are free.
+    /// Whether fewer than a full batch are free.
     are_few: bool,
 }
 
@@ -34,7 +34,7 @@ impl Rooms {
     /// # Errors
     /// There is no memory for them.
     pub(super) fn new(size: usize) -> Result<Self, RingError> {
-        // So many that a ring of up to 256 entries always has room for a full batch.
+        // Enough for a ring of up to 256 entries to always have room for a full batch.
         let count = ROOMS_MAX.min(size + BATCH);
         let mut free = fallible::with_capacity(count)?;
         free.extend(0..count as u16);
@@ -61,11 +61,11 @@ impl Rooms {
     /// Room for the next chain, if it is a long one.
     #[inline(always)]
     pub(super) fn next(&mut self) -> &mut Overflow {
-        // SAFETY: `note_free` took it from our own box, which nobody else has a reference into while we are borrowed.
+        // SAFETY: `note_free` took it from our own box, and no other references into it exist while `self` is borrowed.
         unsafe { &mut *self.next }
     }
 
-    /// What [`next`](Self::next) said is the room of chain `head` from now on.
+    /// The room returned by [`next`](Self::next) belongs to chain `head` from now on.
     #[cold]
     pub(super) fn take(&mut self, head: u16) {
         let room = self.free.pop().expect("no more chains are taken at once than there are rooms");
@@ -106,7 +106,7 @@ pub(super) fn inline_rooms(count: usize) -> Result<Box<[Inline]>, RingError> {
     unsafe { zeroed(count) }.ok_or(RingError::Memory)
 }
 
-/// Memory that costs nothing before it is touched. `None`: there is none.
+/// Memory that costs nothing before it is touched. `None`: it cannot be allocated.
 ///
 /// # Safety
 /// All zeroes must be a value of `T`.

@@ -2,7 +2,7 @@
 use super::failures::FailureLog;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-/// What the transport's thread writes and workers read, once a batch; and what they share of failures.
+/// What the transport's thread writes and workers read, once per batch; and the shared record of failures.
 #[derive(Debug)]
 pub(super) struct Shared {
     /// Whether completed writes may stay in a volatile cache.

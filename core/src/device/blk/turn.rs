@@ -19,8 +19,8 @@ use pollux_abi::block_v1::POLLUX_BLOCK_FLUSH;
 use std::{mem::take, os::fd::RawFd};
 use tracing::error;
 
-/// Requests after which a backend that completes them at once lets the driver see them, while it goes on with the rest
-/// of the batch. The driver takes them and makes new ones meanwhile, instead of waiting for the last.
+/// Requests after which a backend that completes them at once lets the driver see them, while it continues with the
+/// rest of the batch. The driver takes them and makes new ones meanwhile, instead of waiting for the last.
 pub const GROUP: usize = 16;
 
 impl<R: Ring, Q: DiskQueue> QueueModel<R> for BlkQueue<Q> {
@@ -66,7 +66,7 @@ impl<R: Ring, Q: DiskQueue> QueueModel<R> for BlkQueue<Q> {
         for slot in self.slots.iter_mut().filter(|slot| slot.is_in_use()) {
             slot.state |= OLD_MEMORY;
         }
-        // Not so many as there are slots in use, if the ring broke within a batch: that one is never submitted.
+        // Fewer than the slots in use if the ring broke within a batch: such a batch is never submitted.
         self.backend.in_flight() + (self.pending.len() - self.pending_start) as u32
     }
 
@@ -79,7 +79,7 @@ impl<R: Ring, Q: DiskQueue> QueueModel<R> for BlkQueue<Q> {
     }
 
     fn arm(&mut self, queue: &mut Virtqueue<R>, armed: bool) -> bool {
-        // Nothing says when what the backend did not take can be offered again.
+        // Nothing signals when requests that the backend did not take can be offered again.
         if armed && !self.pending.is_empty() {
             return true;
         }
@@ -141,7 +141,7 @@ impl<Q: DiskQueue> BlkQueue<Q> {
         taken + completed
     }
 
-    /// Goes on with the groups of a batch after its first, and shows the driver each that is done.
+    /// Continues with the groups of a batch after the first, and shows the driver each completed one.
     #[inline(never)]
     fn submit_rest<R: Ring>(&mut self, queue: &mut Virtqueue<R>) -> usize {
         let mut work = 0;

@@ -1,9 +1,9 @@
 //! The in-flight region of one packed queue (vhost-user document, "Inflight I/O tracking"): as that of a split queue,
 //! with a copy of the descriptors of each chain, since those in the ring are overwritten by used ones.
 //!
-//! We keep our own list of free entries and write it through to the region, from which nothing is read but in a
-//! recovery. A batch of used chains changes the region when it is published and not before: then chains that are taken
-//! meanwhile find the free list as it was committed last, as the document's order of steps needs it.
+//! We keep our own list of free entries and write it through to the region, which is only read in a recovery. A batch
+//! of used chains changes the region when it is published and not before: then chains that are taken meanwhile find the
+//! free list as it was committed last, as the document's order of steps needs it.
 //!
 //! The ring counts in the same way: a chain's descriptors and its buffer ID are free once it is published. So a chain
 //! that the ring takes always finds entries here, whatever the driver does.
@@ -44,7 +44,7 @@ pub(in crate::ring) fn inflight_bytes(size: u16) -> u64 {
     Region::<32, 32>::bytes(size)
 }
 
-/// A chain that the process before had taken and not given back.
+/// A chain that an earlier process had taken and not given back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RecoveredChain {
     pub(super) id: u16,
@@ -94,7 +94,7 @@ impl PackedInflight {
         })
     }
 
-    /// Finds out what the process before had in flight. `flags` reads those of a descriptor in the ring; `used` is
+    /// Finds out what the previous process had in flight. `flags` reads those of a descriptor in the ring; `used` is
     /// where a new queue begins, index and wrap counter. `None`: the region has not been used before; it is
     /// initialised.
     ///
@@ -146,7 +146,7 @@ impl PackedInflight {
         });
     }
 
-    /// Entries of the free list are not in flight, whatever they say of themselves.
+    /// Marks the entries of the free list as not in flight, whatever their flags were.
     fn clear_free(&self, head: u16) {
         let mut entry = head;
         for _ in 0..self.region.size() {
@@ -201,7 +201,7 @@ impl PackedInflight {
         }
     }
 
-    /// Notes that the free list and the used position hold as they are.
+    /// Commits the free list and the used position as they are.
     fn commit(&self, used: (u16, bool)) {
         commit(&self.region, self.free_head, used);
     }
@@ -280,7 +280,7 @@ fn set_header(region: &Region<32, 32>, offset: usize, value: u16) {
     region.header(offset).store(value, Ordering::Release);
 }
 
-/// Notes that a free list and a used position hold.
+/// Commits a free list and a used position.
 fn commit(region: &Region<32, 32>, free_head: u16, (index, wrap): (u16, bool)) {
     set_header(region, header::FREE_HEAD, free_head);
     set_header(region, header::USED, index);

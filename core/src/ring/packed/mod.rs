@@ -1,7 +1,7 @@
 //! The packed virtqueue (virtio 1.3, 2.8), device side.
 //!
-//! Available and used descriptors share one ring, and each says by two of its flags which of the two it is. A chain is
-//! found out only by following it to its end, where its buffer ID is: so [`pop`](Ring::pop) reads the second half of
+//! Available and used descriptors share one ring, and two flags of each tell which of the two it is. A chain is known
+//! only once it has been followed to its end, where its buffer ID is: so [`pop`](Ring::pop) reads the second half of
 //! each descriptor (length, ID, flags) and keeps it for [`walk`](Ring::walk), which reads the first half (address).
 //! Nothing is read twice.
 mod inflight;
@@ -29,7 +29,7 @@ use std::{
     sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence},
 };
 
-/// The [base](Ring::base) of a ring that was not used yet: both wrap counters are 1 (virtio 1.3, 2.8.1).
+/// The [base](Ring::base) of an unused ring: both wrap counters are 1 (virtio 1.3, 2.8.1).
 pub(super) const BEGINNING: u32 = 0x8000_8000;
 
 /// In a descriptor's flags: available in this lap of the driver's wrap counter, used in this lap of ours (virtio 1.3,
@@ -42,7 +42,7 @@ const BOTH: u16 = AVAILABLE | USED;
 const EVENTS_DISABLE: u32 = 1;
 const EVENTS_DESCRIPTOR: u32 = 2;
 
-/// A place in the ring, and what the two flags of the descriptor there are when it is meant.
+/// A place in the ring, and the values of the two flags for which the descriptor there is the expected one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Cursor {
     index: u16,
@@ -101,7 +101,7 @@ pub struct PackedRing {
     event_idx: bool,
     available: Cursor,
     used: Cursor,
-    /// Descriptors that were taken and that the driver has not seen used: they are the device's until the batch is
+    /// Descriptors that were taken and that the driver has not seen used: they belong to the device until the batch is
     /// published.
     taken: u16,
     /// By buffer ID.
@@ -114,15 +114,15 @@ pub struct PackedRing {
     first: (u16, u64),
     /// Chains given back so far, modulo 2^16.
     used_count: u16,
-    /// Descriptors that the driver has not been asked for yet whether it wants to be told.
+    /// Descriptors for which the driver has not been asked yet whether it wants to be notified.
     unsignalled: u16,
-    /// What notes the requests in flight for the next process.
+    /// The record of requests in flight, for the next process.
     inflight: Option<PackedInflight>,
-    /// Chains that the process before had taken and not given back: to be taken again, the last one first.
+    /// Chains that an earlier process had taken and not given back: to be taken again, the last one first.
     recovered: Vec<RecoveredChain>,
     /// Those of them that were taken by the last pop.
     popped_recovered: Vec<RecoveredChain>,
-    /// Where pages are noted that we write, and the guest address of our event suppression structure.
+    /// The log of pages that we write, and the guest address of our event suppression structure.
     log: Option<(DirtyLog, u64)>,
     /// The guest address of the ring, for the log.
     address: u64,
@@ -213,7 +213,7 @@ impl Ring for PackedRing {
             kept += count;
             popped += 1;
         }
-        // First, so that a turn without work has one thing to look at.
+        // First, so that a turn without work has only one thing to check.
         if popped == 0 {
             return Ok(0);
         }
@@ -244,10 +244,10 @@ impl Ring for PackedRing {
     }
 
     fn watch(&self) -> Option<Watch> {
-        // The flags of the next chain's first descriptor, by which the driver makes it available. What else they say
-        // now does not matter: they must change for that. SAFETY: the index is below the ring's size, which `find`
-        // checked to lie in guest memory; the translator keeps it mapped as long as the ring is not dropped or moved to
-        // another map. The flags are the last two bytes of a descriptor.
+        // The flags of the next chain's first descriptor, by which the driver makes it available. Their other bits do
+        // not matter now: the flags must change when a chain becomes available. SAFETY: the index is below the ring's
+        // size, which `find` checked to lie in guest memory; the translator keeps it mapped as long as the ring is not
+        // dropped or moved to another map. The flags are the last two bytes of a descriptor.
         let flags = unsafe { self.descriptors.add(self.available.index.into()).cast::<u16>().add(7) };
         // SAFETY: as above.
         let idle = u16::from_le(unsafe { AtomicU16::from_ptr(flags) }.load(Ordering::Relaxed));
@@ -312,8 +312,8 @@ impl Ring for PackedRing {
         if self.pushed == 0 {
             return false;
         }
-        // A driver looks at used descriptors in their order, so this one shows it all of the batch. Partner: the
-        // driver's read barrier after it has found the flags of a used descriptor (virtio 1.3, 2.8.22).
+        // A driver reads used descriptors in order, so this one shows it the whole batch. Partner: the driver's read
+        // barrier after it has found the flags of a used descriptor (virtio 1.3, 2.8.22).
         if self.inflight.is_some() || self.log.is_some() {
             self.publish_noted();
         } else {
@@ -343,7 +343,7 @@ impl Ring for PackedRing {
             EVENTS_DISABLE => false,
             EVENTS_DESCRIPTOR if self.event_idx => {
                 let event = Cursor::new(events as u16, BOTH);
-                // Did we pass the event? Where it is of the lap before, it lies a ring's size further back.
+                // Did we pass the event? If it belongs to the previous lap, it lies a ring's size further back.
                 let lap = if event.flags == self.used.flags { 0 } else { self.size };
                 let behind = self.used.index.wrapping_add(lap).wrapping_sub(event.index);
                 behind.wrapping_sub(1) < new
@@ -357,7 +357,7 @@ impl Ring for PackedRing {
     }
 
     fn enable_kicks(&mut self) -> bool {
-        // With EVENT_IDX for the next chain alone: no kicks after the first.
+        // With EVENT_IDX, for the next chain only: no kicks after the first.
         let next = u32::from(self.available.bits()) | EVENTS_DESCRIPTOR << 16;
         self.write_events(if self.event_idx { next } else { 0 });
         // Partner: the driver's full barrier between storing the flags of its chains and reading our structure (virtio
@@ -394,7 +394,7 @@ impl PackedRing {
     fn take_chain(&mut self, mut rest: u64, kept: u16) -> Result<(u16, u16), RingError> {
         let (size, start) = (self.size, self.available.index);
         let (mut index, mut count, mut is_whole) = (start, 0, false);
-        // No more is kept than is taken, which is no more than the ring has.
+        // No more descriptors are kept than are taken, and no more are taken than the ring has.
         for slot in &mut self.kept[usize::from(kept)..usize::from(kept + size - self.taken)] {
             *slot = rest;
             count += 1;
@@ -403,8 +403,7 @@ impl PackedRing {
                 break;
             }
             index = if index + 1 == size { 0 } else { index + 1 };
-            // Whether AVAILABLE and USED are right in these is not looked at: the first descriptor speaks for all
-            // (virtio 1.3, 2.8.6).
+            // AVAILABLE and USED are not checked in these: the first descriptor speaks for all (virtio 1.3, 2.8.6).
             rest = u64::from_le(second_half(self.descriptors, index).load(Ordering::Relaxed));
         }
         if !is_whole {
@@ -486,8 +485,8 @@ impl PackedRing {
     }
 
     fn write_events(&self, value: u32) {
-        // Relaxed: whoever needs an order has a fence.
-        // SAFETY: the structure was translated, and is aligned to 4 bytes.
+        // Relaxed: callers that need an order use a fence. SAFETY: the structure was translated, and is aligned to 4
+        // bytes.
         unsafe { AtomicU32::from_ptr(self.device_events) }.store(value.to_le(), Ordering::Relaxed);
     }
 }

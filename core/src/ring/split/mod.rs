@@ -56,17 +56,17 @@ pub struct SplitRing {
     next_used: u16,
     /// Used index that the driver can see.
     published_used: u16,
-    /// Used index up to which the driver has been asked for.
+    /// Used index up to which the driver has been asked whether it wants a notification.
     signalled_used: u16,
     /// The avail_event last written while polling.
     parked_event: u16,
     /// By head: the first descriptor of its chain as `pop` has read it, for `walk`.
     first: Box<[[u64; 2]]>,
-    /// What notes the requests in flight for the next process.
+    /// The record of requests in flight, for the next process.
     inflight: Option<InflightQueue>,
-    /// Where pages of the used ring are noted that change, and the guest address of the ring.
+    /// The log of changed pages of the used ring, and the guest address of the ring.
     log: Option<(DirtyLog, u64)>,
-    /// Chains that the process before had taken and not given back: to be taken again, the last one first.
+    /// Chains that an earlier process had taken and not given back: to be taken again, the last one first.
     recovered: Vec<u16>,
 }
 
