@@ -1,7 +1,7 @@
 //! Which CPUs threads run on.
 //!
 //! Workers and vCPUs may be pinned to CPUs of their own. The process's other threads, and what the kernel makes for
-//! them, keep off those ([`leave`]). A thread does not lose its CPU unnoticed ([`Pin`]).
+//! them, keep off those ([`leave`]). A pinned thread does not lose its CPU unnoticed ([`Pin`]).
 use rustix::thread::{CpuSet, Pid, gettid, sched_getaffinity, sched_setaffinity};
 use std::{
     fmt, fs, io,
@@ -11,17 +11,17 @@ use std::{
 };
 use tracing::{info, warn};
 
-/// How often pins are looked at.
+/// How often pins are checked.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// A pin that somebody takes away again and again is told of as often as this.
+/// A pin that is taken away again and again is logged this often.
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// CPUs that threads of this process can be pinned to, ascending. They may be more than those that it was started on:
-/// the kernel keeps CPUs that `isolcpus` sets aside, or `taskset` leaves out, for whoever asks for them by name. So it
-/// is asked.
+/// the kernel keeps CPUs that `isolcpus` sets aside, or `taskset` leaves out, for threads that ask for them explicitly.
+/// So the kernel is asked.
 pub fn usable() -> Vec<usize> {
     let ask = || {
-        // It takes those of them that the cpuset has and that are switched on. Where even this is forbidden, nothing
+        // The kernel takes those of them that are in the cpuset and switched on. Where even this is forbidden, nothing
         // changes.
         let _ = sched_setaffinity(None, &all());
         sched_getaffinity(None)
@@ -42,7 +42,7 @@ pub fn current() -> Vec<usize> {
 /// Pins the calling thread.
 ///
 /// # Errors
-/// The kernel's: EINVAL for a CPU that is not there, is switched off or is outside of the process's cpuset.
+/// The kernel's: EINVAL for a CPU that does not exist, is switched off or is outside of the process's cpuset.
 pub fn pin(cpu: usize) -> io::Result<()> {
     Ok(sched_setaffinity(None, &only(cpu)?)?)
 }
@@ -58,11 +58,11 @@ pub fn obstacle(cpu: usize) -> String {
     }
 }
 
-/// What the process was started on.
+/// The CPUs that the process was started on.
 static START: OnceLock<CpuSet> = OnceLock::new();
 
-/// Keeps the calling thread, and those that it starts from now on, off the CPUs that are `taken`. If they are all, it
-/// stays as it is, and the answer is `false`. `[control]`, before anything is started.
+/// Keeps the calling thread, and those that it starts from now on, off the CPUs that are `taken`. If all CPUs are
+/// taken, it stays as it is, and this returns `false`. `[control]`, before anything is started.
 pub fn leave(taken: &[usize]) -> bool {
     let Ok(mut left) = sched_getaffinity(None) else { return false };
     START.get_or_init(|| left);
@@ -73,12 +73,12 @@ pub fn leave(taken: &[usize]) -> bool {
 /// Undoes [`leave`] for the calling thread: a worker or a vCPU that is not pinned may run on any CPU.
 pub fn roam() {
     if let Some(start) = START.get() {
-        // It was so before; what the kernel has taken away since, it leaves out.
+        // These were allowed before; the kernel leaves out those that it has taken away since.
         let _ = sched_setaffinity(None, start);
     }
 }
 
-/// A thread that is pinned, and pinned again if it loses its CPU, as long as this lives.
+/// Keeps a thread pinned as long as this lives: it is pinned again if it loses its CPU.
 ///
 /// The kernel moves it away when its CPU is switched off or its cpuset narrowed, and does not bring it back by itself.
 #[derive(Debug)]
@@ -94,7 +94,7 @@ impl Pin {
     pub fn take(who: impl fmt::Display, cpu: usize) -> io::Result<Self> {
         let mut watch = lock();
         if !watch.is_running {
-            // Before the pin, which it would inherit. Without a watcher the pin is as good as it would be anywhere.
+            // Before the pin, which it would inherit. Without a watcher, this is still an ordinary pin.
             let started = thread::Builder::new().name("pollux-pins".into()).spawn(watch_pins);
             watch.is_running = started.is_ok();
         }
@@ -109,7 +109,7 @@ impl Pin {
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        // With the lock: nobody changes a thread that has ended, or another one of its number.
+        // With the lock, so that no thread that has ended, or another one of the same number, is changed.
         let mut watch = lock();
         watch.list.retain(|pinned| pinned.thread != self.thread);
         if watch.list.is_empty() {
@@ -128,19 +128,19 @@ struct Pinned {
     who: String,
     cpu: usize,
     is_lost: bool,
-    /// When a loss was last told of.
+    /// When a loss was last logged.
     reported: Option<Instant>,
 }
 
 static WATCH: Mutex<Watch> = Mutex::new(Watch { list: Vec::new(), is_running: false });
-/// No thread is pinned any more.
+/// Signalled when no thread is pinned any more.
 static ENDED: Condvar = Condvar::new();
 
 fn lock() -> MutexGuard<'static, Watch> {
     WATCH.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Looks at all pins until there are none. A thread of its own.
+/// Checks all pins until there are none. Runs on a thread of its own.
 fn watch_pins() {
     keep_off_pins();
     let mut watch = lock();
@@ -151,15 +151,15 @@ fn watch_pins() {
     watch.is_running = false;
 }
 
-/// The watcher should not run where a thread polls. It begins where the thread that has started it was, which keeps off
-/// the CPUs of all in a process that has called [`leave`].
+/// The watcher should not run where a thread polls. It starts on the CPUs of the thread that started it; in a process
+/// that has called [`leave`], that thread keeps off the CPUs of all polling threads.
 fn keep_off_pins() {
     let Ok(mut left) = sched_getaffinity(None) else { return };
     for pinned in lock().list.iter().filter(|pinned| pinned.cpu < CpuSet::MAX_CPU) {
         left.unset(pinned.cpu);
     }
     if left.count() > 0 {
-        // At worst it is where it was.
+        // At worst, it stays where it was.
         let _ = sched_setaffinity(None, &left);
     }
 }

@@ -1,5 +1,5 @@
-//! Lists whose length somebody outside has chosen, such as a front end with the size of a queue: that there is no
-//! memory for one is an error, and must not end the process with all its other devices.
+//! Lists whose length is chosen from outside, such as by a front end with the size of a queue: a lack of memory for one
+//! is an error, and must not end the process with all its other devices.
 use std::collections::TryReserveError;
 
 /// An empty list with room for `count` entries.

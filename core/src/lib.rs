@@ -11,12 +11,12 @@
 //! | [`worker`] | polling threads |
 //! | [`plugin`] | the plugin host |
 //! | [`config`] | the configuration file |
-//! | [`event`] | notifications of drivers, and front ends that hold up those who send them |
+//! | [`event`] | notifications to drivers, and front ends that hold up the threads that send them |
 //! | [`cpus`] | which CPUs threads run on |
-//! | [`log_budget`] | a bound on the log lines that a guest or a plugin can cause |
+//! | [`log_budget`] | a limit on the log lines that a guest or a plugin can cause |
 //! | [`stats`] | counters and histograms that other processes can map |
 //!
-//! Unsafe code is in the modules that are marked so, below or where they are declared, and nowhere else.
+//! Unsafe code is only in the modules marked for it, below or where they are declared.
 #![deny(unsafe_code)]
 
 pub mod block;

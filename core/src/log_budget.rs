@@ -1,21 +1,21 @@
-//! A bound on log lines that somebody else can cause. A guest that breaks and resets its device for ever, or a plugin
-//! that it makes fail, must not fill the host's disk.
+//! A limit on log lines that others can cause. A guest that breaks and resets its device for ever, or a plugin that it
+//! makes fail, must not fill the host's disk.
 use std::{
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 use tracing::warn;
 
-/// Lines there are at first, and at most.
+/// The number of lines allowed initially, and at most.
 const LINES: u32 = 100;
 
-/// How many lines may still be logged. Shared by all who log on behalf of one guest's device, machine, or plugin. Not
-/// for the hot path: it takes a lock.
+/// How many lines may still be logged. Shared by everything that logs on behalf of one guest's device, machine, or
+/// plugin. Not for the hot path: it takes a lock.
 #[derive(Debug)]
 pub struct LogBudget {
     /// What causes the lines, for the message at their end: `the guest`.
     cause: &'static str,
-    /// After each of these intervals so many lines are added.
+    /// After each of these intervals, this many lines are added.
     interval: Duration,
     refill: u32,
     state: Mutex<State>,
@@ -54,8 +54,8 @@ impl LogBudget {
         LogBudget { cause, interval, refill, state: Mutex::new(state) }
     }
 
-    /// Whether a line may be logged, under `name`. It is counted then; the last one comes with a word about those left
-    /// out.
+    /// Whether a line may be logged, under `name`. It is then counted; the last one is followed by a notice about those
+    /// that are suppressed.
     pub fn may_log(&self, name: &str) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
@@ -70,7 +70,7 @@ impl LogBudget {
         }
         state.left -= 1;
         let is_last = state.left == 0;
-        // Whoever reads the log may be slow, and others are not to wait for him here.
+        // The reader of the log may be slow, and other threads must not wait for it here.
         drop(state);
         if is_last {
             warn!("{name}: {} has caused {LINES} log lines; most of the next ones are left out", self.cause);

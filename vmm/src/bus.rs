@@ -70,7 +70,7 @@ impl Bus {
         Ok(())
     }
 
-    /// The device that owns the whole access. One that crosses the end of a range belongs to nobody.
+    /// The device that owns the whole access. An access that crosses the end of a range belongs to no device.
     fn find(&self, address: u64, length: usize) -> Option<(u64, &dyn BusDevice)> {
         let behind = self.slots.partition_point(|slot| slot.range.start <= address);
         let slot = &self.slots[behind.checked_sub(1)?];

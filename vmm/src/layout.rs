@@ -1,7 +1,7 @@
 //! Where everything lies in the guest's physical address space and on its ports.
 //!
-//! One page of constants, so that a reader with a guest's crash dump in hand finds each address here.
-//! The hole below 4 GiB is where a PC has its devices; memory that does not fit below it goes on at 4 GiB.
+//! One page of constants, so that a reader with a guest's crash dump in hand finds each address here. The hole below 4
+//! GiB is where a PC has its devices; memory that does not fit below it continues at 4 GiB.
 use vm_memory::GuestAddress;
 
 /// Guest memory below this address is one region from 0; everything up to 4 GiB belongs to devices.
@@ -16,7 +16,7 @@ pub const PCI_WINDOW_BYTES: u64 = 0x1000_0000;
 
 /// The first virtio-mmio register block; block `n` lies `n * MMIO_STRIDE` behind it.
 pub const MMIO_START: u64 = 0xd000_0000;
-/// Distance between two virtio-mmio register blocks: a page each, so that a guest may map one alone.
+/// Distance between two virtio-mmio register blocks: a page each, so that a guest can map each separately.
 pub const MMIO_STRIDE: u64 = 0x1000;
 
 /// The PCI Express configuration window (ECAM) of the one bus: 32 devices x 8 functions x 4 KiB.
@@ -84,7 +84,7 @@ pub const COMMAND_LINE: GuestAddress = GuestAddress(0x2_0000);
 pub const COMMAND_LINE_BYTES_MAX: usize = 2047;
 /// End of conventional memory; the extended BIOS data area of a PC begins here.
 pub const LOW_MEMORY_END: u64 = 0x9_fc00;
-/// ACPI tables: in the range that an operating system searches for "RSD PTR " when nobody tells it the address.
+/// ACPI tables: in the range that an operating system searches for "RSD PTR " when it is not told the address.
 pub const ACPI_START: GuestAddress = GuestAddress(0xe_0000);
 /// Room for ACPI tables in bytes.
 pub const ACPI_BYTES: u64 = 0x1_0000;

@@ -35,7 +35,7 @@ impl SerialEvents for Drained {
     fn out_byte(&self) {}
     fn tx_lost_byte(&self) {}
     fn in_buffer_empty(&self) {
-        // Full means readable, which is all that is wanted.
+        // Full means readable, which is all that matters.
         let _ = self.0.write(1);
     }
 }
@@ -67,7 +67,7 @@ impl SerialPort {
 
     /// Makes [`SerialPort::drained_fd`] unreadable until the guest has read all input again.
     pub(crate) fn clear_drained(&self) {
-        // An error says that it was not readable.
+        // An error means that it was not readable.
         let _ = self.drained.read();
     }
 
@@ -98,7 +98,7 @@ impl BusDevice for SerialPort {
 
     fn write(&self, offset: u64, data: &[u8]) {
         let mut device = self.device.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        // An output that is gone loses the guest's bytes and nothing else.
+        // If the output is gone, only the guest's bytes are lost.
         let _ = device.write(offset as u8, data[0]);
     }
 }

@@ -1,8 +1,8 @@
 //! Raw mode of the terminal on standard input, undone on every way out of the process.
 //!
-//! The ways out: [`RawMode`] is dropped; `exit` (whoever calls it, a plugin included); a panic on any thread;
-//! a fatal signal (crash, abort, quit). The shut-down signals are in [`crate::shutdown`], which calls
-//! [`restore`] before it ends the process.
+//! The ways out: [`RawMode`] is dropped; `exit` (called by any code, a plugin included); a panic on any thread; a fatal
+//! signal (crash, abort, quit). The shut-down signals are in [`crate::shutdown`], which calls [`restore`] before it
+//! ends the process.
 use libc::{STDIN_FILENO, c_int, c_void, sigaction, siginfo_t, termios};
 use std::{
     io, ptr,

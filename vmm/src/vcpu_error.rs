@@ -13,7 +13,7 @@ pub enum VcpuError {
         /// What the kernel said.
         source: io::Error,
     },
-    /// The host has no memory for an address that is the guest's.
+    /// The host has no memory for an address of the guest.
     #[error(
         "vCPU {index}: the host has no memory behind the guest's ({source}); most likely memory or huge pages ran out: \
          free or reserve more of them, or give the machine less memory"
@@ -49,7 +49,7 @@ pub enum VcpuError {
         /// The host CPU on which it happened.
         cpu: u32,
     },
-    /// An exit that this machine has no use for and did not ask for.
+    /// An exit that this machine neither uses nor asked for.
     #[error("vCPU {index}: unexpected exit {exit}")]
     Unexpected {
         /// Which vCPU.

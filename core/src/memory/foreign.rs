@@ -69,7 +69,7 @@ pub enum ForeignError {
     /// Another process decides how long an access to a page of the file takes.
     #[error(
         "the file of a memory region is on a file system of type {0:#x}, where an access can take as long \
-         as whoever keeps it likes; share a memfd, or a file of a tmpfs or hugetlbfs, or write \
+         as its provider likes; share a memfd, or a file of a tmpfs or hugetlbfs, or write \
          memory_files = \"any\" at the device's socket"
     )]
     NotMemory(i64),

@@ -26,7 +26,7 @@ impl PluginPath {
             folders.extend(executable.parent().map(Path::to_owned));
         }
         folders.push(SYSTEM_FOLDER.into());
-        // The working folder may change later, and what these were relative to must not.
+        // The working folder may change later; relative paths must not change with it.
         let folders = folders.into_iter().map(|folder| std::path::absolute(&folder).unwrap_or(folder)).collect();
         PluginPath { folders }
     }
@@ -35,7 +35,7 @@ impl PluginPath {
     /// `libpollux_NAME.so` in the first folder that has one.
     ///
     /// # Errors
-    /// The places that were looked at, as text.
+    /// The places that were searched, as text.
     pub fn find(&self, name: &str, base: &Path) -> Result<PathBuf, String> {
         if name.contains('/') {
             let path = base.join(name);

@@ -36,8 +36,8 @@ pub enum ReadError {
     Process(u32, String),
 }
 
-/// A segment that another process writes, or has written. Reading costs its workers nothing but the cache lines that
-/// are looked at, which a worker takes back with its next write. If the file is truncated, reading it becomes an error.
+/// A segment that another process writes, or has written. Reading costs its workers only the cache lines that are read,
+/// which a worker takes back with its next write. If the file is truncated, reading it becomes an error.
 #[derive(Debug)]
 pub struct SegmentReader {
     map: ForeignMapping,

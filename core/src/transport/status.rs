@@ -12,7 +12,7 @@ pub const STATUS_DRIVER: u8 = VIRTIO_CONFIG_S_DRIVER as u8;
 pub const STATUS_DRIVER_OK: u8 = VIRTIO_CONFIG_S_DRIVER_OK as u8;
 /// FEATURES_OK: the features are agreed upon.
 pub const STATUS_FEATURES_OK: u8 = VIRTIO_CONFIG_S_FEATURES_OK as u8;
-/// DEVICE_NEEDS_RESET: the device cannot go on.
+/// DEVICE_NEEDS_RESET: the device cannot continue.
 pub const STATUS_NEEDS_RESET: u8 = VIRTIO_CONFIG_S_NEEDS_RESET as u8;
 /// FAILED: the driver has given up.
 pub const STATUS_FAILED: u8 = VIRTIO_CONFIG_S_FAILED as u8;

@@ -112,7 +112,7 @@ pub(super) mod testing {
         SET.get().unwrap_or_else(clock::ticks)
     }
 
-    /// The clock stands at so many nanoseconds from now on.
+    /// The clock shows this many nanoseconds from now on.
     pub(crate) fn set(nanoseconds: u64) {
         SET.set(Some((u128::from(nanoseconds) * u128::from(clock::ticks_per_second()) / 1_000_000_000) as u64));
     }

@@ -45,7 +45,7 @@ pub enum BackendError {
     Medium(#[from] MediumError),
 }
 
-/// A backend as it is to be.
+/// The description of a backend to be added.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendSpec {
     /// Its name.
@@ -54,7 +54,7 @@ pub struct BackendSpec {
     pub plugin: String,
     /// The plugin's options, a JSON object.
     pub options: String,
-    /// Never write.
+    /// Never write to the medium.
     pub read_only: bool,
 }
 
@@ -69,7 +69,7 @@ impl From<&config::Block> for BackendSpec {
     }
 }
 
-/// A backend whose medium was looked at: its plugin takes the options and says what the medium is like. It is not open.
+/// A backend whose medium was inspected: its plugin accepts the options and has described the medium. It is not open.
 #[derive(Clone, Debug)]
 pub struct Backend {
     spec: BackendSpec,
@@ -78,7 +78,7 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Opens the medium to look at it, and closes it again. It takes no lock, and changes nothing.
+    /// Opens the medium to inspect it, and closes it again. It takes no lock, and changes nothing.
     ///
     /// # Errors
     /// The plugin has no `block/1`, or its reason for not opening the medium.
@@ -92,7 +92,7 @@ impl Backend {
         open(&self.spec, &self.plugin, false)
     }
 
-    /// What it was told to be.
+    /// Its description.
     pub fn spec(&self) -> &BackendSpec {
         &self.spec
     }
@@ -102,7 +102,7 @@ impl Backend {
         &self.plugin
     }
 
-    /// What the medium was like when it was looked at.
+    /// What the medium was like when it was inspected.
     pub fn info(&self) -> &BlockInfo {
         &self.info
     }
@@ -112,7 +112,7 @@ impl Backend {
         !self.spec.read_only && !self.info.is_read_only()
     }
 
-    /// Whether a device of this backend and one of the other would write to what the other one uses.
+    /// Whether a device of one of these backends would write to a medium that a device of the other uses.
     pub fn is_in_the_way_of(&self, other: &Backend) -> bool {
         let identity = |backend: &Backend| (backend.info.identity_device, backend.info.identity_object);
         let is_same_medium = identity(self) != (0, 0) && identity(self) == identity(other);

@@ -24,7 +24,7 @@ pub enum MachineError {
     /// The device cannot be attached.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// The machine says no. A device that could not be attached is closed.
+    /// The machine refuses. A device that could not be attached is closed.
     #[error(transparent)]
     Machine(#[from] pollux_vmm::machine::Error),
 }
@@ -35,13 +35,13 @@ pub(crate) enum Slot {
     /// There is none.
     #[default]
     None,
-    /// Nothing of it runs.
+    /// It does not run.
     Stopped(Box<Machine>),
-    /// Whoever runs it has it.
+    /// The thread that runs it holds it.
     Running(MachineSpec),
 }
 
-/// What a machine of `pollux_vmm` can take.
+/// The limits of a machine of `pollux_vmm`.
 pub fn limits() -> MachineLimits {
     MachineLimits {
         vcpus_max: VCPUS_MAX,

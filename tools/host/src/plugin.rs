@@ -9,15 +9,15 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// Why there is no plugin of a name.
+/// Why there is no plugin of this name.
 #[derive(Debug, thiserror::Error)]
 pub enum PluginError {
     /// There is no such file.
     #[error("plugin \"{name}\": {places}")]
     NotFound {
-        /// As it was asked for.
+        /// As requested.
         name: String,
-        /// Where it was looked for.
+        /// Where it was searched for.
         places: String,
         /// What to ask for instead.
         help: String,
@@ -36,7 +36,7 @@ pub struct Plugins {
 }
 
 impl Plugins {
-    /// None is loaded yet. Files that are named relative to a folder start in `folder`.
+    /// No plugin is loaded yet. Relative paths of files start in `folder`.
     pub fn new(path: &PluginPath, folder: &Path) -> Self {
         Plugins { path: path.clone(), folder: folder.to_owned(), registry: Arc::default() }
     }
@@ -54,7 +54,7 @@ impl Plugins {
         Ok(self.registry.lock().unwrap_or_else(PoisonError::into_inner).load(&path)?)
     }
 
-    /// What to write instead of a plugin's name that leads nowhere.
+    /// What to write instead of an unknown plugin's name.
     fn instead_of(&self, name: &str) -> String {
         if name.contains('/') {
             return "name an existing file, or a plugin on the plugin path such as \"uring\"".into();

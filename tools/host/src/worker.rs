@@ -26,7 +26,7 @@ pub enum WorkerError {
         /// The devices.
         users: String,
     },
-    /// Another worker has its CPU, and one of the two never gives it away.
+    /// Another worker has its CPU, and one of the two never releases it.
     #[error(
         "worker {name}: worker {other} is on CPU {cpu} as well, and one that spins never gives its CPU away: give each \
          its own, or have both rest with idle = \"adaptive\""
@@ -34,7 +34,7 @@ pub enum WorkerError {
     CpuTaken {
         /// The worker.
         name: String,
-        /// Who has it.
+        /// The other worker.
         other: String,
         /// The CPU.
         cpu: usize,
@@ -47,14 +47,14 @@ pub enum WorkerError {
     Thread(#[from] ThreadError),
 }
 
-/// A worker as it is to be.
+/// The description of a worker to be added.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WorkerSpec {
     /// Its name.
     pub name: String,
-    /// The CPU it is pinned to; none: it may run on any.
+    /// The CPU it is pinned to; `None`: it may run on any.
     pub cpu: Option<usize>,
-    /// How it rests.
+    /// Its idle policy.
     pub idle: IdlePolicy,
 }
 
@@ -64,7 +64,7 @@ impl From<&config::Worker> for WorkerSpec {
     }
 }
 
-/// A worker that runs.
+/// A running worker.
 #[derive(Debug)]
 pub(crate) struct RunningWorker {
     pub(crate) spec: WorkerSpec,

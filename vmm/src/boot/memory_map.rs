@@ -2,7 +2,7 @@
 use crate::layout::{ACPI_BYTES, ACPI_START, ECAM_BYTES, ECAM_START, HIGH_LOAD_ADDRESS, LOW_MEMORY_END};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-/// What a range is good for. The numbers are those of the E820 map, which PVH uses too.
+/// What a range is used for. The numbers are those of the E820 map, which PVH uses too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Kind {
@@ -28,7 +28,7 @@ pub(super) fn memory_map(memory: &GuestMemoryMmap<()>) -> Vec<Range> {
         range(0, LOW_MEMORY_END, Kind::Memory),
         range(LOW_MEMORY_END, acpi, Kind::Reserved),
         range(acpi, acpi + ACPI_BYTES, Kind::Acpi),
-        // A PC's firmware; of ours there is the reset vector.
+        // A PC's firmware; here, it is only the reset vector.
         range(acpi + ACPI_BYTES, HIGH_LOAD_ADDRESS, Kind::Reserved),
     ];
     for region in memory.iter() {

@@ -379,9 +379,9 @@ mod tests {
         }
     }
 
-    /// A driver can take its memory back by a reset of the device, and by the Bus Master Enable bit. Whoever offers a
-    /// power management (1) or an Express (0x10) or an Advanced Features (0x13) capability here has to stop the rings
-    /// by them, too.
+    /// A driver can take its memory back by a reset of the device, and by the Bus Master Enable bit. If a power
+    /// management (1), an Express (0x10) or an Advanced Features (0x13) capability is ever offered here, it has to stop
+    /// the rings, too.
     #[test]
     fn no_capability_offers_a_power_state_or_a_function_level_reset() {
         let Some(slots) = Slots::new() else { return };

@@ -36,7 +36,7 @@ impl PackedRing {
         Ok(())
     }
 
-    /// The process before may have died between writing used descriptors and showing the first of them to the driver,
+    /// The previous process may have died between writing used descriptors and showing the first of them to the driver,
     /// which must not run into the later ones. The driver has not got there, and writes nothing between here and the
     /// available chains.
     fn erase_unpublished(&mut self) {

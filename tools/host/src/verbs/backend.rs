@@ -6,7 +6,7 @@ use crate::{
 };
 
 impl Host {
-    /// Loads the plugin, looks at the medium, and has devices use it from now on. `[any thread]` It waits for the
+    /// Loads the plugin, inspects the medium, and lets devices use it from now on. `[any thread]` It waits for the
     /// plugin, and holds up no other verb.
     ///
     /// # Errors
@@ -19,7 +19,7 @@ impl Host {
         self.add_probed_backend(Backend::probe(spec, plugin)?)
     }
 
-    /// As [`add_backend`](Self::add_backend), for a medium that was looked at.
+    /// As [`add_backend`](Self::add_backend), for a medium that was inspected.
     ///
     /// # Errors
     /// The name is taken.

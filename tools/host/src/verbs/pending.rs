@@ -6,7 +6,7 @@ use crate::{
 use std::sync::Arc;
 use tracing::error;
 
-/// A device to which something is being done. It is forgotten, unless it ends up somewhere.
+/// A device on which an action is in progress. It is forgotten unless it is put somewhere in the end.
 pub(crate) struct Pending {
     shared: Arc<Shared>,
     name: String,

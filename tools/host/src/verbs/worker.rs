@@ -6,7 +6,7 @@ use crate::{
 use pollux_core::worker::{IdlePolicy, Worker};
 
 impl Host {
-    /// Starts a worker. `[any thread]` It waits until the thread is where it is to run, which nothing holds up.
+    /// Starts a worker. `[any thread]` It waits until the thread runs on its CPU, which nothing holds up.
     ///
     /// # Errors
     /// The name or the CPU is taken, or the thread cannot be started or pinned.
