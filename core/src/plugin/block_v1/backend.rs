@@ -1,13 +1,8 @@
 //! One opened medium of a plugin: the control calls of `block/1`.
-use super::{
-    super::{
-        Counters, Plugin,
-        error::{BackendError, with_reason},
-        host::HostServices,
-        sampler,
-    },
-    control::{Control, Controlled},
-    statistics::Statistics,
+use super::super::{
+    Counters, Plugin,
+    error::BackendError,
+    instance::{Instance, InstanceCalls},
 };
 use crate::memory::GuestMemory;
 use pollux_abi::{
@@ -17,14 +12,7 @@ use pollux_abi::{
     },
     text::Text,
 };
-use std::{
-    ffi::c_void,
-    mem::{self, MaybeUninit},
-    os::fd::RawFd,
-    ptr::null_mut,
-    sync::{Arc, MutexGuard, Weak},
-};
-use tracing::warn;
+use std::{ffi::c_void, mem::MaybeUninit, os::fd::RawFd, sync::Arc};
 
 /// How to open a backend.
 #[derive(Clone, Debug, Default)]
@@ -40,20 +28,10 @@ pub struct OpenOptions {
 /// One opened medium of a plugin. `[control]`
 #[derive(Debug)]
 pub struct BlockBackend {
-    name: String,
-    plugin: Plugin,
+    instance: Arc<Instance>,
     table: &'static BlockV1,
-    instance: *mut c_void,
     info: BlockInfo,
-    /// Released after `close`: fields are dropped after that.
-    services: HostServices,
-    control: Arc<Control>,
 }
-
-// SAFETY: control calls are made one at a time (`control` is their lock), and may come from any thread.
-unsafe impl Send for BlockBackend {}
-// SAFETY: as above.
-unsafe impl Sync for BlockBackend {}
 
 impl BlockBackend {
     /// Opens an instance called `name`.
@@ -62,8 +40,6 @@ impl BlockBackend {
     /// The plugin has no `block/1`, refuses the options, or describes an impossible medium.
     pub fn open(plugin: &Plugin, name: &str, options: &OpenOptions) -> Result<Arc<Self>, BackendError> {
         let table = plugin.interface::<BlockV1>(BlockV1::NAME)?;
-        let services = HostServices::new(plugin.name(), name, options.probe)
-            .map_err(|error| BackendError::Refused { name: name.into(), reason: error.to_string() })?;
         let mut flags = 0;
         if options.read_only {
             flags |= POLLUX_BLOCK_OPEN_READ_ONLY;
@@ -72,31 +48,26 @@ impl BlockBackend {
             flags |= POLLUX_BLOCK_OPEN_PROBE;
         }
         let json = if options.json.is_empty() { "{}" } else { &options.json };
-        let arguments = BlockOpen {
-            host: services.table(),
-            name: Text::new(name),
-            options: Text::new(json),
-            flags,
-            reserved0: 0,
-            reserved: [0; 4],
+        let calls = InstanceCalls {
+            close: table.close,
+            statistics: table.statistics,
+            memory_add: table.memory_add,
+            memory_remove: table.memory_remove,
         };
-        let mut instance = null_mut();
-        // SAFETY: the table was checked, and the arguments live during the call.
-        with_reason(name, |error| unsafe { (table.open)(&arguments, &mut instance, error) })?;
-        let (described, mut info) = describe(table, instance);
+        let open = |host, instance: &mut *mut c_void, error| {
+            let (name, options) = (Text::new(name), Text::new(json));
+            let arguments = BlockOpen { host, name, options, flags, reserved0: 0, reserved: [0; 4] };
+            // SAFETY: the table was checked, and the arguments live during the call.
+            unsafe { (table.open)(&arguments, instance, error) }
+        };
+        // SAFETY: the calls are of the same table.
+        let instance = unsafe { Instance::open(plugin, (name, options.probe), calls, open)? };
+        let (described, mut info) = describe(table, instance.handle());
         if options.read_only {
             // Whatever the plugin describes.
             info.flags |= POLLUX_BLOCK_INFO_READ_ONLY;
         }
-        let backend = BlockBackend {
-            name: name.into(),
-            plugin: plugin.clone(),
-            table,
-            instance,
-            info,
-            services,
-            control: Arc::default(),
-        };
+        let backend = BlockBackend { instance, table, info };
         backend.check_info(described, &backend.info)?;
         Ok(Arc::new(backend))
     }
@@ -130,17 +101,17 @@ impl BlockBackend {
     }
 
     fn impossible(&self, what: String) -> BackendError {
-        BackendError::Description { name: self.name.clone(), plugin: self.plugin.name().into(), what }
+        BackendError::Description { name: self.name().into(), plugin: self.plugin().name().into(), what }
     }
 
     /// The instance's name in the configuration.
     pub fn name(&self) -> &str {
-        &self.name
+        self.instance.name()
     }
 
     /// The plugin that serves it.
     pub fn plugin(&self) -> &Plugin {
-        &self.plugin
+        self.instance.plugin()
     }
 
     /// What the medium is like.
@@ -153,9 +124,9 @@ impl BlockBackend {
     /// # Errors
     /// It describes an impossible medium, or one with other blocks than before.
     pub fn describe(&self) -> Result<BlockInfo, BackendError> {
-        self.services.take_changed();
-        let lock = self.lock()?;
-        let (described, info) = describe(self.table, self.instance);
+        self.instance.take_changed();
+        let lock = self.instance.lock()?;
+        let (described, info) = describe(self.table, self.instance.handle());
         drop(lock);
         self.check_info(described, &info)?;
         if info.logical_block_size != self.info.logical_block_size {
@@ -167,7 +138,7 @@ impl BlockBackend {
     /// Becomes readable when the plugin reports that its description has changed; [`describe`](Self::describe) clears
     /// it.
     pub fn change_event(&self) -> RawFd {
-        self.services.change_event()
+        self.instance.change_event()
     }
 
     /// Tells the plugin about the regions of the guest's memory that it does not know yet. They stay mapped until they
@@ -180,26 +151,13 @@ impl BlockBackend {
     /// # Errors
     /// The plugin's reason for refusing a region. Those before it are known then.
     pub fn add_memory(&self, memory: &GuestMemory) -> Result<(), BackendError> {
-        if memory.is_foreign() {
-            return Ok(());
-        }
-        self.lock()?.memory.add(memory, |region| {
-            // SAFETY: the instance is open; the region stays mapped until it is removed.
-            with_reason(&self.name, |error| unsafe { (self.table.memory_add)(self.instance, region, error) })
-        })
+        self.instance.add_memory(memory)
     }
 
     /// Withdraws all regions that are not in `memory` from the plugin. No request that points into one may be in
     /// flight. If the plugin hangs, none is withdrawn: they stay mapped.
     pub fn remove_memory_but(&self, memory: Option<&GuestMemory>) {
-        let mut controlled = match self.lock() {
-            Ok(controlled) => controlled,
-            Err(error) => return warn!("{error}; memory of the guest stays mapped"),
-        };
-        controlled.memory.remove_but(memory, |region| {
-            // SAFETY: the instance is open, and the region was announced before and is still mapped.
-            unsafe { (self.table.memory_remove)(self.instance, region) }
-        });
+        self.instance.remove_memory_but(memory);
     }
 
     /// Queries the plugin's own counters for this instance at intervals, and once more when it is closed. A control
@@ -208,20 +166,7 @@ impl BlockBackend {
     /// # Errors
     /// An earlier query hangs.
     pub fn count(&self, publish: impl FnMut(&Counters) + Send + 'static) -> Result<(), BackendError> {
-        let statistics = Statistics::new((self.table, self.instance), (&self.name, self.plugin.name()), publish);
-        self.lock()?.begin_statistics(statistics);
-        let control: Weak<Control> = Arc::downgrade(&self.control);
-        sampler::add(control);
-        Ok(())
-    }
-
-    /// Makes sure that only one control call is made at a time.
-    ///
-    /// # Errors
-    /// The plugin hangs in a query of its counters.
-    pub(super) fn lock(&self) -> Result<MutexGuard<'_, Controlled>, BackendError> {
-        let hangs = || BackendError::Hangs { name: self.name.clone(), plugin: self.plugin.name().into() };
-        self.control.lock().ok_or_else(hangs)
+        self.instance.count(publish)
     }
 
     /// The functions.
@@ -229,24 +174,9 @@ impl BlockBackend {
         self.table
     }
 
-    /// Their first argument in control calls.
-    pub(super) fn instance(&self) -> *mut c_void {
-        self.instance
-    }
-}
-
-impl Drop for BlockBackend {
-    fn drop(&mut self) {
-        // All queues are closed: each holds the backend.
-        if !self.control.end_statistics() {
-            warn!("{}: the plugin {} does not answer `statistics`: it is left open", self.name, self.plugin.name());
-            // Together with the memory that it knows.
-            mem::forget(self.control.clone());
-            return;
-        }
-        self.remove_memory_but(None);
-        // SAFETY: opened once, closed once.
-        unsafe { (self.table.close)(self.instance) };
+    /// What it has of any interface.
+    pub(super) fn instance(&self) -> &Arc<Instance> {
+        &self.instance
     }
 }
 

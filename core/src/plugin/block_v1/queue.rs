@@ -3,6 +3,7 @@
 use super::{
     super::{
         error::{BackendError, with_reason},
+        queue_life::{QueueCalls, QueueFailed, QueueLife, StopFailed},
         tokens::Tokens,
     },
     backend::BlockBackend,
@@ -10,17 +11,6 @@ use super::{
 use crate::fallible;
 use pollux_abi::block_v1::{BlockCompletion, BlockCompletions, BlockQueueHandle, BlockRequest};
 use std::{collections::TryReserveError, ffi::c_void, os::fd::RawFd, ptr::null_mut, sync::Arc};
-use tracing::warn;
-
-/// The queue of a backend has failed: its plugin panicked or broke the contract. It takes no more requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct QueueFailed(&'static str);
-
-/// A queue could not be stopped: something may still write to the memory of its requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the plugin could not stop the queue")]
-pub struct StopFailed;
 
 /// One completed request, checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +25,7 @@ pub struct Completion {
 /// when it is passed to the plugin, it gets a token that is used only once.
 #[derive(Debug)]
 pub struct BackendQueue {
-    queue: *mut c_void,
+    life: QueueLife,
     submit: unsafe extern "C" fn(*mut c_void, *const BlockRequest, u32, *mut BlockCompletions) -> i32,
     poll: unsafe extern "C" fn(*mut c_void, *mut BlockCompletions) -> i32,
     /// The requests in flight, and where on the medium each begins.
@@ -44,9 +34,6 @@ pub struct BackendQueue {
     /// Valid entries of `completions`, checked.
     completed: usize,
     in_flight: u32,
-    failed: bool,
-    started: bool,
-    wake_fd: Option<RawFd>,
     backend: Arc<BlockBackend>,
 }
 
@@ -58,11 +45,11 @@ impl BlockBackend {
     pub fn open_queue(self: &Arc<Self>, index: u32, depth: u32) -> Result<BackendQueue, BackendError> {
         let room = QueueRoom::new(depth)
             .map_err(|cause| BackendError::Refused { name: self.name().into(), reason: cause.to_string() })?;
-        let lock = self.lock()?;
+        let lock = self.instance().lock()?;
         let mut handle = BlockQueueHandle { queue: null_mut(), wake_fd: -1, reserved0: 0, reserved: [0; 2] };
         // SAFETY: the instance is open.
         with_reason(self.name(), |error| unsafe {
-            (self.table().queue_open)(self.instance(), index, depth, &mut handle, error)
+            (self.table().queue_open)(self.instance().handle(), index, depth, &mut handle, error)
         })?;
         drop(lock);
         Ok(BackendQueue::new(self.clone(), &handle, room))
@@ -94,17 +81,19 @@ unsafe impl Send for BackendQueue {}
 impl BackendQueue {
     /// A queue that was just opened.
     fn new(backend: Arc<BlockBackend>, handle: &BlockQueueHandle, room: QueueRoom) -> Self {
+        let table = backend.table();
+        let calls =
+            QueueCalls { start: table.queue_start, arm: table.arm, stop: table.queue_stop, close: table.queue_close };
+        // SAFETY: the queue was opened by the same table, and is closed there alone.
+        let life = unsafe { QueueLife::new(backend.instance().clone(), calls, handle.queue, handle.wake_fd) };
         BackendQueue {
-            queue: handle.queue,
-            submit: backend.table().submit,
-            poll: backend.table().poll,
+            life,
+            submit: table.submit,
+            poll: table.poll,
             tokens: room.tokens,
             completions: room.completions,
             completed: 0,
             in_flight: 0,
-            failed: false,
-            started: false,
-            wake_fd: (handle.wake_fd >= 0).then_some(handle.wake_fd),
             backend,
         }
     }
@@ -114,11 +103,7 @@ impl BackendQueue {
     /// # Errors
     /// The plugin's reason.
     pub fn start(&mut self) -> Result<(), BackendError> {
-        let (table, queue) = (self.backend.table(), self.queue);
-        // SAFETY: the queue is open and not started.
-        with_reason(self.backend.name(), |error| unsafe { (table.queue_start)(queue, error) })?;
-        self.started = true;
-        Ok(())
+        self.life.start()
     }
 
     /// Offers requests in order; returns how many were taken. The `token` of each must be its slot, and that slot must
@@ -130,7 +115,7 @@ impl BackendQueue {
     #[inline(always)]
     pub fn submit(&mut self, requests: &mut [BlockRequest]) -> Result<usize, QueueFailed> {
         self.completed = 0;
-        if self.failed {
+        if self.life.has_failed() {
             return Err(QueueFailed("it has failed before"));
         }
         self.tokens.begin_batch();
@@ -139,10 +124,10 @@ impl BackendQueue {
         }
         let mut buffer = self.buffer();
         // SAFETY: the queue is started and its worker calls; requests and buffer are valid for the counts given.
-        let taken = unsafe { (self.submit)(self.queue, requests.as_ptr(), requests.len() as u32, &mut buffer) };
-        let Ok(taken) = usize::try_from(taken) else { return Err(self.fail("submit failed")) };
+        let taken = unsafe { (self.submit)(self.life.handle(), requests.as_ptr(), requests.len() as u32, &mut buffer) };
+        let Ok(taken) = usize::try_from(taken) else { return Err(self.life.fail("submit failed")) };
         if taken > requests.len() {
-            return Err(self.fail("submit took more requests than there were"));
+            return Err(self.life.fail("submit took more requests than there were"));
         }
         for request in &mut requests[taken..] {
             request.token = self.tokens.withdraw(request.token).into();
@@ -159,14 +144,14 @@ impl BackendQueue {
     #[inline]
     pub fn poll(&mut self) -> Result<usize, QueueFailed> {
         self.completed = 0;
-        if self.failed {
+        if self.life.has_failed() {
             return Err(QueueFailed("it has failed before"));
         }
         let mut buffer = self.buffer();
         // SAFETY: the queue is started and its worker calls; the buffer has room for every request in flight.
-        let result = unsafe { (self.poll)(self.queue, &mut buffer) };
+        let result = unsafe { (self.poll)(self.life.handle(), &mut buffer) };
         if result < 0 {
-            return Err(self.fail("poll failed"));
+            return Err(self.life.fail("poll failed"));
         }
         self.check(buffer.count)?;
         Ok(self.completed)
@@ -211,7 +196,7 @@ impl BackendQueue {
 
     /// Whether the queue has failed.
     pub fn has_failed(&self) -> bool {
-        self.failed
+        self.life.has_failed()
     }
 
     /// After a failure: the slots of all requests that were in flight. They will not complete any more.
@@ -222,7 +207,7 @@ impl BackendQueue {
 
     /// A descriptor that becomes readable when an armed queue has completions. `[any thread]`
     pub fn wake_fd(&self) -> Option<RawFd> {
-        self.wake_fd
+        self.life.wake_fd()
     }
 
     /// Before (`true`) and after a sleep on [`wake_fd`](Self::wake_fd). Returns whether the worker must not sleep.
@@ -230,15 +215,7 @@ impl BackendQueue {
     /// # Errors
     /// As [`submit`](Self::submit).
     pub fn arm(&mut self, armed: bool) -> Result<bool, QueueFailed> {
-        if self.failed || self.wake_fd.is_none() {
-            return Ok(self.in_flight > 0);
-        }
-        // SAFETY: the queue is started and its worker calls.
-        match unsafe { (self.backend.table().arm)(self.queue, armed.into()) } {
-            0 => Ok(false),
-            1.. => Ok(true),
-            _ => Err(self.fail("arm failed")),
-        }
+        self.life.arm(armed, self.in_flight > 0)
     }
 
     /// The worker gives the queue back. Returns when nothing touches the memory of its requests any more; those that
@@ -248,15 +225,10 @@ impl BackendQueue {
     /// The plugin could not confirm that. Neither the queue nor the memory of its requests may ever be freed or used
     /// again.
     pub fn stop(&mut self) -> Result<(), StopFailed> {
-        if !std::mem::take(&mut self.started) {
-            return Ok(());
+        if self.life.is_started() {
+            self.life.stop()?;
+            self.in_flight = 0;
         }
-        // SAFETY: the queue is started and its worker calls.
-        if unsafe { (self.backend.table().queue_stop)(self.queue) } < 0 {
-            self.started = true;
-            return Err(StopFailed);
-        }
-        self.in_flight = 0;
         Ok(())
     }
 
@@ -276,7 +248,7 @@ impl BackendQueue {
     fn check(&mut self, count: u32) -> Result<(), QueueFailed> {
         let count = count as usize;
         if count > self.completions.len() {
-            return Err(self.fail("more completions than there is room for"));
+            return Err(self.life.fail("more completions than there is room for"));
         }
         // The completions before a bad one are valid: their tokens have been redeemed.
         let entries = self.completions[..count].iter();
@@ -284,36 +256,17 @@ impl BackendQueue {
         self.completed = redeemed;
         self.in_flight -= redeemed as u32;
         if redeemed < count {
-            return Err(self.fail("a completion for a request that is not in flight"));
+            return Err(self.life.fail("a completion for a request that is not in flight"));
         }
         Ok(())
-    }
-
-    #[cold]
-    fn fail(&mut self, what: &'static str) -> QueueFailed {
-        self.failed = true;
-        QueueFailed(what)
     }
 }
 
 impl Drop for BackendQueue {
     fn drop(&mut self) {
-        if self.started || self.in_flight > 0 {
-            warn!("{}: a queue is leaked, since it was not stopped", self.backend.name());
+        if self.life.is_started() {
             // The plugin may still use what the queue owns, and only its worker may stop it.
             std::mem::forget(std::mem::take(&mut self.completions));
-            std::mem::forget(self.backend.clone());
-            return;
         }
-        let _lock = match self.backend.lock() {
-            Ok(lock) => lock,
-            Err(error) => {
-                warn!("{error}; a queue is left open");
-                std::mem::forget(self.backend.clone());
-                return;
-            }
-        };
-        // SAFETY: opened once, closed once, stopped before; control calls are serialised by the lock.
-        unsafe { (self.backend.table().queue_close)(self.queue) };
     }
 }

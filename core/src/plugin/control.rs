@@ -1,8 +1,5 @@
 //! Serialises the control calls of an instance, as the contract requires.
-use super::{
-    super::{announced::AnnouncedMemory, sampler::Source},
-    statistics::Statistics,
-};
+use super::{announced::AnnouncedMemory, sampler::Source, statistics::Statistics};
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, TryLockError,

@@ -1,12 +1,15 @@
 //! The plugin's own counters for one instance: `statistics`, called by the sampler.
-use super::super::counters::{self, ANSWER_BYTES_MAX, Counters};
-use pollux_abi::{block_v1::BlockV1, text::TextBuffer};
+use super::counters::{self, ANSWER_BYTES_MAX, Counters};
+use pollux_abi::text::TextBuffer;
 use std::{ffi::c_void, fmt};
 use tracing::warn;
 
+/// `statistics` in the table of any interface.
+type Call = unsafe extern "C" fn(*mut c_void, *mut TextBuffer) -> i32;
+
 /// An open instance, and the recipient of its answers. `[control]`
 pub(super) struct Statistics {
-    table: &'static BlockV1,
+    call: Call,
     instance: *mut c_void,
     /// Instance and plugin, for the log.
     name: String,
@@ -22,12 +25,12 @@ unsafe impl Send for Statistics {}
 impl Statistics {
     /// For an instance that stays open until this is dropped.
     pub(super) fn new(
-        (table, instance): (&'static BlockV1, *mut c_void),
+        (call, instance): (Call, *mut c_void),
         (name, plugin): (&str, &str),
         publish: impl FnMut(&Counters) + Send + 'static,
     ) -> Self {
         Statistics {
-            table,
+            call,
             instance,
             name: name.into(),
             plugin: plugin.into(),
@@ -41,7 +44,7 @@ impl Statistics {
     pub(super) fn ask(&mut self) {
         let mut text = TextBuffer::new(&mut self.answer);
         // SAFETY: the instance is open, and the caller holds the control lock.
-        let result = unsafe { (self.table.statistics)(self.instance, &mut text) };
+        let result = unsafe { (self.call)(self.instance, &mut text) };
         let length = text.length;
         let (counters, fault) = if result < 0 {
             (Vec::new(), Some(format!("error {}", result.unsigned_abs())))
