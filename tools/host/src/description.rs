@@ -190,7 +190,7 @@ impl Slot {
         match self {
             Slot::None => None,
             Slot::Stopped(machine) => describe(false, machine.spec()),
-            Slot::Running(spec) => describe(true, spec),
+            Slot::Running(spec, _) => describe(true, spec),
         }
     }
 }

@@ -17,6 +17,9 @@ use pollux_core::{
 };
 use pollux_vmm::Location;
 
+/// Of a longer name, a record of the statistics keeps so many bytes.
+const RECORDED_BYTES: usize = 64;
+
 /// Why a device cannot be added, changed or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
@@ -214,7 +217,8 @@ impl HostedDevice {
     /// Drains it and closes its medium.
     pub(crate) fn stop(self) {
         match self.place {
-            Place::Exported(mut server) => server.stop(),
+            // Not merely stopped: a verb that is at work would close the medium later, on its own thread.
+            Place::Exported(server) => drop(server.into_model()),
             Place::Idle(model) => drop(model),
             // The machine's devices went with it.
             Place::Attached(..) | Place::Changing(_) => {}
@@ -233,8 +237,8 @@ pub(crate) fn open_model(
     let DeviceKind::Blk(blk) = &spec.kind;
     let options = BlkOptions { name: spec.name.clone(), serial: blk.serial.clone(), workers, queues: spec.queues };
     let model = Blk::new(options, medium, stats);
-    // A record keeps only the beginning of a long name.
-    let counted = stats.blk_queues().filter(|queue| spec.name.starts_with(&queue.device())).count();
+    let recorded = &spec.name[..spec.name.floor_char_boundary(RECORDED_BYTES)];
+    let counted = stats.blk_queues().filter(|queue| queue.device() == recorded).count();
     if counted < spec.queues.count {
         return Err(DeviceError::Statistics(spec.name.clone()));
     }

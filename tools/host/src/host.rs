@@ -1,11 +1,11 @@
 //! The host: all objects of a process, and how they end.
-use crate::{device::HostedDevice, objects::Objects, plugin::Plugins};
+use crate::{device::HostedDevice, machine::Slot, objects::Objects, plugin::Plugins};
 use pollux_core::{cpus, stats::StatsSegment};
 use std::{
     fmt,
     mem::take,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tracing::warn;
 
@@ -53,16 +53,17 @@ impl Host {
         self.shared.leave_cpus();
     }
 
-    /// Stops everything, in order: devices drain their queues and flush, all at once, and close their media; then the
-    /// workers end. Waits for all of it, as long as that takes, and logs every few seconds what it is waiting for.
-    /// Idempotent; dropping the host does the same.
+    /// Stops everything, in order: the machine ends, if it runs, as by a signal; devices drain their queues and flush,
+    /// all at once, and close their media; then the workers end. Waits for all of it, as long as that takes, and logs
+    /// every few seconds what it is waiting for. Not for the thread that runs the machine. Idempotent; dropping the
+    /// host does the same.
     pub fn stop(&self) {
-        let machine = {
+        {
             let mut objects = self.shared.lock();
             objects.is_stopping = true;
             self.shared.stats.keep_records();
-            take(&mut objects.machine)
-        };
+        }
+        let machine = self.shared.stop_machine();
         // The machine's devices go with it.
         drop(machine);
         // All are started before any is waited for: a slow backend holds up only its own device.
@@ -104,6 +105,21 @@ impl Shared {
             workers.chain(objects.reserved_cpus.iter().copied()).collect()
         };
         cpus::leave(&taken);
+    }
+
+    /// Takes the machine, once nobody runs it any more.
+    fn stop_machine(&self) -> Slot {
+        let (mut objects, start) = (self.lock(), Instant::now());
+        while let Slot::Running(spec, shutdown) = &objects.machine {
+            shutdown.request();
+            let name = spec.name.clone();
+            let (locked, waited) = self.ended.wait_timeout(objects, REPORT).unwrap_or_else(PoisonError::into_inner);
+            objects = locked;
+            if waited.timed_out() {
+                warn!("{name}: the machine is still being stopped after {} s", start.elapsed().as_secs());
+            }
+        }
+        take(&mut objects.machine)
     }
 
     /// Waits until nothing is being done to any device.

@@ -2,7 +2,7 @@
 use crate::device::DeviceError;
 use pollux_core::config::{self, Console, MachineLimits, Vm};
 use pollux_vmm::{
-    Boot, ConsoleSpec, KernelSpec, Machine, MachineSpec, Reboot, VcpuSpec,
+    Boot, ConsoleSpec, KernelSpec, Machine, MachineSpec, Reboot, Shutdown, VcpuSpec,
     layout::{COMMAND_LINE_BYTES_MAX, MEMORY_BYTES_MIN, MMIO_DEVICES_MAX, PCI_DEVICES_MAX, VCPUS_MAX},
 };
 
@@ -37,8 +37,8 @@ pub(crate) enum Slot {
     None,
     /// It does not run.
     Stopped(Box<Machine>),
-    /// The thread that runs it holds it.
-    Running(MachineSpec),
+    /// The thread that runs it holds it, until the run ends or is asked to stop.
+    Running(MachineSpec, Shutdown),
 }
 
 /// The limits of a machine of `pollux_vmm`.

@@ -137,6 +137,9 @@ fn a_device_that_cannot_be_opened_or_served_leaves_nothing() {
     host.add_device(device("blk1", "disk1"), PATIENCE).expect("a device");
     let said = host.add_device(device("blk2", "disk2"), PATIENCE).expect_err("no room").to_string();
     assert_eq!(said, "blk2: the statistics have no room for its queues; remove another device, or start with more");
+    // Nor is there for one whose name begins as that of another does.
+    let said = host.add_device(device("blk01", "disk2"), PATIENCE).expect_err("no room").to_string();
+    assert!(said.starts_with("blk01: the statistics have no room"), "{said}");
     assert_eq!(host.describe().devices.len(), 2);
 }
 

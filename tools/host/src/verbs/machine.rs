@@ -3,11 +3,11 @@ use super::pending::Pending;
 use crate::{
     action::Action,
     device::Place,
-    host::Host,
+    host::{Host, Shared},
     machine::{MachineError, Slot},
 };
 use pollux_vmm::{Exit, ExitCounts, Location, Machine, MachineSpec, Shutdown, Transport};
-use std::mem::{replace, take};
+use std::mem::take;
 use tracing::info;
 
 impl Host {
@@ -37,7 +37,7 @@ impl Host {
         let mut objects = self.shared.lock();
         match objects.machine {
             Slot::None => return Err(MachineError::None),
-            Slot::Running(_) => return Err(MachineError::Running),
+            Slot::Running(..) => return Err(MachineError::Running),
             Slot::Stopped(_) => {}
         }
         let model = objects.begin_change(device, Action::new("being attached"))?;
@@ -53,8 +53,9 @@ impl Host {
         Ok(location)
     }
 
-    /// Runs the machine until its guest powers off or `shutdown` is requested. Blocks for that time, so call it on a
-    /// thread that has nothing else to do. Meanwhile, other threads may use all verbs except those that plug devices.
+    /// Runs the machine until its guest powers off, `shutdown` is requested, or the host is [stopped](Self::stop).
+    /// Blocks for that time, so call it on a thread that has nothing else to do. Meanwhile, other threads may use all
+    /// verbs except those that plug devices.
     ///
     /// # Errors
     /// There is none, it runs already, or see [`Machine::run`].
@@ -63,19 +64,20 @@ impl Host {
             let mut objects = self.shared.lock();
             match take(&mut objects.machine) {
                 Slot::Stopped(machine) => {
-                    objects.machine = Slot::Running(machine.spec().clone());
+                    objects.machine = Slot::Running(machine.spec().clone(), shutdown.clone());
                     machine
                 }
                 other => {
-                    let is_there = matches!(other, Slot::Running(_));
+                    let is_there = matches!(other, Slot::Running(..));
                     objects.machine = other;
                     return Err(if is_there { MachineError::Running } else { MachineError::None });
                 }
             }
         };
+        let back = Back(&self.shared);
         let result = machine.run(shutdown);
-        let machine = replace(&mut self.shared.lock().machine, Slot::Stopped(machine));
-        drop(machine);
+        self.shared.lock().machine = Slot::Stopped(machine);
+        drop(back);
         Ok(result?)
     }
 
@@ -83,7 +85,21 @@ impl Host {
     pub fn exit_counts(&self) -> Vec<ExitCounts> {
         match &self.shared.lock().machine {
             Slot::Stopped(machine) => machine.exit_counts(),
-            Slot::None | Slot::Running(_) => Vec::new(),
+            Slot::None | Slot::Running(..) => Vec::new(),
         }
+    }
+}
+
+/// A run of the machine, which has ended when this is dropped. If nothing was put back, it panicked.
+struct Back<'s>(&'s Shared);
+
+impl Drop for Back<'_> {
+    fn drop(&mut self) {
+        let mut objects = self.0.lock();
+        if matches!(objects.machine, Slot::Running(..)) {
+            objects.machine = Slot::None;
+        }
+        drop(objects);
+        self.0.notify();
     }
 }
