@@ -264,8 +264,10 @@ impl<K: ModelKind> DeviceModel for DeviceShell<K> {
 
     fn release_memory(&mut self) -> bool {
         let waits = self.queues.collect_retired();
+        // The backend of a lost queue may use any of them for ever.
         if let Some(activation) = &self.activation
             && !waits
+            && !self.queues.has_lost()
         {
             self.kind.remove_memory_but(Some(&activation.memory));
         }

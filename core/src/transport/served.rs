@@ -248,6 +248,10 @@ impl Served {
                 (queue.start.base, queue.start.resumed) = (Some(position.base), true);
                 Life::Held(queue)
             }
+            (Life::Draining { goes_on: true, .. }, None) => {
+                self.interrupts.fail();
+                Life::Stopped
+            }
             _ => Life::Stopped,
         };
     }
